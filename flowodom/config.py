@@ -1,0 +1,251 @@
+"""Every parameter of flowodom, once: name, default, unit, range, and whether it may change while running.
+
+ROS parameters, command-line ``--set`` flags and ``config/odometry.yaml`` are all made from these dataclasses.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flowodom.errors import ConfigError
+
+
+def parameter(
+    default: Any,
+    description: str,
+    *,
+    unit: str = "",
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] = (),
+    live: bool = False,
+) -> Any:
+    """Returns a dataclass field that carries its own documentation.
+
+    Args:
+        default: The default; its type is the parameter's type (bool, int, float or str).
+        description: One sentence for the user.
+        unit: Physical unit, empty for none.
+        low: Least value allowed.
+        high: Greatest value allowed.
+        choices: The only strings allowed; empty for any.
+        live: Whether the parameter may change while running.
+    """
+    extra = {"description": description, "unit": unit, "low": low, "high": high, "choices": choices, "live": live}
+    return field(default=default, metadata=extra)
+
+
+@dataclass(frozen=True)
+class FlowConfig:
+    """Optical flow."""
+
+    method: str = parameter("dis", "Optical flow method.", choices=("dis", "lucas_kanade", "horn_schunck"))
+    scale: float = parameter(0.5, "Size of the dense fields relative to the image.", low=0.1, high=1.0)
+
+
+@dataclass(frozen=True)
+class DepthConfig:
+    """Depth sources."""
+
+    source: str = parameter(
+        "auto",
+        "Where depth comes from; auto takes the sensor where there is one.",
+        choices=("auto", "sensor", "filter"),
+    )
+    minimum: float = parameter(0.1, "Depths below it are invalid.", unit="m", low=0.0)
+    maximum: float = parameter(60.0, "Depths above it are invalid.", unit="m", low=0.0)
+    noise: float = parameter(
+        0.0015,
+        "Standard deviation of a depth camera's inverse depth (0.0015 suits structured light and active stereo).",
+        unit="1/m",
+        low=0.0,
+        high=1.0,
+    )
+
+
+@dataclass(frozen=True)
+class RegistrationConfig:
+    """The pose fit and the keyframe window."""
+
+    points: int = parameter(1200, "Points tracked per frame, spread over the image.", low=50, high=10000)
+    max_iterations: int = parameter(10, "Most iterations of the robust refinement.", low=1, high=100)
+    pixel_noise: float = parameter(0.3, "Standard deviation of a tracked point's place.", unit="px", low=0.01, high=5.0)
+    window: int = parameter(7, "Keyframes refined together.", low=2, high=30)
+
+
+@dataclass(frozen=True)
+class OdometryConfig:
+    """Odometry proper."""
+
+    flow: FlowConfig = field(default_factory=FlowConfig)
+    depth: DepthConfig = field(default_factory=DepthConfig)
+    registration: RegistrationConfig = field(default_factory=RegistrationConfig)
+    camera_height: float = parameter(
+        0.0, "Height of a single camera above flat ground; makes its scale metric. 0: unknown.", unit="m", low=0.0
+    )
+    device: str = parameter("auto", "Torch device: auto, cpu, cuda, cuda:1 ...")
+
+
+def parse(kind: type, name: str, value: Any) -> Any:
+    """Returns ``value`` (possibly a string from a command line) as ``kind``; ConfigError where it is not one."""
+    if kind is bool:
+        if isinstance(value, bool):
+            return value
+        if isinstance(value, str) and value.lower() in ("true", "false"):
+            return value.lower() == "true"
+    elif kind is int:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+        if isinstance(value, str):
+            try:
+                return int(value)
+            except ValueError:
+                pass
+    elif kind is float:
+        if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+            try:
+                return float(value)
+            except ValueError:
+                pass
+    elif kind is str and isinstance(value, str):
+        return value
+    raise ConfigError(f"parameter {name} must be {kind.__name__}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One leaf of a configuration.
+
+    Attributes:
+        name: Dotted name, as ROS spells it: ``registration.points``.
+        kind: bool, int, float or str.
+        value: Its present value.
+        description: One sentence for the user.
+        unit: Physical unit, empty for none.
+        low: Least value allowed, None for any.
+        high: Greatest value allowed, None for any.
+        choices: The only strings allowed, empty for any.
+        live: Whether it may change while running.
+    """
+
+    name: str
+    kind: type
+    value: Any
+    description: str
+    unit: str
+    low: float | None
+    high: float | None
+    choices: tuple[str, ...]
+    live: bool
+
+    def check(self, value: Any) -> Any:
+        """Returns ``value`` as this parameter's type.
+
+        Raises:
+            ConfigError: It is of another type, out of range or not among the choices.
+        """
+        result = parse(self.kind, self.name, value)
+        if self.low is not None and not result >= self.low:
+            raise ConfigError(f"parameter {self.name} must be at least {self.low}, got {result}")
+        if self.high is not None and not result <= self.high:
+            raise ConfigError(f"parameter {self.name} must be at most {self.high}, got {result}")
+        if self.choices and result not in self.choices:
+            raise ConfigError(f"parameter {self.name} must be one of {', '.join(self.choices)}, got {result!r}")
+        return result
+
+
+Config = typing.TypeVar("Config")
+
+
+def parameters(config: Any, prefix: str = "") -> Iterator[Parameter]:
+    """Yields every leaf of a configuration dataclass, depth first, in order of declaration."""
+    kinds = typing.get_type_hints(type(config))
+    for entry in dataclasses.fields(config):
+        value = getattr(config, entry.name)
+        if dataclasses.is_dataclass(value):
+            yield from parameters(value, f"{prefix}{entry.name}.")
+        else:
+            yield Parameter(name=prefix + entry.name, kind=kinds[entry.name], value=value, **entry.metadata)
+
+
+def override(config: Config, values: Mapping[str, Any]) -> Config:
+    """Returns a copy of ``config`` with parameters replaced.
+
+    Args:
+        config: A configuration dataclass.
+        values: Dotted names to values; strings are converted to the parameter's type.
+
+    Raises:
+        ConfigError: A name is unknown or a value does not fit.
+    """
+    known = {p.name: p for p in parameters(config)}
+    for name, value in values.items():
+        if name not in known:
+            raise ConfigError(f"unknown parameter {name!r}; there are: {', '.join(sorted(known))}")
+        config = _replace(config, name.split("."), known[name].check(value))
+    return config
+
+
+def _replace(config: Any, path: list[str], value: Any) -> Any:
+    head, *rest = path
+    return dataclasses.replace(config, **{head: _replace(getattr(config, head), rest, value) if rest else value})
+
+
+def load(path: Path, config: Config) -> Config:
+    """Returns ``config`` with the values of a YAML file in it.
+
+    The file is a ROS 2 parameter file (``/**: ros__parameters: ...``, any node name) or its bare inner mapping.
+
+    Raises:
+        ConfigError: The file cannot be read, is not a mapping, or names an unknown parameter.
+    """
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read parameters from {path}: {error}") from error
+    if tree is None:
+        return config
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} must hold a mapping of parameters, got {type(tree).__name__}")
+    inner = [v["ros__parameters"] for v in tree.values() if isinstance(v, dict) and "ros__parameters" in v]
+    flat: dict[str, Any] = {}
+    for mapping in inner or [tree]:
+        _flatten(mapping, "", flat)
+    return override(config, flat)
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str, out: dict[str, Any]) -> None:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            _flatten(value, f"{prefix}{key}.", out)
+        else:
+            out[f"{prefix}{key}"] = value
+
+
+def to_yaml(config: Any) -> str:
+    """Returns a ROS 2 parameter file with every parameter of ``config``, its description, unit and range."""
+    lines = ["/**:", "  ros__parameters:"]
+    group: list[str] = []
+    for p in parameters(config):
+        *path, leaf = p.name.split(".")
+        for depth, name in enumerate(path):
+            if group[: depth + 1] != path[: depth + 1]:
+                lines.append("  " * (depth + 2) + f"{name}:")
+        group = path
+        indent = "  " * (len(path) + 2)
+        bounds = [f"one of {', '.join(p.choices)}"] if p.choices else []
+        bounds += [f"at least {p.low:g}"] if p.low is not None else []
+        bounds += [f"at most {p.high:g}"] if p.high is not None else []
+        notes = [f"[{p.unit}]"] if p.unit else []
+        notes += [f"({'; '.join(bounds)})"] if bounds else []
+        notes += ["(may change while running)"] if p.live else []
+        lines.append(" ".join([f"{indent}# {p.description}", *notes]))
+        lines.append(f"{indent}{leaf}: {yaml.safe_dump(p.value).splitlines()[0]}")
+    return "\n".join(lines) + "\n"

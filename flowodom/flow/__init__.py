@@ -1,0 +1,45 @@
+"""Dense optical flow: one class a method behind one protocol."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class FlowField:
+    """Flow between two images, both ways, with its uncertainty.
+
+    Attributes:
+        forward: (H, W, 2) float32, pixels (u, v), from the previous image to the current one.
+        backward: (H, W, 2) float32, pixels, from the current image to the previous one.
+        forward_variance: (H, W) float32, pixels squared, per component.
+        backward_variance: (H, W) float32, pixels squared, per component.
+    """
+
+    forward: Tensor
+    backward: Tensor
+    forward_variance: Tensor
+    backward_variance: Tensor
+
+
+class FlowMethod(Protocol):
+    """Anything that finds dense optical flow between two images."""
+
+    def __call__(self, previous: Tensor, current: Tensor, initial: Tensor | None = None) -> FlowField:
+        """Finds the flow between two images.
+
+        Args:
+            previous: (H, W) uint8 grey image.
+            current: (H, W) uint8 grey image.
+            initial: (H, W, 2) float32 guess of the forward flow, pixels; None for none.
+
+        Returns:
+            The flow at the size of the images, on their device.
+
+        Raises:
+            ShapeError: The images differ in size, or are not grey uint8.
+        """
+        ...

@@ -1,0 +1,218 @@
+"""Rigid motions: exponential, logarithm, adjoint and Jacobians of SO(3) and SE(3), batched.
+
+Tangent vectors of SE(3) are ``xi = (rho, phi)``: translation first, then rotation, as in a ROS covariance.
+``T_a_b`` maps a point in frame b to frame a. Perturbations are on the right, ``T exp(xi)``, unless said otherwise.
+All series switch at small angles so that values and first derivatives are exact there; ``so3_log`` is exact near pi.
+
+Source: Barfoot, "State Estimation for Robotics" (2017), chapter 7; Sola et al., "A micro Lie theory for state
+estimation in robotics" (2018), whose formulas (and right-Jacobian conventions) are used.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_SMALL_SQUARED = 1e-6
+"""Squared angle below which Taylor series replace the closed forms (truncation error under 1e-19)."""
+
+
+def hat(phi: Tensor) -> Tensor:
+    """Returns the (..., 3, 3) skew matrix of (..., 3) vectors: ``hat(a) @ b = a x b``."""
+    x, y, z = phi.unbind(-1)
+    zero = torch.zeros_like(x)
+    return torch.stack((zero, -z, y, z, zero, -x, -y, x, zero), dim=-1).reshape(*phi.shape[:-1], 3, 3)
+
+
+def vee(matrix: Tensor) -> Tensor:
+    """Returns the (..., 3) vector of (..., 3, 3) skew matrices, the inverse of ``hat``."""
+    return torch.stack((matrix[..., 2, 1], matrix[..., 0, 2], matrix[..., 1, 0]), dim=-1)
+
+
+def _coefficients(phi: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns sin(a)/a, (1 - cos(a))/a^2 and (a - sin(a))/a^3 of the angle a = |phi|, each (...)."""
+    s = (phi * phi).sum(-1)
+    small = s < _SMALL_SQUARED
+    safe = torch.where(small, torch.ones_like(s), s)
+    angle = safe.sqrt()
+    a = torch.where(small, 1 - s / 6 * (1 - s / 20 * (1 - s / 42)), torch.sin(angle) / angle)
+    half = torch.sin(0.5 * angle)
+    b = torch.where(small, 0.5 - s / 24 * (1 - s / 30 * (1 - s / 56)), 2 * half * half / safe)
+    c = torch.where(small, 1 / 6 - s / 120 * (1 - s / 42 * (1 - s / 72)), (angle - torch.sin(angle)) / (safe * angle))
+    return a, b, c
+
+
+def so3_exp(phi: Tensor) -> Tensor:
+    """Returns the (..., 3, 3) rotations of (..., 3) rotation vectors, radians (Rodrigues)."""
+    a, b, _ = _coefficients(phi)
+    k = hat(phi)
+    eye = torch.eye(3, dtype=phi.dtype, device=phi.device)
+    return eye + a[..., None, None] * k + b[..., None, None] * (k @ k)
+
+
+def so3_log(rotation: Tensor) -> Tensor:
+    """Returns the (..., 3) rotation vectors, radians in [0, pi], of (..., 3, 3) rotations.
+
+    Goes through the unit quaternion picked by its largest component (Shepperd), so that it is exact at pi as well.
+    """
+    r = rotation
+    trace = r[..., 0, 0] + r[..., 1, 1] + r[..., 2, 2]
+    d0, d1, d2 = r[..., 0, 0], r[..., 1, 1], r[..., 2, 2]
+    w = vee(r - r.transpose(-1, -2))
+    s01, s02, s12 = r[..., 0, 1] + r[..., 1, 0], r[..., 0, 2] + r[..., 2, 0], r[..., 1, 2] + r[..., 2, 1]
+    # Each candidate is the quaternion (w, x, y, z) times four times one of its components.
+    candidates = torch.stack(
+        (
+            torch.stack((1 + trace, w[..., 0], w[..., 1], w[..., 2]), dim=-1),
+            torch.stack((w[..., 0], 1 + d0 - d1 - d2, s01, s02), dim=-1),
+            torch.stack((w[..., 1], s01, 1 - d0 + d1 - d2, s12), dim=-1),
+            torch.stack((w[..., 2], s02, s12, 1 - d0 - d1 + d2), dim=-1),
+        ),
+        dim=-2,
+    )
+    best = torch.stack((trace, d0, d1, d2), dim=-1).argmax(-1)
+    index = best[..., None, None].expand(*best.shape, 1, 4)
+    q = candidates.gather(-2, index).squeeze(-2)
+    q = q / q.norm(dim=-1, keepdim=True)
+    q = torch.where(q[..., :1] < 0, -q, q)
+    scalar, vector = q[..., 0], q[..., 1:]
+    s = (vector * vector).sum(-1)
+    small = s < _SMALL_SQUARED
+    norm = torch.where(small, torch.ones_like(s), s).sqrt()
+    t = s / (scalar * scalar).clamp_min(0.25)
+    series = 2 / scalar.clamp_min(0.5) * (1 - t / 3 * (1 - t * 3 / 5))
+    factor = torch.where(small, series, 2 * torch.atan2(norm, scalar) / norm)
+    return factor[..., None] * vector
+
+
+def so3_left_jacobian(phi: Tensor) -> Tensor:
+    """Returns the (..., 3, 3) left Jacobian of SO(3) at (..., 3) rotation vectors."""
+    _, b, c = _coefficients(phi)
+    k = hat(phi)
+    eye = torch.eye(3, dtype=phi.dtype, device=phi.device)
+    return eye + b[..., None, None] * k + c[..., None, None] * (k @ k)
+
+
+def so3_left_jacobian_inverse(phi: Tensor) -> Tensor:
+    """Returns the (..., 3, 3) inverse of the left Jacobian of SO(3) at (..., 3) rotation vectors."""
+    s = (phi * phi).sum(-1)
+    small = s < _SMALL_SQUARED
+    safe = torch.where(small, torch.ones_like(s), s)
+    half = 0.5 * safe.sqrt()
+    d = torch.where(small, 1 / 12 + s / 720 * (1 + s / 42), (1 - half * torch.cos(half) / torch.sin(half)) / safe)
+    k = hat(phi)
+    eye = torch.eye(3, dtype=phi.dtype, device=phi.device)
+    return eye - 0.5 * k + d[..., None, None] * (k @ k)
+
+
+def matrix(rotation: Tensor, translation: Tensor) -> Tensor:
+    """Returns the (..., 4, 4) motion with (..., 3, 3) rotation and (..., 3) translation."""
+    top = torch.cat((rotation, translation[..., None]), dim=-1)
+    bottom = torch.zeros_like(top[..., :1, :])
+    bottom[..., 0, 3] = 1
+    return torch.cat((top, bottom), dim=-2)
+
+
+def identity(*, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Tensor:
+    """Returns the (4, 4) identity motion."""
+    return torch.eye(4, dtype=dtype, device=device)
+
+
+def exp(xi: Tensor) -> Tensor:
+    """Returns the (..., 4, 4) motions of (..., 6) tangents (rho, phi)."""
+    rho, phi = xi[..., :3], xi[..., 3:]
+    translation = (so3_left_jacobian(phi) @ rho[..., None])[..., 0]
+    return matrix(so3_exp(phi), translation)
+
+
+def log(motion: Tensor) -> Tensor:
+    """Returns the (..., 6) tangents (rho, phi) of (..., 4, 4) motions."""
+    phi = so3_log(motion[..., :3, :3])
+    rho = (so3_left_jacobian_inverse(phi) @ motion[..., :3, 3:])[..., 0]
+    return torch.cat((rho, phi), dim=-1)
+
+
+def inverse(motion: Tensor) -> Tensor:
+    """Returns the (..., 4, 4) inverse motions: ``T_b_a`` of ``T_a_b``."""
+    rotation = motion[..., :3, :3].transpose(-1, -2)
+    return matrix(rotation, -(rotation @ motion[..., :3, 3:])[..., 0])
+
+
+def act(motion: Tensor, points: Tensor) -> Tensor:
+    """Applies (4, 4) or (..., 4, 4) motions to (..., 3) points; leading shapes broadcast."""
+    return (motion[..., :3, :3] @ points[..., None])[..., 0] + motion[..., :3, 3]
+
+
+def act_jacobian(motion: Tensor, points: Tensor) -> Tensor:
+    """Returns the (..., 3, 6) derivative of ``act(motion @ exp(xi), points)`` by ``xi`` at zero."""
+    rotation = motion[..., :3, :3]
+    by_rotation = -rotation @ hat(points)
+    return torch.cat((rotation.expand(by_rotation.shape), by_rotation), dim=-1)
+
+
+def adjoint(motion: Tensor) -> Tensor:
+    """Returns the (..., 6, 6) adjoint: ``exp(adjoint(T) @ xi) = T @ exp(xi) @ inverse(T)``."""
+    rotation = motion[..., :3, :3]
+    top = torch.cat((rotation, hat(motion[..., :3, 3]) @ rotation), dim=-1)
+    bottom = torch.cat((torch.zeros_like(rotation), rotation), dim=-1)
+    return torch.cat((top, bottom), dim=-2)
+
+
+def left_jacobian(xi: Tensor) -> Tensor:
+    """Returns the (..., 6, 6) left Jacobian of SE(3) at (..., 6) tangents (Barfoot eq. 7.83, in (rho, phi) order)."""
+    rho, phi = xi[..., :3], xi[..., 3:]
+    j = so3_left_jacobian(phi)
+    s = (phi * phi).sum(-1)
+    # Wide switch: the last coefficient divides by the fifth power of the angle.
+    small = s < 1e-2
+    safe = torch.where(small, torch.ones_like(s), s)
+    a = safe.sqrt()
+    c1 = torch.where(small, 1 / 6 - s / 120 + s**2 / 5040 - s**3 / 362880, (a - torch.sin(a)) / (safe * a))
+    c2 = torch.where(
+        small, 1 / 24 - s / 720 + s**2 / 40320 - s**3 / 3628800, (safe / 2 + torch.cos(a) - 1) / (safe * safe)
+    )
+    c3 = torch.where(
+        small,
+        1 / 120 - s / 2520 + s**2 / 120960 - s**3 / 9979200,
+        (2 * a - 3 * torch.sin(a) + a * torch.cos(a)) / (2 * safe * safe * a),
+    )
+    p, r = hat(phi), hat(rho)
+    pr, rp = p @ r, r @ p
+    prp = pr @ p
+    q = (
+        0.5 * r
+        + c1[..., None, None] * (pr + rp + prp)
+        + c2[..., None, None] * (p @ pr + rp @ p - 3 * prp)
+        + c3[..., None, None] * (prp @ p + p @ prp)
+    )
+    top = torch.cat((j, q), dim=-1)
+    bottom = torch.cat((torch.zeros_like(j), j), dim=-1)
+    return torch.cat((top, bottom), dim=-2)
+
+
+def left_jacobian_inverse(xi: Tensor) -> Tensor:
+    """Returns the (..., 6, 6) inverse of ``left_jacobian``, block by block."""
+    full = left_jacobian(xi)
+    inverse_rotation = so3_left_jacobian_inverse(xi[..., 3:])
+    corner = -inverse_rotation @ full[..., :3, 3:] @ inverse_rotation
+    top = torch.cat((inverse_rotation, corner), dim=-1)
+    bottom = torch.cat((torch.zeros_like(corner), inverse_rotation), dim=-1)
+    return torch.cat((top, bottom), dim=-2)
+
+
+def quaternion(rotation: Tensor) -> Tensor:
+    """Returns the (..., 4) unit quaternions x, y, z, w (ROS order, w >= 0) of (..., 3, 3) rotations."""
+    phi = so3_log(rotation)
+    half = 0.5 * phi
+    a, _, _ = _coefficients(half)
+    scalar = torch.cos(half.norm(dim=-1, keepdim=True))
+    return torch.cat((a[..., None] * half, scalar), dim=-1)
+
+
+def from_quaternion(q: Tensor) -> Tensor:
+    """Returns the (..., 3, 3) rotations of (..., 4) quaternions x, y, z, w; they need not be normalised."""
+    q = q / q.norm(dim=-1, keepdim=True)
+    v, w = q[..., :3], q[..., 3]
+    k = hat(v)
+    eye = torch.eye(3, dtype=q.dtype, device=q.device)
+    return eye + 2 * w[..., None, None] * k + 2 * (k @ k)
