@@ -93,6 +93,74 @@ class OdometryConfig:
     device: str = parameter("auto", "Torch device: auto, cpu, cuda, cuda:1 ...")
 
 
+@dataclass(frozen=True)
+class SyncConfig:
+    """Which messages belong together."""
+
+    tolerance: float = parameter(
+        0.02, "Most difference between the stamps of an image and its depth.", unit="s", low=0.0, high=1.0
+    )
+    wait: float = parameter(
+        0.5,
+        "Longest time, by the stamps, that an image waits for its depth before it goes on without.",
+        unit="s",
+        low=0.0,
+        high=10.0,
+    )
+
+
+@dataclass(frozen=True)
+class CloudConfig:
+    """The point clouds."""
+
+    stride: int = parameter(
+        2, "Every how manieth row and column of the dense fields becomes a point.", low=1, high=16, live=True
+    )
+    rate: float = parameter(
+        10.0, "Most clouds per second, by the stamps; 0 for one with every frame.", unit="Hz", low=0.0, live=True
+    )
+    significance: float = parameter(
+        4.0, "Standard deviations by which a point must move on its own to count as dynamic.", low=0.0, live=True
+    )
+    speed: float = parameter(0.1, "Least speed of a dynamic point.", unit="m/s", low=0.0, live=True)
+
+
+@dataclass(frozen=True)
+class PathConfig:
+    """The path travelled."""
+
+    rate: float = parameter(5.0, "Most poses per second added to the path.", unit="Hz", low=0.1, live=True)
+    length: int = parameter(
+        2000, "Most poses in the path; beyond it every second one is dropped.", low=2, high=100000, live=True
+    )
+
+
+@dataclass(frozen=True)
+class SessionConfig(OdometryConfig):
+    """Everything that a host of the odometry is configured by."""
+
+    odom_frame: str = parameter("odom", "Frame in which the pose is given; starts where the base is at first.")
+    base_frame: str = parameter("base_link", "Frame whose pose is published.")
+    camera_frame: str = parameter("", "Optical frame of the camera; empty: as the image's header says.")
+    guess_frame: str = parameter(
+        "", "Odometry frame of another source on tf (wheels) that carries the pose over lost tracking; empty: none."
+    )
+    identity_extrinsic: bool = parameter(
+        False, "Whether to take the camera's optical frame for the base where tf does not connect the two."
+    )
+    rectified: bool = parameter(
+        False, "Whether images come rectified (image_rect): then only P of the camera_info is used, no distortion."
+    )
+    publish_tf: bool = parameter(True, "Whether to publish odom_frame -> base_frame on tf.", live=True)
+    invert_tf: bool = parameter(False, "Whether to publish base_frame -> odom_frame on tf instead.", live=True)
+    publish_null_when_lost: bool = parameter(
+        False, "Whether to publish an all-zero pose with covariance 9999 while lost, instead of nothing.", live=True
+    )
+    sync: SyncConfig = field(default_factory=SyncConfig)
+    cloud: CloudConfig = field(default_factory=CloudConfig)
+    path: PathConfig = field(default_factory=PathConfig)
+
+
 def parse(kind: type, name: str, value: Any) -> Any:
     """Returns ``value`` (possibly a string from a command line) as ``kind``; ConfigError where it is not one."""
     if kind is bool:
