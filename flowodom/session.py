@@ -1,0 +1,674 @@
+"""Messages in, messages out: everything that a host of the odometry does, without the host.
+
+Topics are named as a ROS node would name them before remapping (``INPUTS``, ``OUTPUTS``); hosts resolve the names, move
+the bytes, and add no behaviour of their own.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rosbags.typesys.store import Typestore
+from torch import Tensor
+
+from flowodom import messages
+from flowodom.calibration import Calibration
+from flowodom.clouds import make_cloud
+from flowodom.config import SessionConfig
+from flowodom.errors import BagError, CalibrationError, FlowodomError, FrameError, MessageError
+from flowodom.frame import Frame
+from flowodom.frames import FrameTree, motion_of
+from flowodom.geometry import se3
+from flowodom.messages import DiagnosticStatus, MessageFactory
+from flowodom.odometry import Estimate, Odometry, Status
+
+_log = logging.getLogger(__name__)
+
+_IMAGES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
+_UNKNOWN_VARIANCE = 9999.0
+_JUMP = 0.1
+"""Seconds by which stamps must go back to count as a jump of the clock; less is a message out of order."""
+_PATIENCE = 5.0
+"""Seconds after which a topic without messages is named in the diagnostics."""
+_PENDING = 100
+_PATH_PERIOD = 1.0
+_DIAGNOSTICS_PERIOD = 1.0
+_OK, _WARN, _ERROR = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Port:
+    """One topic of a session.
+
+    Attributes:
+        name: Name before remapping; absolute where ROS has it so, ``~/`` for a node's own.
+        types: Message types; the first is the usual one.
+        description: One line for documentation.
+        latched: Whether late subscribers get the last message (transient local).
+        reliable: Whether no message may get lost.
+    """
+
+    name: str
+    types: tuple[str, ...]
+    description: str
+    latched: bool = False
+    reliable: bool = False
+
+
+INPUTS = (
+    Port("image", _IMAGES, "camera image, raw or compressed"),
+    Port("camera_info", ("sensor_msgs/msg/CameraInfo",), "calibration of the camera"),
+    Port("depth", _IMAGES, "depth registered to the image, raw or compressedDepth; optional"),
+    Port("mask", _IMAGES, "pixels to ignore are 255; optional"),
+    Port("/tf", ("tf2_msgs/msg/TFMessage",), "moving transforms", reliable=True),
+    Port("/tf_static", ("tf2_msgs/msg/TFMessage",), "fixed transforms", latched=True, reliable=True),
+    Port("~/reset", ("std_msgs/msg/Empty",), "start anew at the origin", reliable=True),
+    Port("~/pause", ("std_msgs/msg/Empty",), "ignore images until resumed", reliable=True),
+    Port("~/resume", ("std_msgs/msg/Empty",), "go on at the last pose", reliable=True),
+    Port(
+        "~/set_pose",
+        ("geometry_msgs/msg/PoseWithCovarianceStamped",),
+        "start anew with the base at this pose of the odometry frame",
+        reliable=True,
+    ),
+)
+OUTPUTS = (
+    Port("odom", ("nav_msgs/msg/Odometry",), "pose and twist of the base with covariances", reliable=True),
+    Port("/tf", ("tf2_msgs/msg/TFMessage",), "odom_frame to base_frame", reliable=True),
+    Port("path", ("nav_msgs/msg/Path",), "the way travelled, thinned out", latched=True, reliable=True),
+    Port("points", ("sensor_msgs/msg/PointCloud2",), "the scene, a velocity with every point", reliable=True),
+    Port("dynamic_points", ("sensor_msgs/msg/PointCloud2",), "the points that move on their own", reliable=True),
+    Port("/diagnostics", ("diagnostic_msgs/msg/DiagnosticArray",), "state, rates, latencies, problems", reliable=True),
+)
+
+Publication = tuple[str, Any]
+"""An output's name and its message."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded image, depth image or mask.
+
+    Attributes:
+        stamp: Nanoseconds, from the header.
+        frame_id: Optical frame, from the header.
+        pixels: (H, W) or (H, W, 3) uint8 image or mask, or (H, W) float32 depth in metres.
+    """
+
+    stamp: int
+    frame_id: str
+    pixels: NDArray
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the base is.
+
+    Attributes:
+        pose: (4, 4) float64 ``T_odom_base``.
+        covariance: (6, 6) float64 of ``xi`` in ``T_odom_base exp(xi)``; None when not known.
+        extrinsic: (4, 4) float64 ``T_base_camera``.
+    """
+
+    pose: Tensor
+    covariance: Tensor | None
+    extrinsic: Tensor
+
+
+class Session:
+    """The odometry in message clothes.
+
+    Not thread-safe: a host calls it from one thread (``decode`` excepted, which may run anywhere).
+
+    Args:
+        config: All parameters.
+        odometry: What estimates the motion; made from ``config`` when None.
+        store: Typestore of the messages that go out; that of the newest long-term distribution when None.
+        inputs: Names of the inputs that the host feeds; images do not wait for one that it does not.
+        wanted: Tells whether anybody listens to an output; what nobody wants is not computed.
+        on_estimate: Called with every frame, its estimate and where that places the base (None when nothing does).
+        resolve: Gives the real name of a topic, for diagnostics.
+        convert: Converts raw colour images in place of the built-in decoder.
+    """
+
+    def __init__(
+        self,
+        config: SessionConfig | None = None,
+        *,
+        odometry: Odometry | None = None,
+        store: Typestore | None = None,
+        inputs: Collection[str] = tuple(port.name for port in INPUTS),
+        wanted: Callable[[str], bool] = lambda _: True,
+        on_estimate: Callable[[Frame, Estimate, Placement | None], None] | None = None,
+        resolve: Callable[[str], str] = str,
+        convert: messages.Converter | None = None,
+    ) -> None:
+        self.config = config or SessionConfig()
+        self.frames = FrameTree()
+        self.counts: Counter[str] = Counter()
+        self._odometry = odometry or Odometry(self.config)
+        self._make = MessageFactory(store)
+        self._inputs = frozenset(inputs)
+        self._wanted = wanted
+        self._on_estimate = on_estimate
+        self._resolve = resolve
+        self._convert = convert
+        self._problems: dict[str, FlowodomError] = {}
+        self._paused = False
+
+        self._images: deque[Picture] = deque(maxlen=_PENDING)
+        self._depths: deque[Picture] = deque(maxlen=_PENDING)
+        self._mask: NDArray[np.bool_] | None = None
+        self._calibration: Calibration | None = None
+        self._without_depth = self.config.depth.source == "filter" or "depth" not in self._inputs
+        self._depth_given_up = False
+        self._last_stamp: int | None = None
+        self._last_depth: int | None = None
+        self._depth_ahead = 0
+        self._newest = 0
+        self._received: Counter[str] = Counter()
+
+        self._start = se3.identity()
+        self._anchor: Tensor | None = None
+        self._camera_pose: Tensor | None = None
+        self._base_pose: Tensor | None = None
+        self._guess: Tensor | None = None
+        self._segment = 0
+        self._estimate: Estimate | None = None
+        self._path: list[Any] = []
+        self._path_interval = 0.0
+        self._last: dict[str, int] = {}
+        self._first_tick: int | None = None
+        self._window: deque[tuple[float, float]] = deque(maxlen=100)
+
+    def decode(self, topic: str, message: Any) -> Any:
+        """Does the part of ``handle`` that needs no state, so that a host may do it ahead and elsewhere.
+
+        Returns:
+            What ``handle`` takes in the place of ``message``: a ``Picture`` for images, the error for those that cannot
+            be read, everything else as it came.
+        """
+        if topic not in ("image", "depth", "mask") or isinstance(message, (Picture, FlowodomError)):
+            return message
+        try:
+            if topic == "depth":
+                pixels: NDArray = messages.decode_depth(message)
+            else:
+                pixels = messages.decode_image(message, convert=self._convert)
+            return Picture(messages.stamp(message), message.header.frame_id, pixels)
+        except FlowodomError as error:
+            return error
+
+    def handle(self, topic: str, message: Any, receive_time: int | None = None) -> list[Publication]:
+        """Takes one message in.
+
+        Args:
+            topic: Name of an input.
+            message: The message, or what ``decode`` made of it.
+            receive_time: When it came, nanoseconds of the clock that stamps are of.
+
+        Returns:
+            The messages that go out because of it, in order.
+        """
+        self._received[topic] += 1
+        message = self.decode(topic, message)
+        out: list[Publication] = []
+        if isinstance(message, FlowodomError):
+            self._skip("unreadable", topic, message)
+        elif topic == "image":
+            out += self._take_image(message)
+        elif topic == "depth":
+            out += self._take_depth(message)
+        elif topic == "camera_info":
+            out += self._take_calibration(message)
+        elif topic == "mask":
+            self._mask = np.asarray(message.pixels if message.pixels.ndim == 2 else message.pixels[..., 0]) == 255
+        elif topic in ("/tf", "/tf_static"):
+            self._take_transforms(message, static=topic == "/tf_static")
+        elif topic == "~/reset":
+            self.reset()
+        elif topic == "~/pause":
+            self.pause()
+        elif topic == "~/resume":
+            self.resume()
+        elif topic == "~/set_pose":
+            self.set_pose(motion_of(message.pose.pose))
+        else:
+            raise MessageError(f"no input is called {topic!r}; there are: {', '.join(p.name for p in INPUTS)}")
+        if receive_time is not None:
+            out += self.tick(receive_time)
+        return out
+
+    def flush(self) -> list[Publication]:
+        """Works off the images that still wait for something, as at the end of a recording."""
+        out = self._work(final=True)
+        if self._path and self._wanted("path"):
+            stamp = messages.stamp(self._path[-1])
+            out.append(("path", self._make.path(stamp, self.config.odom_frame, self._path)))
+        return out
+
+    def tick(self, now: int) -> list[Publication]:
+        """Tells the session the time, which lets it notice what does not come.
+
+        Args:
+            now: Nanoseconds of the clock that stamps are of.
+
+        Returns:
+            The diagnostics, once a second.
+        """
+        if self._first_tick is None or now < self._first_tick:
+            self._first_tick = now
+        if now - self._first_tick > _PATIENCE * 1e9:
+            for topic in ("image", "camera_info", "depth"):
+                if topic not in self._inputs or (topic == "depth" and self._without_depth):
+                    continue
+                if self._received[topic]:
+                    self._clear(f"missing {topic}")
+                else:
+                    name = self._resolve(topic)
+                    self._report(f"missing {topic}", MessageError(f"no message on {name} for {_PATIENCE:.0f} s"))
+        if not self._due("/diagnostics", now, _DIAGNOSTICS_PERIOD) or not self._wanted("/diagnostics"):
+            return []
+        return [("/diagnostics", self._make.diagnostics(now, [self.status()]))]
+
+    def status(self) -> DiagnosticStatus:
+        """Returns the state as diagnostics show it."""
+        estimate = self._estimate
+        state = "PAUSED" if self._paused else estimate.status.name if estimate else "WAITING"
+        summary = f"{state}: {estimate.reason}" if estimate and estimate.reason and not self._paused else state
+        level = _OK
+        if self._problems:
+            level = _WARN
+            summary += "; " + "; ".join(str(error) for error in self._problems.values())
+        if estimate is not None and estimate.status is Status.LOST:
+            level = _ERROR
+        values: dict[str, object] = {"state": state, "device": self.config.device}
+        if estimate is not None:
+            values |= {
+                "segment": estimate.segment,
+                "scale": estimate.scale,
+                "matches": estimate.matches,
+                "inliers": estimate.inliers,
+            }
+            if len(self._window) > 1:
+                span = self._window[-1][0] - self._window[0][0]
+                values["rate [Hz]"] = f"{(len(self._window) - 1) / span:.1f}" if span > 0 else "-"
+                values["latency [ms]"] = f"{1e3 * sum(t for _, t in self._window) / len(self._window):.1f}"
+            values |= {f"{stage} [ms]": f"{1e3 * seconds:.2f}" for stage, seconds in estimate.timing.items()}
+        values |= {name: str(count) for name, count in sorted(self.counts.items())}
+        return DiagnosticStatus("flowodom: odometry", level, summary, values)
+
+    def failure(self) -> FlowodomError | None:
+        """Returns why nothing was published although images may have come, None when something was."""
+        if self.counts["published"]:
+            return None
+        order = ("extrinsic",) if self.counts["frames"] else ("calibration", "image", "depth")
+        for key in order:
+            if key in self._problems:
+                return self._problems[key]
+        if self.counts["frames"]:
+            return None
+        return BagError(f"no image came on {self._resolve('image')}; name the right topic")
+
+    def configure(self, config: SessionConfig) -> None:
+        """Takes new values of the parameters that may change while running."""
+        self.config = config
+
+    def count_dropped(self, count: int) -> None:
+        """Adds to the number of frames that the host dropped because it fell behind."""
+        self.counts["dropped"] += count
+
+    def reset(self) -> None:
+        """Starts anew with the base at the origin of the odometry frame."""
+        self.set_pose(se3.identity())
+
+    def set_pose(self, pose: Tensor) -> None:
+        """Starts anew with the base at ``pose``, (4, 4) ``T_odom_base``."""
+        _log.info("reset to %s", [round(x, 3) for x in pose[:3, 3].tolist()])
+        self._odometry.reset()
+        self._start = pose
+        self._anchor = self._camera_pose = self._base_pose = self._guess = None
+        self._path.clear()
+        self._path_interval = 0.0
+        self._last_stamp = None
+        self._images.clear()
+
+    def pause(self) -> None:
+        """Ignores images from now on."""
+        self._paused = True
+        self._images.clear()
+        self._depths.clear()
+
+    def resume(self) -> None:
+        """Goes on after a pause, in a new segment that starts at the last trusted pose."""
+        if self._paused:
+            self._paused = False
+            self._odometry.reset(self._camera_pose)
+
+    def _take_image(self, picture: Picture) -> list[Publication]:
+        self._clear("image")
+        if self._paused:
+            return []
+        if self._last_stamp is not None and picture.stamp <= self._last_stamp:
+            if picture.stamp == self._last_stamp:
+                self._count_and_log("repeated", f"an image repeats the stamp {picture.stamp * 1e-9:.3f} s; skipped")
+                return []
+            if self._last_stamp - picture.stamp < _JUMP * 1e9:
+                self._count_and_log("out_of_order", f"image at {picture.stamp * 1e-9:.3f} s comes too late; skipped")
+                return []
+            self._jump_back(picture.stamp)
+        self._last_stamp = picture.stamp
+        self._newest = max(self._newest, picture.stamp)
+        if len(self._images) == _PENDING:
+            self.counts["unpaired"] += 1
+        self._images.append(picture)
+        return self._work()
+
+    def _take_depth(self, picture: Picture) -> list[Publication]:
+        self._clear("depth")
+        if self._paused or self._without_depth:
+            return []
+        if self._depth_given_up:
+            _log.info("depth is back on %s", self._resolve("depth"))
+            self._depth_given_up = False
+        if self._last_depth is not None and picture.stamp < self._last_depth - _JUMP * 1e9:
+            self._depths.clear()
+            self._depth_ahead = min(self._depth_ahead + 1, 1)
+        self._last_depth = picture.stamp
+        self._depths.append(picture)
+        if self._depth_ahead <= 0:
+            self._newest = max(self._newest, picture.stamp)
+        return self._work()
+
+    def _take_calibration(self, message: Any) -> list[Publication]:
+        try:
+            if self._calibration is None or not self._calibration.same_as(message):
+                self._calibration = Calibration.from_message(message, rectified=self.config.rectified)
+            self._clear("calibration")
+        except CalibrationError as error:
+            self._skip("bad_calibration", "calibration", error)
+            return []
+        return self._work()
+
+    def _take_transforms(self, message: Any, *, static: bool) -> None:
+        try:
+            self.frames.insert_message(message, static=static)
+        except FrameError as error:
+            self._count_and_log("bad_transforms", str(error))
+
+    def _jump_back(self, stamp: int) -> None:
+        assert self._last_stamp is not None
+        _log.warning(
+            "the clock jumped back by %.3f s: a new segment starts at the last trusted pose",
+            (self._last_stamp - stamp) * 1e-9,
+        )
+        self.counts["jumps"] += 1
+        self._images.clear()
+        if self._depth_ahead <= 0:
+            self._depths.clear()
+        self._depth_ahead = max(self._depth_ahead - 1, -1)
+        self._newest = stamp
+        self._last.clear()
+        self._first_tick = None
+        self.frames.clear_moving()
+        self._odometry.reset(self._camera_pose)
+
+    def _work(self, *, final: bool = False) -> list[Publication]:
+        out: list[Publication] = []
+        for picture, depth in self._ready(final):
+            out += self._process(picture, depth)
+        return out
+
+    def _ready(self, final: bool) -> Iterator[tuple[Picture, Picture | None]]:
+        """Yields the images whose calibration and depth have come, or for which they need not be waited any longer."""
+        while self._images:
+            picture = self._images[0]
+            overdue = final or self._newest - picture.stamp > self.config.sync.wait * 1e9
+            problem = self._calibration_problem(picture)
+            if problem is not None:
+                if not overdue:
+                    return
+                self._images.popleft()
+                self._skip("uncalibrated", "calibration", problem)
+                continue
+            if self._without_depth or self._depth_given_up:
+                yield self._images.popleft(), None
+                continue
+            depth, decided = self._match(picture.stamp)
+            if depth is None and not decided and not overdue:
+                return
+            self._images.popleft()
+            if depth is not None and (decided or overdue):
+                yield picture, depth
+            elif depth is not None:
+                self._images.appendleft(picture)
+                return
+            elif self._give_up_depth(picture, decided=decided):
+                yield picture, None
+
+    def _calibration_problem(self, picture: Picture) -> CalibrationError | None:
+        if self._calibration is None:
+            return CalibrationError(
+                f"no usable message on {self._resolve('camera_info')}: the odometry needs the camera's calibration; "
+                "record or publish its CameraInfo, or name the right topic"
+            )
+        size = (self._calibration.width, self._calibration.height)
+        came = picture.pixels.shape[1::-1]
+        if came != size:
+            return CalibrationError(
+                f"images of {came[0]}x{came[1]} came with a camera_info of {size[0]}x{size[1]}: publish one that fits"
+            )
+        return None
+
+    def _match(self, stamp: int) -> tuple[Picture | None, bool]:
+        """Finds the depth nearest to ``stamp``, and whether a nearer one can no longer come."""
+        tolerance = round(self.config.sync.tolerance * 1e9)
+        while self._depths and self._depths[0].stamp < stamp - tolerance:
+            self._depths.popleft()
+        near = [d for d in self._depths if abs(d.stamp - stamp) <= tolerance]
+        best = min(near, key=lambda d: abs(d.stamp - stamp)) if near else None
+        return best, any(d.stamp >= stamp for d in self._depths)
+
+    def _give_up_depth(self, picture: Picture, *, decided: bool) -> bool:
+        """Decides what becomes of an image without depth: True to go on without, False to skip it."""
+        if decided:
+            self._count_and_log(
+                "unpaired",
+                f"no depth within {self.config.sync.tolerance} s of the image at {picture.stamp * 1e-9:.3f} s; skipped "
+                "(raise sync.tolerance if the two cameras are not triggered together)",
+            )
+            return False
+        name = self._resolve("depth")
+        if self.config.depth.source == "sensor":
+            self._skip(
+                "unpaired", "depth", MessageError(f"no depth on {name}; images are skipped (depth.source: sensor)")
+            )
+            return False
+        self._depth_given_up = True
+        self._report(
+            "depth", MessageError(f"no depth on {name} for {self.config.sync.wait} s: going on with the camera alone")
+        )
+        return True
+
+    def _process(self, picture: Picture, depth: Picture | None) -> list[Publication]:
+        begin = time.perf_counter()
+        frame = self._make_frame(picture, depth)
+        prepared = time.perf_counter()
+        estimate = self._odometry.step(frame)
+        stepped = time.perf_counter()
+        self._estimate = estimate
+        self.counts["frames"] += 1
+        if estimate.status is Status.LOST:
+            self.counts["lost"] += 1
+        placement = self._place(estimate, self.config.camera_frame or picture.frame_id)
+        out = self._publish(frame, picture.frame_id, estimate, placement)
+        done = time.perf_counter()
+        estimate.timing["session"] = (prepared - begin) + (done - stepped)
+        self._window.append((picture.stamp * 1e-9, done - begin))
+        if self._on_estimate is not None:
+            self._on_estimate(frame, estimate, placement)
+        return out
+
+    def _make_frame(self, picture: Picture, depth: Picture | None) -> Frame:
+        assert self._calibration is not None
+        calibration = self._calibration
+        field: NDArray[np.float32] | None = None
+        if depth is not None and self._fits(depth.pixels, picture, "depth"):
+            field = calibration.rectify_depth(depth.pixels)
+        ignore: NDArray[np.bool_] | None = None
+        if self._mask is not None and self._fits(self._mask, picture, "mask"):
+            ignore = calibration.rectify_mask(self._mask)
+        return Frame(picture.stamp, calibration.rectify(picture.pixels), calibration.camera, field, ignore)
+
+    def _fits(self, pixels: NDArray, picture: Picture, topic: str) -> bool:
+        if pixels.shape[:2] == picture.pixels.shape[:2]:
+            self._clear(f"{topic} size")
+            return True
+        came, size = pixels.shape[1::-1], picture.pixels.shape[1::-1]
+        self._report(
+            f"{topic} size",
+            MessageError(
+                f"{self._resolve(topic)} is {came[0]}x{came[1]} but the image is {size[0]}x{size[1]}: not used; "
+                + ("publish depth registered to the image" if topic == "depth" else "make it the image's size")
+            ),
+        )
+        return False
+
+    def _extrinsic(self, camera: str, stamp: int) -> Tensor | None:
+        """Returns ``T_base_camera`` at ``stamp``, None where tf does not say."""
+        motion = self._lookup("extrinsic", self.config.base_frame, camera, stamp)
+        return se3.identity() if motion is None and self.config.identity_extrinsic else motion
+
+    def _lookup(self, key: str, target: str, source: str, stamp: int) -> Tensor | None:
+        try:
+            motion = self.frames.lookup(target, source, stamp)
+        except FrameError as error:
+            self._report(key, error)
+            return None
+        self._clear(key)
+        return motion
+
+    def _place(self, estimate: Estimate, camera: str) -> Placement | None:
+        """Finds the base from the camera: ``T_odom_base = anchor T_odom_camera inverse(T_base_camera)``."""
+        if estimate.pose is None:
+            return None
+        extrinsic = self._extrinsic(camera, estimate.stamp)
+        if extrinsic is None:
+            self.counts["unplaced"] += 1
+            return None
+        guess = None
+        if self.config.guess_frame:
+            guess = self._lookup("guess", self.config.guess_frame, self.config.base_frame, estimate.stamp)
+        if self._base_pose is not None and estimate.segment != self._segment:
+            # What the other source saw of the motion while tracking was lost.
+            moved = se3.identity() if self._guess is None or guess is None else se3.inverse(self._guess) @ guess
+            self._anchor = self._base_pose @ moved @ extrinsic @ se3.inverse(estimate.pose)
+        elif self._anchor is None:
+            self._anchor = self._start @ extrinsic @ se3.inverse(estimate.pose)
+        self._segment, self._guess, self._camera_pose = estimate.segment, guess, estimate.pose
+        self._base_pose = self._anchor @ estimate.pose @ se3.inverse(extrinsic)
+        covariance = None
+        if estimate.covariance is not None:
+            adjoint = se3.adjoint(extrinsic)
+            covariance = adjoint @ estimate.covariance @ adjoint.T
+        return Placement(self._base_pose, covariance, extrinsic)
+
+    def _publish(self, frame: Frame, camera: str, estimate: Estimate, placement: Placement | None) -> list[Publication]:
+        odom, base, stamp = self.config.odom_frame, self.config.base_frame, estimate.stamp
+        if placement is None:
+            if self.config.publish_null_when_lost and self._wanted("odom"):
+                return [("odom", self._null_odometry(stamp))]
+            return []
+        self.counts["published"] += 1
+        out: list[Publication] = []
+        if self._wanted("odom"):
+            out.append(("odom", self._odometry_message(estimate, placement)))
+        if self.config.publish_tf and self._wanted("/tf"):
+            if self.config.invert_tf:
+                transform = self._make.transform(stamp, base, odom, se3.inverse(placement.pose))
+            else:
+                transform = self._make.transform(stamp, odom, base, placement.pose)
+            out.append(("/tf", self._make.tf_message([transform])))
+        out += self._publish_path(stamp, placement.pose)
+        out += self._publish_clouds(frame, camera, estimate)
+        return out
+
+    def _odometry_message(self, estimate: Estimate, placement: Placement) -> Any:
+        twist = torch.zeros(6, dtype=torch.float64)
+        covariance = twist_covariance = torch.eye(6, dtype=torch.float64) * _UNKNOWN_VARIANCE
+        if placement.covariance is not None:
+            # Position and a small rotation along the axes of odom, from the body's own.
+            turn = torch.block_diag(placement.pose[:3, :3], placement.pose[:3, :3])
+            covariance = turn @ placement.covariance @ turn.T
+        if estimate.motion is not None and estimate.interval > 0:
+            adjoint = se3.adjoint(placement.extrinsic)
+            twist = adjoint @ se3.log(estimate.motion) / estimate.interval
+            if estimate.motion_covariance is not None:
+                # The Jacobian of the logarithm is left out: it is the identity up to half the angle of one frame.
+                twist_covariance = adjoint @ estimate.motion_covariance @ adjoint.T / estimate.interval**2
+        odom, base = self.config.odom_frame, self.config.base_frame
+        return self._make.odometry(estimate.stamp, odom, base, placement.pose, covariance, twist, twist_covariance)
+
+    def _null_odometry(self, stamp: int) -> Any:
+        unknown = torch.eye(6, dtype=torch.float64) * _UNKNOWN_VARIANCE
+        message = self._make.odometry(
+            stamp, self.config.odom_frame, self.config.base_frame, se3.identity(), unknown, None, unknown
+        )
+        message.pose.pose.orientation.w = 0.0
+        return message
+
+    def _publish_path(self, stamp: int, pose: Tensor) -> list[Publication]:
+        if not self._wanted("path"):
+            return []
+        interval = max(self._path_interval, 1 / self.config.path.rate)
+        if self._due("pose of path", stamp, interval):
+            self._path.append(self._make.pose_stamped(stamp, self.config.odom_frame, pose))
+            if len(self._path) > self.config.path.length:
+                del self._path[1::2]
+                self._path_interval = 2 * interval
+        if not self._due("path", stamp, _PATH_PERIOD):
+            return []
+        return [("path", self._make.path(stamp, self.config.odom_frame, self._path))]
+
+    def _publish_clouds(self, frame: Frame, camera: str, estimate: Estimate) -> list[Publication]:
+        wanted = [name for name in ("points", "dynamic_points") if self._wanted(name)]
+        period = 1 / self.config.cloud.rate if self.config.cloud.rate else 0.0
+        if estimate.properties is None or not wanted or not self._due("points", estimate.stamp, period):
+            return []
+        cloud = make_cloud(frame, estimate.properties, estimate.interval, self.config.cloud)
+        clouds = {"points": cloud, "dynamic_points": cloud.select(cloud.moving)}
+        camera = self.config.camera_frame or camera
+        return [(name, self._make.point_cloud(estimate.stamp, camera, clouds[name].fields)) for name in wanted]
+
+    def _due(self, what: str, now: int, period: float) -> bool:
+        """Tells whether ``period`` seconds have passed since this last was due; half a frame early is not too early."""
+        last = self._last.get(what)
+        if last is not None and 0 <= now - last < 0.95 * period * 1e9:
+            return False
+        self._last[what] = now
+        return True
+
+    def _skip(self, count: str, key: str, error: FlowodomError) -> None:
+        self.counts[count] += 1
+        self._report(key, error)
+
+    def _count_and_log(self, count: str, text: str) -> None:
+        self.counts[count] += 1
+        if self.counts[count] == 1:
+            _log.warning("%s (further ones are only counted)", text)
+
+    def _report(self, key: str, error: FlowodomError) -> None:
+        if key not in self._problems:
+            _log.warning("%s", error)
+        self._problems[key] = error
+
+    def _clear(self, key: str) -> None:
+        self._problems.pop(key, None)

@@ -1,0 +1,588 @@
+import dataclasses
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from flowodom.config import SessionConfig, override
+from flowodom.errors import BagError, CalibrationError, FrameError, MessageError
+from flowodom.frame import Frame
+from flowodom.frames import motion_of, stamp_of
+from flowodom.geometry import PinholeCamera, se3
+from flowodom.messages import MessageFactory
+from flowodom.odometry import Estimate, Status
+from flowodom.scene_flow import PropertySet
+from flowodom.session import Session
+
+SECOND = 1_000_000_000
+STEP = SECOND // 10
+CAMERA = PinholeCamera(fx=40.0, fy=40.0, cx=15.5, cy=11.5, width=32, height=24)
+make = MessageFactory()
+
+
+def tangent(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+MOTION = se3.exp(tangent(0.01, 0.0, 0.1, 0.0, 0.02, 0.0))
+EXTRINSIC = se3.matrix(
+    torch.tensor([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]], dtype=torch.float64),
+    torch.tensor([0.3, 0.0, 0.5], dtype=torch.float64),
+)
+COVARIANCE = torch.diag(tangent(1e-4, 2e-4, 3e-4, 4e-6, 5e-6, 6e-6))
+
+
+class FakeOdometry:
+    """Moves by MOTION with every frame; is lost where an image is all 255."""
+
+    def __init__(self) -> None:
+        self.frames: list[Frame] = []
+        self.resets: list[Tensor | None] = []
+        self.pose = se3.identity()
+        self.previous: int | None = None
+        self.segment = 0
+        self.properties: PropertySet | None = None
+
+    def reset(self, pose: Tensor | None = None) -> None:
+        self.resets.append(pose)
+        self.pose = se3.identity() if pose is None else pose
+        self.previous = None
+        self.segment += 1
+
+    def step(self, frame: Frame) -> Estimate:
+        self.frames.append(frame)
+        lost = bool((frame.image == 255).all())
+        first = self.previous is None
+        if not first and not lost:
+            self.pose = self.pose @ MOTION
+        interval = 0.0 if self.previous is None else (frame.stamp - self.previous) * 1e-9
+        self.previous = None if lost else frame.stamp
+        if lost:
+            self.segment += 1
+        return Estimate(
+            stamp=frame.stamp,
+            status=Status.LOST if lost else Status.TRACKING,
+            segment=self.segment,
+            reason="the image is white" if lost else "",
+            pose=None if lost else self.pose,
+            covariance=None if lost else COVARIANCE,
+            motion=None if first or lost else MOTION,
+            motion_covariance=None if first or lost else COVARIANCE,
+            interval=interval,
+            keyframe=False,
+            scale="sensor",
+            matches=10,
+            inliers=9,
+            properties=None if first or lost else self.properties,
+            timing={},
+        )
+
+
+class Rig:
+    """A session with a fake odometry, and short ways to feed it."""
+
+    def __init__(self, values: dict[str, Any] | None = None, **arguments: Any) -> None:
+        self.odometry = FakeOdometry()
+        arguments.setdefault("inputs", ("image", "camera_info", "depth", "mask", "/tf", "/tf_static"))
+        config = override(SessionConfig(), values or {})
+        self.session = Session(config, odometry=self.odometry, **arguments)  # type: ignore[arg-type]
+        self.out: list[tuple[str, Any]] = []
+
+    def feed(self, topic: str, message: Any, now: int | None = None) -> list[tuple[str, Any]]:
+        out = self.session.handle(topic, message, now)
+        self.out += out
+        return out
+
+    def tf(self, parent: str = "base_link", child: str = "camera", motion: Tensor = EXTRINSIC) -> None:
+        self.feed("/tf_static", make.tf_message([make.transform(0, parent, child, motion)]))
+
+    def info(self, camera: PinholeCamera = CAMERA) -> list[tuple[str, Any]]:
+        return self.feed("camera_info", make.camera_info(0, "camera", camera))
+
+    def image(self, stamp: int, value: int = 100, camera: PinholeCamera = CAMERA) -> list[tuple[str, Any]]:
+        pixels = np.full((camera.height, camera.width), value, dtype=np.uint8)
+        return self.feed("image", make.image(stamp, "camera", pixels))
+
+    def depth(self, stamp: int, value: float = 2.0, shape: tuple[int, int] = (24, 32)) -> list[tuple[str, Any]]:
+        return self.feed("depth", make.image(stamp, "camera", np.full(shape, value, dtype=np.float32)))
+
+    def topics(self) -> list[str]:
+        return [topic for topic, _ in self.out]
+
+    def odom(self) -> list[Any]:
+        return [message for topic, message in self.out if topic == "odom"]
+
+    def stamps(self) -> list[int]:
+        return [frame.stamp for frame in self.odometry.frames]
+
+
+@pytest.fixture
+def rig() -> Rig:
+    rig = Rig()
+    rig.tf()
+    rig.info()
+    return rig
+
+
+@pytest.fixture
+def mono() -> Rig:
+    rig = Rig(inputs=("image", "camera_info", "/tf", "/tf_static"))
+    rig.tf()
+    rig.info()
+    return rig
+
+
+def test_a_pair_becomes_a_frame_and_goes_out_as_odometry_and_transform(rig: Rig) -> None:
+    assert rig.image(0) == []
+    topics = [topic for topic, _ in rig.depth(0)]
+    assert topics[:2] == ["odom", "/tf"]
+    frame = rig.odometry.frames[0]
+    assert frame.camera == CAMERA
+    assert frame.depth is not None
+    np.testing.assert_allclose(frame.depth[1:-1, 1:-1], 2.0)
+
+
+def test_the_base_starts_at_the_origin_and_moves_by_the_conjugate_motion(rig: Rig) -> None:
+    for i in range(3):
+        rig.image(i * STEP)
+        rig.depth(i * STEP)
+    poses = [motion_of(message.pose.pose) for message in rig.odom()]
+    step = EXTRINSIC @ MOTION @ se3.inverse(EXTRINSIC)
+    for i, pose in enumerate(poses):
+        torch.testing.assert_close(pose, torch.linalg.matrix_power(step, i))
+    transform = next(message for topic, message in reversed(rig.out) if topic == "/tf").transforms[0]
+    assert (transform.header.frame_id, transform.child_frame_id) == ("odom", "base_link")
+    torch.testing.assert_close(motion_of(transform.transform), poses[-1])
+    assert stamp_of(transform.header) == 2 * STEP
+
+
+def test_the_twist_is_that_of_the_base_in_its_own_frame(rig: Rig) -> None:
+    for i in range(2):
+        rig.image(i * STEP)
+        rig.depth(i * STEP)
+    twist = rig.odom()[1].twist.twist
+    got = [twist.linear.x, twist.linear.y, twist.linear.z, twist.angular.x, twist.angular.y, twist.angular.z]
+    expected = se3.log(EXTRINSIC @ MOTION @ se3.inverse(EXTRINSIC)) / 0.1
+    np.testing.assert_allclose(got, expected.numpy(), atol=1e-9)
+    assert rig.odom()[1].child_frame_id == "base_link"
+
+
+def test_covariances_are_those_of_the_base_found_by_sampling(rig: Rig) -> None:
+    for i in range(8):
+        rig.image(i * STEP)
+        rig.depth(i * STEP)
+    message = rig.odom()[-1]
+    pose = motion_of(message.pose.pose)
+    generator = torch.Generator().manual_seed(1)
+    xi = torch.randn(40000, 6, dtype=torch.float64, generator=generator) @ torch.linalg.cholesky(COVARIANCE).T
+    samples = pose @ EXTRINSIC @ se3.exp(xi) @ se3.inverse(EXTRINSIC)
+    place = samples[:, :3, 3] - pose[:3, 3]
+    turn = se3.so3_log(samples[:, :3, :3] @ pose[:3, :3].T)
+    expected = torch.cov(torch.cat((place, turn), dim=-1).T).numpy()
+    got = np.asarray(message.pose.covariance).reshape(6, 6)
+    np.testing.assert_allclose(got, expected, atol=0.03 * np.abs(expected).max())
+    np.testing.assert_allclose(np.sqrt(np.diag(got)), np.sqrt(np.diag(expected)), rtol=0.03)
+    motions = EXTRINSIC @ MOTION @ se3.exp(xi) @ se3.inverse(EXTRINSIC)
+    expected = torch.cov(se3.log(motions).T).numpy() / 0.1**2
+    got = np.asarray(message.twist.covariance).reshape(6, 6)
+    np.testing.assert_allclose(np.sqrt(np.diag(got)), np.sqrt(np.diag(expected)), rtol=0.03)
+
+
+def test_depth_that_comes_first_or_late_or_with_a_small_difference_is_paired(rig: Rig) -> None:
+    rig.depth(0)
+    rig.image(0)
+    rig.image(STEP)
+    rig.image(2 * STEP)
+    assert rig.stamps() == [0]
+    rig.depth(STEP + SECOND // 100)
+    rig.depth(2 * STEP)
+    assert rig.stamps() == [0, STEP, 2 * STEP]
+    assert all(frame.depth is not None for frame in rig.odometry.frames)
+
+
+def test_the_nearest_depth_is_taken(rig: Rig) -> None:
+    rig.depth(STEP - SECOND // 60, value=1.0)
+    rig.image(STEP)
+    assert rig.stamps() == []
+    rig.depth(STEP + SECOND // 500, value=3.0)
+    depth = rig.odometry.frames[0].depth
+    assert depth is not None
+    np.testing.assert_allclose(depth[5, 5], 3.0)
+
+
+def test_images_between_slower_depth_are_skipped_and_counted(rig: Rig) -> None:
+    for i in range(4):
+        rig.image(i * STEP)
+        if i % 2 == 0:
+            rig.depth(i * STEP)
+    assert rig.stamps() == [0, 2 * STEP]
+    assert rig.session.counts["unpaired"] == 1
+
+
+def test_without_any_depth_the_camera_goes_on_alone_after_saying_so(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        for i in range(10):
+            rig.image(i * STEP)
+    assert rig.stamps() == [i * STEP for i in range(10)]
+    assert caplog.text.count("going on with the camera alone") == 1
+    rig.depth(10 * STEP)
+    rig.image(10 * STEP)
+    assert rig.odometry.frames[-1].depth is not None
+    assert "depth" not in rig.session.status().message
+
+
+def test_a_depth_source_that_must_be_a_sensor_never_falls_back() -> None:
+    rig = Rig({"depth.source": "sensor"})
+    rig.tf()
+    rig.info()
+    for i in range(10):
+        rig.image(i * STEP)
+    rig.session.flush()
+    assert rig.stamps() == []
+    assert isinstance(rig.session.failure(), MessageError)
+
+
+def test_images_wait_for_a_calibration_that_comes_just_after_them() -> None:
+    rig = Rig(inputs=("image", "camera_info"))
+    rig.image(0)
+    rig.info()
+    assert rig.stamps() == [0]
+
+
+def test_without_camera_info_the_failure_says_what_to_do() -> None:
+    rig = Rig(inputs=("image", "camera_info"))
+    for i in range(10):
+        rig.image(i * STEP)
+    rig.session.flush()
+    assert rig.stamps() == []
+    error = rig.session.failure()
+    assert isinstance(error, CalibrationError)
+    assert "camera_info" in str(error)
+    assert rig.session.counts["uncalibrated"] == 10
+
+
+def test_without_images_the_failure_says_so() -> None:
+    assert isinstance(Rig().session.failure(), BagError)
+
+
+def test_an_empty_calibration_is_named(mono: Rig) -> None:
+    message = make.camera_info(0, "camera", CAMERA)
+    message.k = np.zeros(9)
+    message.p = np.zeros(12)
+    mono.feed("camera_info", message)
+    assert "focal" in mono.session.status().message
+
+
+def test_a_change_of_size_goes_on_once_its_calibration_has_come(mono: Rig) -> None:
+    big = PinholeCamera(fx=80.0, fy=80.0, cx=31.5, cy=23.5, width=64, height=48)
+    mono.image(0)
+    mono.image(STEP, camera=big)
+    assert mono.stamps() == [0]
+    mono.info(big)
+    assert mono.stamps() == [0, STEP]
+    assert mono.odometry.frames[1].camera == big
+
+
+def test_images_that_do_not_fit_their_calibration_are_skipped(mono: Rig) -> None:
+    big = PinholeCamera(fx=80.0, fy=80.0, cx=31.5, cy=23.5, width=64, height=48)
+    for i in range(10):
+        mono.image(i * STEP, camera=big)
+    assert mono.stamps() == []
+    assert "64x48" in mono.session.status().message
+    mono.image(10 * STEP)
+    for i in range(11, 17):
+        mono.image(i * STEP)
+    assert mono.stamps()[0] == 10 * STEP
+
+
+def test_unreadable_images_are_logged_once_and_counted(mono: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    bad = make.image(0, "camera", np.zeros((24, 32), dtype=np.uint8), encoding="mono8")
+    bad.encoding = "infrared_of_tomorrow"
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            mono.feed("image", bad)
+    assert mono.session.counts["unreadable"] == 3
+    assert caplog.text.count("infrared_of_tomorrow") == 1
+    assert isinstance(mono.session.failure(), MessageError)
+    mono.image(STEP)
+    assert mono.session.failure() is None
+
+
+def test_repeated_and_late_stamps_are_skipped(mono: Rig) -> None:
+    mono.image(STEP)
+    mono.image(STEP)
+    mono.image(STEP - SECOND // 50)
+    mono.image(2 * STEP)
+    assert mono.stamps() == [STEP, 2 * STEP]
+    assert mono.session.counts["repeated"] == 1
+    assert mono.session.counts["out_of_order"] == 1
+
+
+@pytest.mark.parametrize("depth_first", [False, True])
+def test_a_clock_that_jumps_back_starts_a_segment_at_the_last_pose(rig: Rig, depth_first: bool) -> None:
+    for _ in range(3):
+        for i in range(5):
+            for feed in (rig.depth, rig.image) if depth_first else (rig.image, rig.depth):
+                feed(i * STEP)
+    assert rig.stamps() == 3 * [i * STEP for i in range(5)]
+    assert all(frame.depth is not None for frame in rig.odometry.frames)
+    assert rig.session.counts["jumps"] == 2
+    poses = [motion_of(message.pose.pose) for message in rig.odom()]
+    torch.testing.assert_close(poses[5], poses[4])
+
+
+def test_lost_means_silence_and_an_error_in_the_diagnostics(mono: Rig) -> None:
+    mono.image(0)
+    mono.out.clear()
+    mono.image(STEP, value=255)
+    assert mono.topics() == []
+    status = mono.session.status()
+    assert status.level == 2
+    assert "LOST: the image is white" in status.message
+    mono.image(2 * STEP)
+    assert "odom" in mono.topics()
+
+
+def test_lost_can_be_told_by_a_null_pose() -> None:
+    rig = Rig({"publish_null_when_lost": True}, inputs=("image", "camera_info"))
+    rig.tf()
+    rig.info()
+    rig.image(0, value=255)
+    assert rig.topics() == ["odom"]
+    pose = rig.odom()[0].pose
+    assert pose.pose.orientation.w == 0.0
+    assert pose.covariance[0] == 9999.0
+
+
+def test_without_transforms_nothing_is_placed_and_the_failure_names_the_frames() -> None:
+    rig = Rig(inputs=("image", "camera_info"))
+    rig.info()
+    rig.image(0)
+    rig.image(STEP)
+    assert rig.topics() == []
+    assert rig.stamps() == [0, STEP]
+    error = rig.session.failure()
+    assert isinstance(error, FrameError)
+    assert "base_link" in str(error)
+    rig.tf()
+    rig.image(2 * STEP)
+    torch.testing.assert_close(motion_of(rig.odom()[0].pose.pose), se3.identity())
+    assert rig.session.status().level == 0
+
+
+def test_the_identity_is_taken_for_the_extrinsic_only_when_told_so() -> None:
+    rig = Rig({"identity_extrinsic": True}, inputs=("image", "camera_info"))
+    rig.info()
+    rig.image(0)
+    rig.image(STEP)
+    torch.testing.assert_close(motion_of(rig.odom()[1].pose.pose), MOTION)
+
+
+def test_the_transform_can_be_inverted_or_left_out() -> None:
+    rig = Rig({"invert_tf": True}, inputs=("image", "camera_info"))
+    rig.tf()
+    rig.info()
+    rig.image(0)
+    rig.image(STEP)
+    transform = next(message for topic, message in reversed(rig.out) if topic == "/tf").transforms[0]
+    assert (transform.header.frame_id, transform.child_frame_id) == ("base_link", "odom")
+    torch.testing.assert_close(
+        motion_of(transform.transform), se3.inverse(motion_of(rig.odom()[1].pose.pose)), atol=1e-9, rtol=0
+    )
+    rig.session.configure(dataclasses.replace(rig.session.config, publish_tf=False))
+    rig.out.clear()
+    rig.image(2 * STEP)
+    assert "/tf" not in rig.topics()
+
+
+def test_reset_and_set_pose_start_anew(mono: Rig) -> None:
+    mono.image(0)
+    mono.image(STEP)
+    mono.feed("~/reset", make.store.types["std_msgs/msg/Empty"](structure_needs_at_least_one_member=0))
+    mono.image(2 * STEP)
+    torch.testing.assert_close(motion_of(mono.odom()[-1].pose.pose), se3.identity())
+    goal = se3.exp(tangent(1.0, 2.0, 0.0, 0.0, 0.0, 0.5))
+    mono.session.set_pose(goal)
+    mono.image(3 * STEP)
+    torch.testing.assert_close(motion_of(mono.odom()[-1].pose.pose), goal)
+
+
+def test_pause_ignores_images_and_resume_goes_on_at_the_last_pose(mono: Rig) -> None:
+    mono.image(0)
+    mono.image(STEP)
+    mono.session.pause()
+    mono.image(2 * STEP)
+    assert mono.stamps() == [0, STEP]
+    assert mono.session.status().message == "PAUSED"
+    mono.session.resume()
+    mono.image(3 * STEP)
+    poses = [motion_of(message.pose.pose) for message in mono.odom()]
+    torch.testing.assert_close(poses[-1], poses[-2])
+
+
+def test_wheels_carry_the_pose_over_lost_tracking() -> None:
+    rig = Rig({"guess_frame": "wheel_odom"}, inputs=("image", "camera_info"))
+    rig.tf()
+    rig.info()
+
+    def wheels(stamp: int, x: float) -> None:
+        motion = se3.exp(tangent(x, 0.0, 0.0, 0.0, 0.0, 0.0))
+        rig.feed("/tf", make.tf_message([make.transform(stamp, "wheel_odom", "base_link", motion)]))
+
+    for i, (value, x) in enumerate(((100, 0.0), (100, 0.1), (255, 0.6), (100, 1.1))):
+        wheels(i * STEP, x)
+        rig.image(i * STEP, value=value)
+    before, after = (motion_of(message.pose.pose) for message in rig.odom()[-2:])
+    torch.testing.assert_close(se3.inverse(before) @ after, se3.exp(tangent(1.0, 0.0, 0.0, 0.0, 0.0, 0.0)))
+
+
+def test_a_mask_is_passed_on_and_one_of_another_size_is_named(mono: Rig) -> None:
+    mask = np.zeros((24, 32), dtype=np.uint8)
+    mask[:10] = 255
+    mono.feed("mask", make.image(0, "camera", mask))
+    mono.image(0)
+    ignore = mono.odometry.frames[0].ignore
+    assert ignore is not None
+    assert ignore[:9].all()
+    assert not ignore[11:].any()
+    mono.feed("mask", make.image(0, "camera", mask[:5]))
+    mono.image(STEP)
+    assert mono.odometry.frames[1].ignore is None
+    assert "mask is 32x5" in mono.session.status().message
+
+
+def test_depth_of_another_size_is_named_and_not_used(rig: Rig) -> None:
+    rig.image(0)
+    rig.depth(0, shape=(12, 16))
+    assert rig.odometry.frames[0].depth is None
+    assert "depth is 16x12 but the image is 32x24" in rig.session.status().message
+    rig.image(STEP)
+    rig.depth(STEP)
+    assert rig.session.status().level == 0
+
+
+def property_set() -> PropertySet:
+    camera = CAMERA.scaled(0.5)
+    depth = torch.full((12, 16), 2.0)
+    points = camera.unproject(camera.pixels(), depth)
+    points[0, 0] = torch.nan
+    residual = torch.zeros(12, 16, 3)
+    residual[4:8, 4:8, 0] = 0.1
+    return PropertySet(
+        camera=camera,
+        points=points,
+        scene_flow=torch.zeros(12, 16, 3),
+        weight=torch.full((12, 16), 0.5),
+        confidence=torch.full((12, 16), 1e4),
+        flow=torch.zeros(12, 16, 2),
+        residual=residual,
+    )
+
+
+def cloud_rows(message: Any) -> np.ndarray:
+    return np.asarray(message.data).view(np.float32).reshape(message.width, -1)
+
+
+def test_clouds_carry_places_colours_and_velocities() -> None:
+    rig = Rig({"cloud.stride": 1}, inputs=("image", "camera_info"))
+    rig.odometry.properties = property_set()
+    rig.tf()
+    rig.info()
+    rig.image(0)
+    rig.image(STEP)
+    clouds = {topic: message for topic, message in rig.out if "points" in topic}
+    points, dynamic = clouds["points"], clouds["dynamic_points"]
+    assert [field.name for field in points.fields] == [
+        "x",
+        "y",
+        "z",
+        "rgb",
+        "vx",
+        "vy",
+        "vz",
+        "weight",
+        "confidence",
+    ]
+    assert points.header.frame_id == "camera"
+    assert points.width == 12 * 16 - 1
+    assert dynamic.width == 16
+    rows = cloud_rows(dynamic)
+    np.testing.assert_allclose(rows[:, 2], 2.0)
+    np.testing.assert_allclose(rows[:, 4:7], [[1.0, 0.0, 0.0]] * 16, atol=1e-6)
+    assert (rows[:, 3].view(np.uint32) == 0x646464).all()
+
+
+def test_nothing_is_made_that_nobody_wants(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(inputs=("image", "camera_info"), wanted=lambda topic: topic == "odom")
+    monkeypatch.setattr("flowodom.session.make_cloud", lambda *_: pytest.fail("a cloud was made"))
+    rig.odometry.properties = property_set()
+    rig.tf()
+    rig.info()
+    for i in range(30):
+        rig.image(i * STEP)
+        rig.session.tick(i * STEP)
+    assert set(rig.topics()) == {"odom"}
+
+
+def test_the_path_stays_bounded() -> None:
+    rig = Rig({"path.length": 20, "path.rate": 10.0}, inputs=("image", "camera_info"))
+    rig.tf()
+    rig.info()
+    for i in range(200):
+        rig.image(i * STEP)
+    paths = [message for topic, message in rig.out if topic == "path"]
+    assert len(paths) <= 20
+    assert max(len(path.poses) for path in paths) <= 20
+    stamps = [stamp_of(pose.header) for pose in paths[-1].poses]
+    assert stamps[0] == 0
+    assert stamps[-1] >= 170 * STEP
+
+
+def test_a_missing_topic_is_named_by_its_real_name_after_five_seconds() -> None:
+    rig = Rig(resolve={"image": "/front/image", "camera_info": "/front/camera_info", "depth": "/front/depth"}.get)
+    assert "front" not in rig.session.tick(0)[0][1].status[0].message
+    message = rig.session.tick(6 * SECOND)[0][1].status[0].message
+    assert "/front/image" in message
+    assert "/front/depth" in message
+    rig.info()
+    assert "/front/camera_info" not in rig.session.tick(8 * SECOND)[0][1].status[0].message
+
+
+def test_diagnostics_come_once_a_second(mono: Rig) -> None:
+    times: Iterator[int] = iter(range(0, 5 * SECOND, STEP))
+    count = sum(topic == "/diagnostics" for now in times for topic, _ in mono.session.tick(now))
+    assert count == 5
+
+
+def test_the_observer_sees_every_frame_and_where_it_places_the_base() -> None:
+    seen: list[Any] = []
+    rig = Rig(inputs=("image", "camera_info"), on_estimate=lambda *arguments: seen.append(arguments))
+    rig.tf()
+    rig.info()
+    rig.image(0)
+    rig.image(STEP, value=255)
+    frame, estimate, placement = seen[0]
+    assert (frame.stamp, estimate.stamp) == (0, 0)
+    torch.testing.assert_close(placement.extrinsic, EXTRINSIC)
+    adjoint = se3.adjoint(EXTRINSIC)
+    torch.testing.assert_close(placement.covariance, adjoint @ COVARIANCE @ adjoint.T)
+    assert seen[1][2] is None
+
+
+def test_two_parents_that_contradict_are_named_and_silence_the_pose(mono: Rig) -> None:
+    mono.image(0)
+    mono.tf("base_link", "mast", se3.identity())
+    mono.tf("mast", "camera", se3.identity())
+    mono.out.clear()
+    mono.image(STEP)
+    assert mono.topics() == []
+    assert "contradicts itself" in mono.session.status().message
+
+
+def test_an_unknown_input_is_an_error(mono: Rig) -> None:
+    with pytest.raises(MessageError, match="no input is called 'imgae'"):
+        mono.feed("imgae", None)
