@@ -47,7 +47,9 @@ class FlowConfig:
     """Optical flow."""
 
     method: str = parameter("dis", "Optical flow method.", choices=("dis", "lucas_kanade", "horn_schunck"))
-    scale: float = parameter(0.5, "Size of the dense fields relative to the image.", low=0.1, high=1.0)
+    max_pixels: int = parameter(
+        120_000, "Most pixels of the dense fields; larger images are shrunk for them.", unit="px", low=1000
+    )
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class RegistrationConfig:
     max_iterations: int = parameter(10, "Most iterations of the robust refinement.", low=1, high=100)
     pixel_noise: float = parameter(0.3, "Standard deviation of a tracked point's place.", unit="px", low=0.01, high=5.0)
     window: int = parameter(7, "Keyframes refined together.", low=2, high=30)
+    window_iterations: int = parameter(6, "Most iterations of the window's refinement.", low=1, high=100)
 
 
 @dataclass(frozen=True)

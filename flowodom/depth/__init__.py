@@ -1,0 +1,110 @@
+"""Depth as inverse depth with its variance: one class a source behind one protocol."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from flowodom.flow import FlowField
+from flowodom.frame import Frame
+from flowodom.geometry import PinholeCamera
+
+
+@dataclass(frozen=True)
+class InverseDepth:
+    """Inverse depth of every pixel of one image, as independent Gaussians.
+
+    Attributes:
+        camera: Camera of the grid.
+        mean: (H, W) float32, 1/m (or one over the odometry's own unit where the scale is not metric), NaN unknown.
+        variance: (H, W) float32, 1/m^2, infinite where unknown.
+    """
+
+    camera: PinholeCamera
+    mean: Tensor
+    variance: Tensor
+
+    @classmethod
+    def unknown(cls, camera: PinholeCamera, device: torch.device | str = "cpu") -> InverseDepth:
+        """Returns a field in which nothing is known."""
+        size = (camera.height, camera.width)
+        return cls(camera, torch.full(size, torch.nan, device=device), torch.full(size, torch.inf, device=device))
+
+    def at(self, camera: PinholeCamera, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Reads the field at pixels, never mixing the two sides of a depth edge.
+
+        The four neighbours are interpolated where all are known and lie on one surface; elsewhere nothing is known.
+
+        Args:
+            camera: Camera in whose grid the pixels are given; it sees the same view at any resolution.
+            pixels: (..., 2) pixel coordinates (u, v).
+
+        Returns:
+            (...) inverse depth, NaN unknown, and (...) variance, infinite where unknown, in the dtype of ``pixels``.
+        """
+        height, width = self.mean.shape
+        scale = pixels.new_tensor((width / camera.width, height / camera.height))
+        place = (pixels + 0.5) * scale - 0.5
+        place = place.nan_to_num(nan=-1.0)
+        u0 = place[..., 0].clamp(0, width - 2).floor()
+        v0 = place[..., 1].clamp(0, height - 2).floor()
+        wu, wv = place[..., 0] - u0, place[..., 1] - v0
+        inside = (place[..., 0] >= -0.5) & (place[..., 1] >= -0.5)
+        inside &= (place[..., 0] <= width - 0.5) & (place[..., 1] <= height - 0.5)
+        index = (v0 * width + u0).long()
+        corners = index[..., None] + index.new_tensor((0, 1, width, width + 1))
+        means = self.mean.reshape(-1)[corners].to(pixels.dtype)
+        variances = self.variance.reshape(-1)[corners].to(pixels.dtype)
+        wu, wv = wu.clamp(0, 1), wv.clamp(0, 1)
+        weights = torch.stack(((1 - wu) * (1 - wv), wu * (1 - wv), (1 - wu) * wv, wu * wv), dim=-1)
+        mean = (weights * means).sum(-1)
+        variance = (weights * variances).sum(-1)
+        spread = means.amax(-1) - means.amin(-1)
+        one_surface = spread <= EDGE_RATIO * mean.abs() + 3 * variance.sqrt()
+        known = inside & one_surface
+        return torch.where(known, mean, torch.nan), torch.where(known, variance, torch.inf)
+
+
+EDGE_RATIO = 0.03
+"""Neighbouring inverse depths that differ by more than this share (and three deviations) lie on two surfaces."""
+
+
+class DepthSource(Protocol):
+    """Anything that gives a frame its depth.
+
+    Attributes:
+        metric: Whether its depths are in metres, measured independently of the flow.
+    """
+
+    metric: bool
+
+    def observe(self, frame: Frame) -> InverseDepth | None:
+        """Returns what the image alone tells, before any motion is known; None for nothing."""
+        ...
+
+    def fuse(
+        self,
+        observed: InverseDepth | None,
+        previous: InverseDepth | None,
+        flow: FlowField,
+        camera: PinholeCamera,
+        motion: Tensor,
+        covariance: Tensor,
+    ) -> InverseDepth:
+        """Combines it with the past, now that the motion is known.
+
+        Args:
+            observed: Of the current frame, from ``observe``.
+            previous: The field of the previous frame, None at the start.
+            flow: Dense flow from the previous to the current frame, on the grid of ``camera``.
+            camera: Camera of the dense grid.
+            motion: (4, 4) float64 ``T_current_previous``.
+            covariance: (6, 6) of the right perturbation of ``motion``.
+
+        Returns:
+            The field of the current frame.
+        """
+        ...

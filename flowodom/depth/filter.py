@@ -1,0 +1,124 @@
+"""Depth from one moving camera: a recursive inverse-depth filter on every pixel.
+
+Each frame, the field of the previous frame is carried along the flow and through the camera's motion, and corrected by
+what epipolar triangulation of the flow measures. Both are Gaussians in inverse depth, in which the error of
+triangulation is close to one.
+
+Source: Matthies, Kanade and Szeliski, "Kalman Filter-based Algorithms for Estimating Depth from Image Sequences" (1989);
+Engel, Sturm and Cremers, "Semi-Dense Visual Odometry for a Monocular Camera" (2013).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flowodom.depth import InverseDepth
+from flowodom.flow import FlowField
+from flowodom.flow.consistency import FLOW_NOISE
+from flowodom.frame import Frame
+from flowodom.geometry import PinholeCamera, se3
+
+GATE = 3.0
+"""Deviations by which a measurement may differ from what was carried, before one of them must be wrong."""
+
+MOST_MISS = 1.5
+"""Forward-backward error, pixels, above which a pixel counts as occluded and starts anew."""
+
+FORGETTING = 1.1
+"""Growth of the carried variance per frame, for interpolation and small model errors."""
+
+LEAST_RELATIVE = 0.01
+"""Least relative deviation that the filter ever claims: flow errors of neighbouring frames are not independent."""
+
+MOST_RELATIVE = 0.5
+"""Greatest relative deviation at which inverse depth counts as known."""
+
+
+class FilterDepth:
+    """The recursive filter; keeps no state of its own, as the field of the previous frame is handed in.
+
+    Args:
+        device: Torch device of the fields.
+    """
+
+    metric = False
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self._device = device
+
+    def observe(self, frame: Frame) -> InverseDepth | None:
+        """Returns None: one image of one camera tells no depth by itself."""
+        return None
+
+    def fuse(
+        self,
+        observed: InverseDepth | None,
+        previous: InverseDepth | None,
+        flow: FlowField,
+        camera: PinholeCamera,
+        motion: Tensor,
+        covariance: Tensor,
+    ) -> InverseDepth:
+        """Carries the previous field to the current frame and corrects it; see ``DepthSource``."""
+        here = camera.pixels(device=self._device)
+        there = here + flow.backward
+        miss_squared = 2 * (flow.backward_variance - FLOW_NOISE**2)
+        visible = camera.contains(there) & (miss_squared < MOST_MISS**2)
+
+        measured, measured_variance = _triangulate(camera, here, there, flow.backward_variance, motion, covariance)
+        if previous is None:
+            mean, variance = measured, measured_variance
+        else:
+            carried, carried_variance = _carry(camera, there, previous, motion)
+            mean, variance = _combine(carried, carried_variance, measured, measured_variance)
+        variance = torch.maximum(variance, (LEAST_RELATIVE * mean) ** 2)
+        known = visible & (mean > 0) & (variance < (MOST_RELATIVE * mean) ** 2)
+        return InverseDepth(
+            camera, torch.where(known, mean, torch.nan).float(), torch.where(known, variance, torch.inf).float()
+        )
+
+
+def _triangulate(
+    camera: PinholeCamera, here: Tensor, there: Tensor, pixel_variance: Tensor, motion: Tensor, covariance: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Returns the inverse depth (H, W) of current pixels ``here`` seen before at ``there``, and its variance."""
+    back = se3.inverse(motion).to(here)
+    ray = camera.rays(here) @ back[:3, :3].T
+    shift = back[:3, 3]
+    seen = camera.rays(there)[..., :2]
+    # The point's former image is (ray + rho shift): a + rho b = 0 in two rows.
+    a = ray[..., :2] - seen * ray[..., 2:]
+    b = shift[:2] - seen * shift[2]
+    bb = (b * b).sum(-1).clamp_min(1e-12)
+    rho = -(a * b).sum(-1) / bb
+    off_line = (a + rho[..., None] * b).norm(dim=-1) * camera.focal
+    baseline = (covariance[:3, :3].trace() / shift.double().square().sum().clamp_min(1e-12)).to(here)
+    variance = pixel_variance / camera.focal**2 / bb + rho * rho * baseline
+    good = off_line < GATE * pixel_variance.sqrt() + 0.3
+    return torch.where(good, rho, torch.nan), torch.where(good, variance, torch.inf)
+
+
+def _carry(camera: PinholeCamera, there: Tensor, previous: InverseDepth, motion: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the previous field's inverse depth (H, W) at ``there``, moved to the current camera, and its variance."""
+    rho, variance = previous.at(camera, there)
+    rotation, translation = motion[:3, :3].to(there), motion[:3, 3].to(there)
+    turned = camera.rays(there) @ rotation[2]
+    stretch = (turned + rho * translation[2]).clamp_min(1e-3)
+    slope = turned / (stretch * stretch)
+    return rho / stretch, FORGETTING * variance * slope * slope
+
+
+def _combine(mean_a: Tensor, variance_a: Tensor, mean_b: Tensor, variance_b: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the product of two Gaussians; where they contradict each other the surer one stays, less sure than before.
+
+    An unknown mean (NaN) comes with an infinite variance and leaves the other as it is.
+    """
+    a_known, b_known = variance_a.isfinite(), variance_b.isfinite()
+    information_a, information_b = 1 / variance_a, 1 / variance_b
+    both = (information_a * mean_a.nan_to_num() + information_b * mean_b.nan_to_num()) / (information_a + information_b)
+    variance = 1 / (information_a + information_b)
+    clash = a_known & b_known & ((mean_a - mean_b) ** 2 > GATE**2 * (variance_a + variance_b))
+    surer = torch.where(variance_a < variance_b, mean_a, mean_b)
+    mean = torch.where(clash, surer, both)
+    return mean, torch.where(clash, 4 * torch.minimum(variance_a, variance_b), variance)

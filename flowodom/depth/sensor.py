@@ -1,0 +1,52 @@
+"""Depth from a depth camera registered to the image."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flowodom.config import DepthConfig
+from flowodom.depth import InverseDepth
+from flowodom.flow import FlowField
+from flowodom.frame import Frame
+from flowodom.geometry import PinholeCamera
+
+
+class SensorDepth:
+    """Inverse depth as measured: triangulating depth cameras have a constant error in it (it is their disparity).
+
+    Args:
+        config: Range limits and noise.
+        device: Torch device of the fields.
+    """
+
+    metric = True
+
+    def __init__(self, config: DepthConfig, device: torch.device | str = "cpu") -> None:
+        self._config = config
+        self._device = device
+
+    def observe(self, frame: Frame) -> InverseDepth | None:
+        """Returns the measured field, None where the frame has no valid depth at all."""
+        if frame.depth is None:
+            return None
+        depth = torch.from_numpy(np.ascontiguousarray(frame.depth)).to(self._device)
+        valid = (depth >= self._config.minimum) & (depth <= self._config.maximum)
+        if not valid.any():
+            return None
+        mean = torch.where(valid, 1 / depth, torch.nan)
+        variance = torch.where(valid, self._config.noise**2, torch.inf)
+        return InverseDepth(frame.camera, mean, variance.to(mean.dtype))
+
+    def fuse(
+        self,
+        observed: InverseDepth | None,
+        previous: InverseDepth | None,
+        flow: FlowField,
+        camera: PinholeCamera,
+        motion: Tensor,
+        covariance: Tensor,
+    ) -> InverseDepth:
+        """Returns ``observed``: a depth camera needs no past. See ``DepthSource``."""
+        return observed if observed is not None else InverseDepth.unknown(camera, self._device)

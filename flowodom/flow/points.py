@@ -1,0 +1,113 @@
+"""Points for the pose fit: chosen over the whole image, followed by dense flow, polished by Lucas-Kanade.
+
+Dense flow finds where a point went, however far; a Lucas-Kanade step against the keyframe's own pixels then makes the
+match as sharp as the full-size image allows, and free of the drift that chaining flow would add.
+
+Source: Shi and Tomasi, "Good Features to Track" (CVPR 1994); Bouguet, "Pyramidal Implementation of the Lucas Kanade
+Feature Tracker" (2000), through OpenCV.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+PATCH = (21, 21)
+"""Lucas-Kanade window, pixels."""
+
+ROUND_TRIP = 0.7
+"""Most pixels by which a point followed there and back may miss its start."""
+
+DARK_CORNER = 4e-5
+"""Least smaller eigenvalue of the structure tensor, grey levels squared on a scale of one, for a point to be chosen."""
+
+_STOP = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 20, 0.005)
+
+
+def choose(
+    grey: NDArray[np.uint8], count: int, *, taken: Tensor | None = None, ignore: NDArray[np.bool_] | None = None
+) -> Tensor:
+    """Chooses corners, at most one in each cell of a grid of about ``count`` cells.
+
+    Args:
+        grey: (H, W) uint8 image to choose in.
+        count: Cells over the whole image.
+        taken: (N, 2) pixels; cells that hold one of them get no new point.
+        ignore: (H, W) bool, True where nothing may be chosen.
+
+    Returns:
+        (M, 2) float64 pixels (u, v), strongest corner first.
+    """
+    height, width = grey.shape
+    cell = max(4, round((width * height / count) ** 0.5))
+    half = cv2.resize(grey, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
+    strength = cv2.cornerMinEigenVal(half, 5, ksize=3)
+    border = max(4, PATCH[0] // 4)
+    strength[:border], strength[-border:], strength[:, :border], strength[:, -border:] = 0, 0, 0, 0
+    if ignore is not None:
+        strength[cv2.resize(ignore.astype(np.uint8), strength.shape[::-1], interpolation=cv2.INTER_AREA) > 0] = 0
+    side = max(2, cell // 2)
+    rows, columns = strength.shape[0] // side, strength.shape[1] // side
+    tiles = torch.from_numpy(strength[: rows * side, : columns * side].copy())
+    tiles = tiles.reshape(rows, side, columns, side).permute(0, 2, 1, 3).reshape(rows * columns, side * side)
+    best, place = tiles.max(dim=-1)
+    free = best > DARK_CORNER
+    if taken is not None and len(taken):
+        column = (taken[:, 0] / (2 * side)).long().clamp(0, columns - 1)
+        row = (taken[:, 1] / (2 * side)).long().clamp(0, rows - 1)
+        free[(row * columns + column).cpu()] = False
+    index = free.nonzero()[:, 0]
+    index = index[best[index].argsort(descending=True, stable=True)]
+    v = (index // columns) * side + place[index] // side
+    u = (index % columns) * side + place[index] % side
+    return torch.stack((u, v), dim=-1).to(torch.float64) * 2 + 0.5
+
+
+def follow(
+    source: NDArray[np.uint8], target: NDArray[np.uint8], pixels: Tensor, guess: Tensor, *, levels: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Finds points of one image in another, starting from a guess.
+
+    Args:
+        source: (H, W) uint8 image in which the points lie.
+        target: (H, W) uint8 image to find them in.
+        pixels: (N, 2) float64 places in ``source``.
+        guess: (N, 2) float64 guessed places in ``target``.
+        levels: Pyramid levels above full size on which to search: each doubles how wrong the guess may be.
+
+    Returns:
+        (N, 2) float64 places in ``target`` and (N,) bool: found, inside the image, and back within ``ROUND_TRIP``.
+    """
+    if not len(pixels):
+        return pixels.clone(), torch.zeros(0, dtype=torch.bool)
+    start = pixels.numpy().astype(np.float32)
+    there = guess.numpy().astype(np.float32)
+    there, found, _ = _search(source, target, start, there, levels)
+    back, returned, _ = _search(target, source, there, start, 0)
+    height, width = target.shape
+    inside = (there >= 1).all(1) & (there[:, 0] <= width - 2) & (there[:, 1] <= height - 2)
+    good = (found[:, 0] > 0) & (returned[:, 0] > 0) & inside & (np.linalg.norm(back - start, axis=1) < ROUND_TRIP)
+    return torch.from_numpy(there.astype(np.float64)), torch.from_numpy(good)
+
+
+def _search(
+    source: NDArray[np.uint8],
+    target: NDArray[np.uint8],
+    start: NDArray[np.float32],
+    guess: NDArray[np.float32],
+    levels: int,
+) -> tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.float32]]:
+    return cv2.calcOpticalFlowPyrLK(
+        source,
+        target,
+        start,
+        guess.copy(),
+        winSize=PATCH,
+        maxLevel=levels,
+        criteria=_STOP,
+        flags=cv2.OPTFLOW_USE_INITIAL_FLOW,
+        minEigThreshold=1e-4,
+    )

@@ -1,0 +1,284 @@
+"""Odometry: a frame in, an estimate of the camera's pose and of the scene's flow out."""
+
+from __future__ import annotations
+
+import enum
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import cv2
+import torch
+from torch import Tensor
+
+from flowodom.config import OdometryConfig
+from flowodom.depth import DepthSource, InverseDepth
+from flowodom.depth.filter import FilterDepth
+from flowodom.depth.sensor import SensorDepth
+from flowodom.flow import FlowMethod
+from flowodom.flow.methods import make_flow
+from flowodom.frame import Frame
+from flowodom.geometry import PinholeCamera, se3
+from flowodom.registration.ground import ground_height
+from flowodom.scene_flow import PropertySet, lift
+from flowodom.tracking import NotTracked, Parallax, Tracker, View
+
+_log = logging.getLogger(__name__)
+
+PATIENCE = 1.0
+"""Seconds without a trusted pose after which a new segment starts at the last one."""
+
+
+class Status(enum.Enum):
+    """What the odometry knows of where it is."""
+
+    INITIALIZING = enum.auto()
+    TRACKING = enum.auto()
+    LOST = enum.auto()
+
+
+class Scale(enum.Enum):
+    """What the unit of length is."""
+
+    UNKNOWN = "unknown"
+    """Nothing but rotation has been seen so far."""
+    FIRST_BASELINE = "first_baseline"
+    """The distance between the first two views of a single camera."""
+    CAMERA_HEIGHT = "camera_height"
+    """Metres, by the camera's height above the ground."""
+    SENSOR = "sensor"
+    """Metres, by a depth camera."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one frame told.
+
+    Attributes:
+        stamp: Time of the frame, integer nanoseconds.
+        status: INITIALIZING, TRACKING or LOST.
+        segment: Counts the new starts after LOST, a reset or a change of camera.
+        reason: Why the frame is not TRACKING; empty where it is.
+        pose: (4, 4) float64 ``T_odom_camera``, optical frame; None where no pose is believed.
+        covariance: (6, 6) float64 of ``xi = (rho, phi)`` in ``T_true = pose @ exp(xi)``; None with ``pose``.
+        motion: (4, 4) float64 ``T_previous_camera``; None where there is no tracked previous frame.
+        motion_covariance: (6, 6) of its right perturbation.
+        interval: Seconds from the previous tracked frame to this one, zero without one.
+        keyframe: Whether the frame became a keyframe.
+        scale: What the unit of length is.
+        matches: Points followed into the frame.
+        inliers: Those that agree with the pose.
+        timing: Seconds spent in each stage.
+    """
+
+    stamp: int
+    status: Status
+    segment: int
+    reason: str = ""
+    pose: Tensor | None = None
+    covariance: Tensor | None = None
+    motion: Tensor | None = None
+    motion_covariance: Tensor | None = None
+    interval: float = 0.0
+    keyframe: bool = False
+    scale: Scale = Scale.UNKNOWN
+    matches: int = 0
+    inliers: int = 0
+    timing: dict[str, float] = field(default_factory=dict)
+    lift: Callable[[], PropertySet] | None = field(default=None, repr=False)
+
+    @cached_property
+    def properties(self) -> PropertySet | None:
+        """P, F, W, C of the previous frame's pixels, lifted when first asked for; None without a tracked pair."""
+        return None if self.lift is None else self.lift()
+
+
+class Odometry:
+    """Visual odometry of one camera.
+
+    Args:
+        config: Parameters.
+    """
+
+    def __init__(self, config: OdometryConfig | None = None) -> None:
+        self._config = config or OdometryConfig()
+        self._device = resolve_device(self._config.device)
+        self._flow: FlowMethod = make_flow(self._config.flow.method)
+        self._segment = 0
+        self._origin = se3.identity()
+        self._origin_covariance = torch.zeros(6, 6, dtype=torch.float64)
+        self._tracker: Tracker | None = None
+        self._depth: DepthSource
+        self._scale = Scale.UNKNOWN
+        self._height_variance = 0.0
+        self._previous: View
+        self._field: InverseDepth | None = None
+        self._lost_since: int | None = None
+        self._timing: dict[str, float] = {}
+
+    def reset(self, pose: Tensor | None = None) -> None:
+        """Starts a new segment with the next frame.
+
+        Args:
+            pose: (4, 4) float64 ``T_odom_camera`` of the next frame; the last trusted pose where None.
+        """
+        if self._tracker is not None:
+            self._origin, self._origin_covariance = self._tracker.pose, self._tracker.covariance
+            self._segment += 1
+        if pose is not None:
+            self._origin, self._origin_covariance = pose.to(torch.float64), torch.zeros(6, 6, dtype=torch.float64)
+        self._tracker, self._field, self._lost_since = None, None, None
+
+    def step(self, frame: Frame) -> Estimate:
+        """Takes in the next frame.
+
+        Args:
+            frame: The frame, later than all before it.
+
+        Returns:
+            What it tells. A frame of another size or calibration starts a new segment.
+        """
+        self._timing = {}
+        if self._tracker is not None and frame.camera != self._previous.frame.camera:
+            _log.warning("the camera has changed from %s to %s: new segment", self._previous.frame.camera, frame.camera)
+            self.reset()
+        with self._stage("prepare"):
+            view = self._look(frame)
+        if self._tracker is None:
+            return self._begin(view)
+        tracker, previous, former = self._tracker, self._previous, self._field
+        dense_camera = _dense_camera(frame.camera, view.dense)
+        interval = (frame.stamp - previous.frame.stamp) * 1e-9
+        with self._stage("flow"):
+            flow = self._flow(previous.dense, view.dense)
+        try:
+            with self._stage("pose"):
+                track = tracker.track(view, flow, former)
+        except Parallax as wait:
+            self._previous = view
+            return self._estimate(view, Status.INITIALIZING, reason=str(wait))
+        except NotTracked as loss:
+            return self._lose(view, str(loss))
+        with self._stage("depth"):
+            to_current, covariance = se3.inverse(track.motion), track.motion_covariance
+            if tracker.started:
+                self._field = self._depth.fuse(view.depth, former, flow, dense_camera, to_current, covariance)
+        self._previous, self._lost_since = view, None
+        factor = self._measure_scale(track.keyframe)
+        unknown = InverseDepth.unknown(dense_camera, self._device)
+        before, now = former or unknown, self._field or unknown
+        return self._estimate(
+            view,
+            Status.TRACKING,
+            pose=track.pose,
+            covariance=track.covariance,
+            motion=_scaled(track.motion, factor),
+            motion_covariance=track.motion_covariance,
+            interval=interval,
+            keyframe=track.keyframe,
+            matches=track.matches,
+            inliers=track.inliers,
+            lift=lambda: lift(dense_camera, flow, before, now, to_current),
+        )
+
+    def _look(self, frame: Frame) -> View:
+        """Prepares a frame: grey, its dense-size copy, and the depth that it carries."""
+        grey = frame.grey
+        scale = min(1.0, (self._config.flow.max_pixels / grey.size) ** 0.5)
+        size = (max(16, round(grey.shape[1] * scale)), max(16, round(grey.shape[0] * scale)))
+        dense = grey if scale == 1.0 else cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
+        if self._tracker is None:
+            self._depth = self._choose_depth(frame)
+        return View(frame, grey, torch.from_numpy(dense).to(self._device), self._depth.observe(frame))
+
+    def _choose_depth(self, frame: Frame) -> DepthSource:
+        source = self._config.depth.source
+        if source == "sensor" or (source == "auto" and frame.depth is not None):
+            return SensorDepth(self._config.depth, self._device)
+        return FilterDepth(self._device)
+
+    def _begin(self, view: View) -> Estimate:
+        """Makes the view the first keyframe of a segment."""
+        if self._depth.metric and view.depth is None:
+            return self._estimate(view, Status.INITIALIZING, reason="no valid depth in the first frame")
+        self._tracker = Tracker(
+            self._config.registration,
+            view,
+            metric=self._depth.metric,
+            pose=self._origin,
+            covariance=self._origin_covariance,
+        )
+        self._scale = Scale.SENSOR if self._depth.metric else Scale.UNKNOWN
+        self._previous, self._field = view, view.depth
+        return self._estimate(
+            view, Status.TRACKING, pose=self._origin, covariance=self._origin_covariance, keyframe=True
+        )
+
+    def _lose(self, view: View, reason: str) -> Estimate:
+        """Reports LOST; after a while without recovery the next frame starts a new segment."""
+        if self._lost_since is None:
+            self._lost_since = view.frame.stamp
+        if (view.frame.stamp - self._lost_since) * 1e-9 >= PATIENCE:
+            self.reset()
+        return self._estimate(view, Status.LOST, reason=reason)
+
+    def _measure_scale(self, keyframe: bool) -> float:
+        """Brings a single camera to metres where its height is known; returns by how much lengths were multiplied."""
+        assert self._tracker is not None
+        if self._scale is Scale.UNKNOWN and self._tracker.started:
+            self._scale = Scale.FIRST_BASELINE
+        if not keyframe or self._depth.metric or self._config.camera_height == 0 or self._field is None:
+            return 1.0
+        found = ground_height(self._field)
+        if found is None:
+            return 1.0
+        height, relative = found
+        factor, variance = self._config.camera_height / height, relative**2
+        if self._scale is Scale.CAMERA_HEIGHT:
+            # Kalman update of the logarithm of the scale; it wanders by a hundredth from keyframe to keyframe.
+            self._height_variance += 0.01**2
+            gain = self._height_variance / (self._height_variance + variance)
+            factor = factor**gain
+            self._height_variance *= 1 - gain
+        else:
+            self._scale, self._height_variance = Scale.CAMERA_HEIGHT, variance
+        self._tracker.rescale(factor)
+        self._field = InverseDepth(self._field.camera, self._field.mean / factor, self._field.variance / factor**2)
+        return factor
+
+    def _estimate(self, view: View, status: Status, **known: object) -> Estimate:
+        return Estimate(
+            view.frame.stamp, status, self._segment, scale=self._scale, timing=self._timing, **known  # type: ignore[arg-type]
+        )
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._timing[name] = time.perf_counter() - start
+
+
+def resolve_device(name: str) -> torch.device:
+    """Returns the torch device of a parameter: ``auto`` is CUDA where there is one, else the CPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def _dense_camera(camera: PinholeCamera, dense: Tensor) -> PinholeCamera:
+    """Returns the camera of the dense grid."""
+    height, width = dense.shape
+    x, y = width / camera.width, height / camera.height
+    return PinholeCamera(
+        camera.fx * x, camera.fy * y, (camera.cx + 0.5) * x - 0.5, (camera.cy + 0.5) * y - 0.5, width, height
+    )
+
+
+def _scaled(motion: Tensor, factor: float) -> Tensor:
+    """Returns a motion with its translation multiplied."""
+    result = motion.clone()
+    result[:3, 3] *= factor
+    return result

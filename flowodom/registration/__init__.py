@@ -1,0 +1,1 @@
+"""The weighted SE(3) fit: closed form, robust refinement, keyframe window, covariance."""

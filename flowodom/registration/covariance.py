@@ -1,0 +1,45 @@
+"""From the solver's Hessian to a covariance that can be believed, and how covariances travel along motions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flowodom.geometry import se3
+from flowodom.registration.refine import Fit
+
+CORRELATION = 4.0
+"""How many matches share one error: flow errors of neighbours are alike, so the Hessian counts too many as independent."""
+
+UNOBSERVED = 1e6
+"""Variance, m^2 or rad^2, given to directions of which the matches say nothing."""
+
+
+def fit_covariance(fit: Fit) -> Tensor:
+    """Returns the (6, 6) covariance of a fitted motion.
+
+    It is the inverse Hessian, scaled by how far the matches really scatter and by how much they repeat each other;
+    directions that are not observable get a huge variance in place of an infinite one.
+
+    Args:
+        fit: The fit of ``T_current_reference``.
+
+    Returns:
+        (6, 6) float64, of the left perturbation of ``T_current_reference``, which is the right perturbation of its
+        inverse, the pose of the current camera in the reference.
+    """
+    values, vectors = torch.linalg.eigh(fit.information)
+    variances = (fit.noise_factor * CORRELATION / values.clamp_min(1e-18)).clamp_max(UNOBSERVED)
+    return (vectors * variances) @ vectors.T
+
+
+def compose(covariance: Tensor, motion: Tensor, motion_covariance: Tensor) -> Tensor:
+    """Returns the covariance of ``pose @ motion``, all of right perturbations, to first order.
+
+    Args:
+        covariance: (6, 6) of the pose.
+        motion: (4, 4) motion appended to it.
+        motion_covariance: (6, 6) of the motion, independent of the pose.
+    """
+    adjoint = se3.adjoint(se3.inverse(motion))
+    return adjoint @ covariance @ adjoint.T + motion_covariance

@@ -1,0 +1,61 @@
+"""Metric scale for a single camera from its height above flat ground.
+
+On a plane the inverse depth is linear in the ray: ``n . X = h`` with ``X = ray / rho`` gives ``rho = (n / h) . ray``. So
+the plane is a robust linear fit to the inverse-depth field, and the height follows from its length.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from flowodom.depth import InverseDepth
+
+MOST_TILT = math.radians(25)
+"""Angle between the camera's downward axis and the ground's normal, up to which a plane can be the ground."""
+
+LEAST_PIXELS = 200
+"""Pixels on the plane needed to believe it."""
+
+
+def ground_height(field: InverseDepth) -> tuple[float, float] | None:
+    """Finds the height of the camera above the ground plane.
+
+    Args:
+        field: Inverse depth of the current frame.
+
+    Returns:
+        Height in the field's unit of length and its relative standard deviation; None where no ground is seen.
+    """
+    rays = field.camera.rays(field.camera.pixels(device=field.mean.device))
+    below = (rays[..., 1] > 0.05) & (rays[..., 0].abs() < 2.5 * rays[..., 1]) & field.variance.isfinite()
+    ray, rho, variance = rays[below].double(), field.mean[below].double(), field.variance[below].double()
+    if len(rho) < LEAST_PIXELS:
+        return None
+    # On level ground rho / y is the same everywhere: its mode starts the fit.
+    ratio = (rho / ray[:, 1]).log()
+    edges = torch.linspace(float(ratio.quantile(0.01)), float(ratio.quantile(0.99)) + 1e-6, 41, dtype=torch.float64)
+    counts = torch.histogram(ratio.cpu(), edges).hist
+    peak = int(torch.nn.functional.avg_pool1d(counts[None], 3, 1, 1)[0].argmax())
+    plane = torch.zeros(3, dtype=torch.float64, device=ray.device)
+    plane[1] = float(0.5 * (edges[peak] + edges[peak + 1]).exp())
+    relative = 0.2
+    for _ in range(12):
+        expected = ray @ plane
+        spread = variance + (relative * expected) ** 2
+        squared = (rho - expected) ** 2 / spread
+        weight = (4 / (4 + squared)) ** 2 / spread
+        normal_matrix = (ray * weight[:, None]).T @ ray
+        plane = torch.linalg.solve(
+            normal_matrix + 1e-9 * normal_matrix.diagonal().mean() * torch.eye(3), ray.T @ (weight * rho)
+        )
+        relative = max(0.7 * relative, 0.02)
+    on_plane = squared < 4
+    normal = plane / plane.norm()
+    if int(on_plane.sum()) < max(LEAST_PIXELS, 0.3 * len(rho)) or float(normal[1]) < math.cos(MOST_TILT):
+        return None
+    # Errors of neighbouring pixels are alike: one independent pixel in a hundred is a cautious count.
+    scatter = float((weight[on_plane] * (rho - expected)[on_plane] ** 2).sum() / weight[on_plane].sum())
+    level = float((weight[on_plane] * rho[on_plane] ** 2).sum() / weight[on_plane].sum())
+    return 1 / float(plane.norm()), max(math.sqrt(scatter / level / (on_plane.sum() / 100)), 0.01)

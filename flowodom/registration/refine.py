@@ -1,0 +1,201 @@
+"""Robust refinement of one camera's pose in pixel space, with depth as a prior.
+
+A point is known in a reference camera on the ray ``direction`` from ``offset`` at inverse depth ``rho``: its place is
+``direction / rho + offset``. Its residual in the current camera has three parts, two pixels and an inverse depth, with a
+full 3x3 covariance: the noise of the match and of the depth seen now, plus what the uncertainty of ``rho`` does to all
+three. So a point of unknown depth still tells the rotation, and depth noise cannot invent translation.
+
+Source: DF-VO (Zhan et al., 2020) for refining in pixel rather than metric space; MAC-VO (Qiu et al., 2024) for the full
+covariance of each point; Geman and McClure's kernel, annealed as in Yang et al., "Graduated Non-Convexity" (2020).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from flowodom.geometry import PinholeCamera, se3
+
+OUTLIER = 3.0
+"""Deviations at which the robust weight of a match has dropped to a quarter."""
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Points known in a reference camera, and where they are seen now; all float64.
+
+    Attributes:
+        direction: (N, 3) ray of each point, reference camera.
+        offset: (N, 3) from where that ray starts, reference camera.
+        rho: (N,) inverse depth along the ray.
+        rho_variance: (N,) its variance.
+        pixels: (N, 2) where each is seen in the current image.
+        pixel_variance: (N,) per component, pixels squared.
+        seen_rho: (N,) inverse depth measured in the current camera; NaN for none.
+        seen_variance: (N,) its variance; infinite for none.
+    """
+
+    direction: Tensor
+    offset: Tensor
+    rho: Tensor
+    rho_variance: Tensor
+    pixels: Tensor
+    pixel_variance: Tensor
+    seen_rho: Tensor
+    seen_variance: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rho)
+
+    def subset(self, keep: Tensor) -> Matches:
+        """Returns the matches picked by a bool mask or an index."""
+        return Matches(*(getattr(self, f.name)[keep] for f in fields(self)))
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted motion and what is known of it.
+
+    Attributes:
+        motion: (4, 4) float64 ``T_current_reference``.
+        information: (6, 6) float64, of the left perturbation ``exp(xi) @ motion``, in units of the stated noise.
+        weight: (N,) robust weight of each match, in [0, 1].
+        noise_factor: By how much, squared, the matches scatter more than their stated noise (at least a quarter).
+        cost: Robust cost in units of the stated noise squared.
+    """
+
+    motion: Tensor
+    information: Tensor
+    weight: Tensor
+    noise_factor: float
+    cost: float
+
+
+def residuals(camera: PinholeCamera, matches: Matches, motion: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns how far each match is from where the motion puts it, and the inverse covariance of that.
+
+    Args:
+        camera: The current camera.
+        matches: N matches.
+        motion: (..., 4, 4) float64 ``T_current_reference``.
+
+    Returns:
+        (..., N, 3) residual (u, v pixels; inverse depth) and (..., N, 3, 3) inverse covariance.
+    """
+    error, noise_inverse, by_rho, _ = _linearise(camera, matches, motion)
+    return error, _marginal_information(noise_inverse, by_rho, matches.rho_variance)
+
+
+def _linearise(camera: PinholeCamera, m: Matches, motion: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns residuals (..., N, 3), noise information (N, 3), and the derivatives by rho (..., N, 3) and by the point
+    (..., N, 3, 3), the point being scaled by rho."""
+    rotation, translation = motion[..., None, :3, :3], motion[..., None, :3, 3]
+    start = (rotation @ m.offset[..., None])[..., 0] + translation
+    ray = (rotation @ m.direction[..., None])[..., 0]
+    point = ray + m.rho[..., None] * start  # rho times the point in the current camera
+    z = point[..., 2].clamp_min(1e-3)
+    by_point = torch.zeros(*point.shape, 3, dtype=point.dtype, device=point.device)
+    by_point[..., :2, :] = camera.projection_jacobian(point, min_depth=1e-3)
+    by_point[..., 2, 2] = -m.rho / (z * z)
+    known = m.seen_variance.isfinite()
+    error = torch.cat(
+        (
+            camera.project(point, min_depth=1e-3) - m.pixels,
+            torch.where(known, m.rho / z - m.seen_rho.nan_to_num(), 0)[..., None],
+        ),
+        dim=-1,
+    )
+    by_point[..., 2, :] = torch.where(known[..., None], by_point[..., 2, :], 0)
+    by_rho = (by_point @ start[..., None])[..., 0]
+    by_rho[..., 2] += torch.where(known, 1 / z, 0)
+    pixel_information = 1 / m.pixel_variance
+    noise_inverse = torch.stack((pixel_information, pixel_information, 1 / m.seen_variance), dim=-1)
+    return error, noise_inverse, by_rho, by_point
+
+
+def _marginal_information(noise_inverse: Tensor, by_rho: Tensor, rho_variance: Tensor) -> Tensor:
+    """Returns ``(N + j v j^T)^-1`` for diagonal N, by the Sherman-Morrison formula: (..., N, 3, 3)."""
+    scaled = noise_inverse * by_rho
+    denominator = 1 / rho_variance + (scaled * by_rho).sum(-1)
+    outer = scaled[..., :, None] * scaled[..., None, :] / denominator[..., None, None]
+    return torch.diag_embed(noise_inverse.expand(by_rho.shape)) - outer
+
+
+def score(camera: PinholeCamera, matches: Matches, motions: Tensor, *, outlier: float = OUTLIER) -> Tensor:
+    """Returns the (H,) truncated cost of (H, 4, 4) candidate motions: how badly each explains the matches."""
+    error, information = residuals(camera, matches, motions)
+    squared = (error[..., None, :] @ information @ error[..., None])[..., 0, 0]
+    return squared.clamp(max=outlier * outlier).sum(-1)
+
+
+def refine(
+    camera: PinholeCamera,
+    matches: Matches,
+    start: Tensor,
+    *,
+    max_iterations: int,
+    rotation_only: bool = False,
+    annealing: float = 16.0,
+) -> Fit:
+    """Refines a motion by robust, iteratively reweighted Gauss-Newton.
+
+    Args:
+        camera: The current camera.
+        matches: N matches.
+        start: (4, 4) float64 first guess of ``T_current_reference``.
+        max_iterations: Most Gauss-Newton steps.
+        rotation_only: Keep the current camera at the place where ``start`` has it.
+        annealing: By how much the kernel is widened, in deviations squared, at the first step; it shrinks fourfold a step.
+
+    Returns:
+        The fit; its information has zero rows for what was held.
+    """
+    motion = start
+    kernel = OUTLIER * OUTLIER * annealing
+    eye = torch.eye(6, dtype=start.dtype, device=start.device)
+    for _ in range(max_iterations):
+        hessian, gradient, *_ = _normal_equations(camera, matches, motion, kernel)
+        if rotation_only:
+            centre = se3.inverse(motion)[:3, 3]
+            # Turning about the camera centre in the reference frame leaves the current camera where it is.
+            turn = torch.linalg.solve(hessian[3:, 3:] + 1e-9 * eye[3:, 3:], -gradient[3:])
+            rotation = se3.so3_exp(turn) @ motion[:3, :3]
+            motion = se3.matrix(rotation, -(rotation @ centre))
+            step = turn
+        else:
+            damping = 1e-9 * hessian.diagonal().mean() * eye
+            step = torch.linalg.solve(hessian + damping, -gradient)
+            motion = se3.exp(step) @ motion
+        converged = step.abs().amax() < 1e-7 and kernel <= OUTLIER * OUTLIER
+        kernel = max(kernel / 4, OUTLIER * OUTLIER)
+        if converged:
+            break
+    hessian, _, weight, squared = _normal_equations(camera, matches, motion, OUTLIER * OUTLIER)
+    if rotation_only:
+        hessian = hessian.clone()
+        hessian[:3, :], hessian[:, :3] = 0, 0
+    parts = 2 + matches.seen_variance.isfinite().to(squared.dtype)
+    noise_factor = (weight * squared).sum() / ((weight * parts).sum() - 6).clamp_min(1)
+    cost = squared.clamp(max=OUTLIER * OUTLIER).sum()
+    return Fit(motion, hessian, weight, max(float(noise_factor), 0.25), float(cost))
+
+
+def _normal_equations(
+    camera: PinholeCamera, matches: Matches, motion: Tensor, kernel: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns the Hessian (6, 6), gradient (6,), robust weights (N,) and squared Mahalanobis residuals (N,)."""
+    error, noise_inverse, by_rho, by_point = _linearise(camera, matches, motion)
+    information = _marginal_information(noise_inverse, by_rho, matches.rho_variance)
+    whitened = (information @ error[..., None])[..., 0]
+    squared = (error * whitened).sum(-1)
+    weight = (kernel / (kernel + squared)) ** 2
+    # d(rho exp(xi) X) / d xi = (rho I, -hat(rho X)), rho X being the scaled point.
+    scaled_point = (motion[:3, :3] @ (matches.direction + matches.rho[:, None] * matches.offset)[..., None])[..., 0]
+    scaled_point = scaled_point + matches.rho[:, None] * motion[:3, 3]
+    jacobian = torch.cat((matches.rho[:, None, None] * by_point, -by_point @ se3.hat(scaled_point)), dim=-1)
+    weighted = weight[:, None, None] * (information @ jacobian)
+    hessian = (jacobian.reshape(-1, 6).T @ weighted.reshape(-1, 6)).contiguous()
+    gradient = (weighted * error[..., None]).sum((0, 1))
+    return 0.5 * (hessian + hessian.T), gradient, weight, squared

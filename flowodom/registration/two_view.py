@@ -1,0 +1,53 @@
+"""The start of a single camera: rotation from rays, and, once there is parallax, the essential matrix.
+
+Source: Nister, "An Efficient Solution to the Five-Point Relative Pose Problem" (2004), through OpenCV's robust estimator.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from flowodom.geometry import PinholeCamera, se3
+
+MOST_EPIPOLAR_ERROR = 0.7
+"""Distance to the epipolar line, pixels, up to which a match supports a hypothesis."""
+
+LEAST_SUPPORT = 0.6
+"""Share of the matches that must agree with the essential matrix and lie in front of both cameras."""
+
+
+def two_view(camera: PinholeCamera, pixels: Tensor, seen: Tensor) -> Tensor | None:
+    """Finds the relative pose of two views of a static scene, up to scale.
+
+    Args:
+        camera: The camera of both views.
+        pixels: (N, 2) float64 places in the first view.
+        seen: (N, 2) float64 places in the second.
+
+    Returns:
+        (4, 4) float64 ``T_second_first`` with a translation of length one, or None where too few matches agree.
+    """
+    if len(pixels) < 20:
+        return None
+    a, b = camera.rays(pixels)[:, :2].numpy(), camera.rays(seen)[:, :2].numpy()
+    cv2.setRNGSeed(0)
+    essential, mask = cv2.findEssentialMat(
+        a,
+        b,
+        np.eye(3),
+        method=cv2.USAC_MAGSAC,
+        prob=0.9999,
+        threshold=MOST_EPIPOLAR_ERROR / camera.focal,
+        maxIters=2000,
+    )
+    if essential is None or essential.shape != (3, 3):
+        return None
+    support, rotation, translation, _, _ = cv2.recoverPose(
+        essential, a, b, np.eye(3), distanceThresh=1000.0, mask=mask.copy()
+    )
+    if support < LEAST_SUPPORT * len(pixels):
+        return None
+    return se3.matrix(torch.from_numpy(rotation), torch.from_numpy(translation[:, 0] / np.linalg.norm(translation)))

@@ -1,0 +1,409 @@
+"""A sliding window of keyframes whose poses, and the inverse depths of the points they see, are refined together.
+
+Each point lives on a ray of the keyframe that first saw it (its host) and is observed in later ones. The depths are
+eliminated by the Schur complement, so a step solves for the few poses only. The window has a fixed lag: the oldest
+keyframe leaves, its points move on to the next keyframe that saw them, and the poses it fixed stay fixed.
+
+Source: Triggs et al., "Bundle Adjustment - A Modern Synthesis" (2000); the host-and-inverse-depth form follows Engel,
+Koltun and Cremers, "Direct Sparse Odometry" (2018), with flow correspondences in place of intensities.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flowodom.geometry import PinholeCamera, se3
+from flowodom.registration.refine import OUTLIER, Matches
+
+UNKNOWN_DEVIATION = 1.0
+"""Deviation of an unknown inverse depth, as a share of the typical one."""
+
+LEAST_RHO = 1e-4
+"""Inverse depths are kept above it, as a share of the typical one: a point at 10,000 times the usual depth."""
+
+
+@dataclass
+class _Points:
+    """Structure of arrays: N points, K keyframes; float64."""
+
+    host: Tensor  # (N,) index of the keyframe on whose ray the point lives
+    ray: Tensor  # (N, 3) that ray, host camera, z = 1
+    rho: Tensor  # (N,) inverse depth in the host
+    variance: Tensor  # (N,) its variance as last estimated
+    prior: Tensor  # (N,) inverse depth measured in the host, NaN none
+    prior_variance: Tensor  # (N,) infinite for none
+    pixels: Tensor  # (N, K, 2) where each keyframe sees it, NaN unseen (and in the host, where it lies by definition)
+    seen_rho: Tensor  # (N, K) inverse depth measured there, NaN none
+    seen_variance: Tensor  # (N, K) infinite for none
+
+    def keep(self, mask: Tensor) -> None:
+        for name, value in vars(self).items():
+            setattr(self, name, value[mask])
+
+
+class KeyframeWindow:
+    """The keyframes and points that the odometry holds on to.
+
+    Args:
+        camera: The camera.
+        size: Most keyframes.
+        pixel_variance: Variance of an observation, per component, pixels squared.
+        metric: Whether depths are measured; without, the scale of the oldest keyframes is preserved.
+    """
+
+    def __init__(self, camera: PinholeCamera, *, size: int, pixel_variance: float, metric: bool) -> None:
+        self.camera = camera
+        self.metric = metric
+        self.poses: list[Tensor] = []
+        """(4, 4) float64 ``T_odom_keyframe``, oldest first."""
+        self._size = size
+        self._pixel_variance = pixel_variance
+        empty = torch.zeros(0, dtype=torch.float64)
+        self._points = _Points(
+            empty.long(), empty.reshape(0, 3), empty, empty, empty, empty, empty.reshape(0, 0, 2),
+            empty.reshape(0, 0), empty.reshape(0, 0),
+        )  # fmt: skip
+        self.active = torch.zeros(0, dtype=torch.long)
+        """(M,) indices of the points that the newest keyframe sees."""
+
+    @property
+    def typical_rho(self) -> float:
+        """Median inverse depth of the points known to better than half their value; 1 where there are none."""
+        p = self._points
+        known = p.variance < (0.5 * p.rho) ** 2
+        return float(p.rho[known].median()) if known.any() else 1.0
+
+    @property
+    def pixels(self) -> Tensor:
+        """(M, 2) where the newest keyframe sees the active points."""
+        p, last = self._points, len(self.poses) - 1
+        at_home = self.camera.project(p.ray[self.active])
+        return torch.where((p.host[self.active] == last)[:, None], at_home, p.pixels[self.active, last])
+
+    def matches(self, pixels: Tensor, seen_rho: Tensor, seen_variance: Tensor) -> Matches:
+        """Returns the active points as matches of a new camera against the newest keyframe.
+
+        Args:
+            pixels: (M, 2) where the new camera sees the active points.
+            seen_rho: (M,) inverse depth measured there, NaN none.
+            seen_variance: (M,) its variance, infinite for none.
+        """
+        p = self._points
+        poses = torch.stack(self.poses)
+        to_last = se3.inverse(self.poses[-1]) @ poses[p.host[self.active]]
+        direction = (to_last[:, :3, :3] @ p.ray[self.active][..., None])[..., 0]
+        return Matches(
+            direction=direction,
+            offset=to_last[:, :3, 3],
+            rho=p.rho[self.active],
+            rho_variance=p.variance[self.active],
+            pixels=pixels,
+            pixel_variance=torch.full_like(seen_rho, self._pixel_variance),
+            seen_rho=seen_rho,
+            seen_variance=seen_variance,
+        )
+
+    def add(
+        self,
+        pose: Tensor,
+        observed: Tensor,
+        pixels: Tensor,
+        seen_rho: Tensor,
+        seen_variance: Tensor,
+        fresh: Tensor,
+        fresh_rho: Tensor,
+        fresh_variance: Tensor,
+    ) -> None:
+        """Adds a keyframe.
+
+        Args:
+            pose: (4, 4) ``T_odom_keyframe``.
+            observed: (M,) bool, which active points it sees.
+            pixels: (M, 2) where it sees them.
+            seen_rho: (M,) inverse depth measured there, NaN none.
+            seen_variance: (M,) infinite for none.
+            fresh: (F, 2) pixels of new points.
+            fresh_rho: (F,) their inverse depth, NaN unknown.
+            fresh_variance: (F,) its variance, infinite for unknown.
+        """
+        if len(self.poses) == self._size:
+            observed, pixels, seen_rho, seen_variance = self._drop_oldest(observed, pixels, seen_rho, seen_variance)
+        p = self._points
+        n, f, k = len(p.rho), len(fresh), len(self.poses)
+        self.poses.append(pose)
+
+        column = torch.full((n, 1, 2), torch.nan, dtype=torch.float64)
+        column[self.active, 0] = torch.where(observed[:, None], pixels, torch.nan)
+        rho_column = torch.full((n, 1), torch.nan, dtype=torch.float64)
+        rho_column[self.active, 0] = torch.where(observed, seen_rho, torch.nan)
+        variance_column = torch.full((n, 1), torch.inf, dtype=torch.float64)
+        variance_column[self.active, 0] = torch.where(observed, seen_variance, torch.inf)
+
+        typical = self.typical_rho
+        known = fresh_variance.isfinite() & fresh_rho.isfinite()
+        rho = torch.where(known, fresh_rho, typical)
+        variance = torch.where(known, fresh_variance, (UNKNOWN_DEVIATION * typical) ** 2)
+        measured = known & self.metric
+        blank = torch.full((f, k + 1), torch.nan, dtype=torch.float64)
+        self._points = _Points(
+            host=torch.cat((p.host, torch.full((f,), k))),
+            ray=torch.cat((p.ray, self.camera.rays(fresh))),
+            rho=torch.cat((p.rho, rho)),
+            variance=torch.cat((p.variance, variance)),
+            prior=torch.cat((p.prior, torch.where(measured, fresh_rho, torch.nan))),
+            prior_variance=torch.cat((p.prior_variance, torch.where(measured, fresh_variance, torch.inf))),
+            pixels=torch.cat((torch.cat((p.pixels, column), 1), blank[..., None].expand(-1, -1, 2))),
+            seen_rho=torch.cat((torch.cat((p.seen_rho, rho_column), 1), blank)),
+            seen_variance=torch.cat(
+                (torch.cat((p.seen_variance, variance_column), 1), torch.full_like(blank, torch.inf))
+            ),
+        )
+        self.active = torch.cat((self.active[observed], torch.arange(n, n + f)))
+
+    def _drop_oldest(
+        self, observed: Tensor, pixels: Tensor, seen_rho: Tensor, seen_variance: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Drops the oldest keyframe; its points move to the next keyframe that saw them."""
+        p = self._points
+        seen = p.pixels[..., 0].isfinite()
+        orphan = p.host == 0
+        heir = seen.to(torch.int8).argmax(1)
+        alive = ~orphan | seen.any(1)
+        moved = (orphan & alive).nonzero()[:, 0]
+        to = heir[moved]
+        poses = torch.stack(self.poses)
+        change = se3.inverse(poses[to]) @ poses[0]
+        scaled = (change[:, :3, :3] @ p.ray[moved][..., None])[..., 0] + p.rho[moved, None] * change[:, :3, 3]
+        stretch = scaled[:, 2].clamp_min(1e-3)
+        p.rho[moved] = p.rho[moved] / stretch
+        p.variance[moved] = p.variance[moved] / stretch**2
+        p.host[moved] = to
+        p.ray[moved] = self.camera.rays(p.pixels[moved, to])
+        p.prior[moved] = p.seen_rho[moved, to]
+        p.prior_variance[moved] = p.seen_variance[moved, to]
+        p.pixels[moved, to] = torch.nan
+        p.seen_rho[moved, to] = torch.nan
+        p.seen_variance[moved, to] = torch.inf
+
+        renumber = torch.cumsum(alive.long(), 0) - 1
+        still = alive[self.active]
+        self.active = renumber[self.active[still]]
+        p.keep(alive)
+        p.host -= 1
+        p.pixels, p.seen_rho, p.seen_variance = p.pixels[:, 1:], p.seen_rho[:, 1:], p.seen_variance[:, 1:]
+        self.poses.pop(0)
+        return observed[still], pixels[still], seen_rho[still], seen_variance[still]
+
+    def rescale(self, factor: float) -> None:
+        """Multiplies every length by ``factor``, leaving the newest keyframe where it is."""
+        origin = self.poses[-1][:3, 3].clone()
+        for pose in self.poses:
+            pose[:3, 3] = origin + factor * (pose[:3, 3] - origin)
+        p = self._points
+        p.rho /= factor
+        p.variance /= factor**2
+
+    def optimise(self, *, max_iterations: int) -> None:
+        """Refines all poses but the oldest, and all inverse depths, by robust Levenberg-Marquardt."""
+        if len(self.poses) < 2:
+            return
+        p, k = self._points, len(self.poses)
+        point, frame = p.pixels[..., 0].isfinite().nonzero(as_tuple=True)
+        if len(point) < 6:
+            return
+        if not self.metric:
+            self._triangulate(point, frame)
+        reference = self._scale_reference() if not self.metric else 0.0
+        problem = _Problem(self.camera, p, point, frame, self._pixel_variance, k)
+        poses, rho = torch.stack(self.poses), p.rho.clone()
+        floor = LEAST_RHO * self.typical_rho
+        damping = 1e-4
+        system = problem.linearise(poses, rho)
+        for _ in range(max_iterations):
+            step_pose, step_rho = problem.solve(system, damping)
+            new_poses = torch.cat((poses[:1], poses[1:] @ se3.exp(step_pose)))
+            new_rho = (rho + step_rho).clamp_min(floor)
+            candidate = problem.linearise(new_poses, new_rho)
+            if candidate.cost < system.cost:
+                gain = (system.cost - candidate.cost) / system.cost
+                poses, rho, system = new_poses, new_rho, candidate
+                damping = max(damping / 10, 1e-8)
+                if gain < 1e-4:
+                    break
+            else:
+                damping *= 10
+                if damping > 1e3:
+                    break
+        self.poses = list(poses.unbind())
+        p.rho = rho
+        p.variance = self._posterior(system, problem)
+        if not self.metric and reference > 0:
+            now = self._scale_reference()
+            if now > 0:
+                self._rescale_about_oldest(reference / now)
+        self._discard_outliers(system, point, frame)
+
+    def _scale_reference(self) -> float:
+        """Returns the distance whose length is the scale: from the oldest keyframe to the middle one."""
+        middle = max(1, (len(self.poses) - 1) // 2)
+        distance = float((self.poses[middle][:3, 3] - self.poses[0][:3, 3]).norm())
+        return distance if distance * self.typical_rho > 1e-3 else 0.0
+
+    def _rescale_about_oldest(self, factor: float) -> None:
+        origin = self.poses[0][:3, 3]
+        for pose in self.poses[1:]:
+            pose[:3, 3] = origin + factor * (pose[:3, 3] - origin)
+        self._points.rho /= factor
+        self._points.variance /= factor**2
+
+    def _triangulate(self, point: Tensor, frame: Tensor) -> None:
+        """Gives points that are poorly known a linear least-squares inverse depth, the poses being fixed."""
+        p = self._points
+        poses = torch.stack(self.poses)
+        change = se3.inverse(poses[frame]) @ poses[p.host[point]]
+        ray = (change[:, :3, :3] @ p.ray[point][..., None])[..., 0]
+        shift = change[:, :3, 3]
+        seen = self.camera.rays(p.pixels[point, frame])[:, :2]
+        # (ray + rho shift) x seen = 0, two rows: a + rho b = 0.
+        a = ray[:, :2] - seen * ray[:, 2:]
+        b = shift[:, :2] - seen * shift[:, 2:]
+        total = torch.zeros_like(p.rho).index_add_(0, point, (b * b).sum(-1))
+        cross = torch.zeros_like(p.rho).index_add_(0, point, (a * b).sum(-1))
+        variance = self._pixel_variance / self.camera.focal**2 / total.clamp_min(1e-18)
+        rho = -cross / total.clamp_min(1e-18)
+        floor = LEAST_RHO * self.typical_rho
+        better = (p.variance > (0.3 * p.rho) ** 2) & (variance < p.variance) & (rho > floor)
+        p.rho = torch.where(better, rho, p.rho)
+
+    def _posterior(self, system: _System, problem: _Problem) -> Tensor:
+        """Returns the variance of each inverse depth, the poses being known; unconstrained points keep theirs."""
+        p = self._points
+        free = system.rho_information <= 0
+        return torch.where(free, p.variance, 1 / system.rho_information.clamp_min(1e-18))
+
+    def _discard_outliers(self, system: _System, point: Tensor, frame: Tensor) -> None:
+        """Forgets observations that the robust kernel has rejected, and points with none left that were never sure."""
+        p = self._points
+        bad = system.weight < 0.1
+        p.pixels[point[bad], frame[bad]] = torch.nan
+        p.seen_rho[point[bad], frame[bad]] = torch.nan
+        p.seen_variance[point[bad], frame[bad]] = torch.inf
+        last = len(self.poses) - 1
+        visible = (p.host[self.active] == last) | p.pixels[self.active, last, 0].isfinite()
+        self.active = self.active[visible]
+
+
+@dataclass(frozen=True)
+class _System:
+    cost: float
+    weight: Tensor  # (M,) of each observation
+    pose_hessian: Tensor  # (6K, 6K)
+    pose_gradient: Tensor  # (6K,)
+    cross: Tensor  # (N, 6K)
+    rho_information: Tensor  # (N,)
+    rho_gradient: Tensor  # (N,)
+
+
+class _Problem:
+    """The normal equations of one window: M observations of N points in K keyframes."""
+
+    def __init__(
+        self, camera: PinholeCamera, points: _Points, point: Tensor, frame: Tensor, pixel_variance: float, k: int
+    ) -> None:
+        self._camera, self._points, self._point, self._frame, self._k = camera, points, point, frame, k
+        self._host = points.host[point]
+        self._ray = points.ray[point]
+        self._pixels = points.pixels[point, frame]
+        self._seen_rho = points.seen_rho[point, frame]
+        self._known = points.seen_variance[point, frame].isfinite()
+        self._information = torch.stack(
+            (
+                torch.full_like(self._seen_rho, 1 / pixel_variance),
+                torch.full_like(self._seen_rho, 1 / pixel_variance),
+                1 / points.seen_variance[point, frame],
+            ),
+            dim=-1,
+        )
+        self._has_prior = points.prior_variance.isfinite()
+
+    def linearise(self, poses: Tensor, rho: Tensor) -> _System:
+        n, k = len(rho), self._k
+        change = se3.inverse(poses[self._frame]) @ poses[self._host]
+        rotation, shift = change[:, :3, :3], change[:, :3, 3]
+        r = rho[self._point]
+        ray = (rotation @ self._ray[..., None])[..., 0]
+        scaled = ray + r[:, None] * shift
+        z = scaled[:, 2].clamp_min(1e-3)
+        by_point = torch.zeros(len(r), 3, 3, dtype=rho.dtype)
+        by_point[:, :2] = self._camera.projection_jacobian(scaled, min_depth=1e-3)
+        by_point[:, 2, 2] = torch.where(self._known, -r / (z * z), 0)
+        error = torch.cat(
+            (
+                self._camera.project(scaled, min_depth=1e-3) - self._pixels,
+                torch.where(self._known, r / z - self._seen_rho.nan_to_num(), 0)[:, None],
+            ),
+            dim=-1,
+        )
+        by_rho = (by_point @ shift[..., None])[..., 0]
+        by_rho[:, 2] += torch.where(self._known, 1 / z, 0)
+        squared = (error * error * self._information).sum(-1)
+        kernel = OUTLIER * OUTLIER
+        weight = (kernel / (kernel + squared)) ** 2
+        cost = float((kernel * squared / (kernel + squared)).sum())
+        behind = scaled[:, 2] <= 1e-3
+        weight = torch.where(behind, 0, weight)
+
+        # Right perturbations of both poses; the point is scaled by rho throughout.
+        by_frame = torch.cat((-r[:, None, None] * by_point, by_point @ se3.hat(scaled)), dim=-1)
+        turned = by_point @ rotation
+        by_host = torch.cat((r[:, None, None] * turned, -turned @ se3.hat(self._ray)), dim=-1)
+        info = weight[:, None] * self._information
+        weighted_frame = info[..., None] * by_frame
+        weighted_host = info[..., None] * by_host
+        blocks = torch.zeros(k * k, 6, 6, dtype=rho.dtype)
+        ff = by_frame.transpose(1, 2) @ weighted_frame
+        hh = by_host.transpose(1, 2) @ weighted_host
+        fh = by_frame.transpose(1, 2) @ weighted_host
+        blocks.index_add_(0, self._frame * k + self._frame, ff)
+        blocks.index_add_(0, self._host * k + self._host, hh)
+        blocks.index_add_(0, self._frame * k + self._host, fh)
+        blocks.index_add_(0, self._host * k + self._frame, fh.transpose(1, 2))
+        pose_hessian = blocks.reshape(k, k, 6, 6).permute(0, 2, 1, 3).reshape(6 * k, 6 * k)
+        gradient = torch.zeros(k, 6, dtype=rho.dtype)
+        gradient.index_add_(0, self._frame, (weighted_frame * error[..., None]).sum(1))
+        gradient.index_add_(0, self._host, (weighted_host * error[..., None]).sum(1))
+        cross = torch.zeros(n * k, 6, dtype=rho.dtype)
+        cross.index_add_(0, self._point * k + self._frame, (weighted_frame * by_rho[..., None]).sum(1))
+        cross.index_add_(0, self._point * k + self._host, (weighted_host * by_rho[..., None]).sum(1))
+        rho_information = torch.zeros(n, dtype=rho.dtype)
+        rho_information.index_add_(0, self._point, (info * by_rho * by_rho).sum(-1))
+        rho_gradient = torch.zeros(n, dtype=rho.dtype)
+        rho_gradient.index_add_(0, self._point, (info * by_rho * error).sum(-1))
+
+        p = self._points
+        miss = torch.where(self._has_prior, rho - p.prior, 0)
+        squared = miss * miss / p.prior_variance
+        prior_weight = (kernel / (kernel + squared)) ** 2 / p.prior_variance
+        cost += float((kernel * squared / (kernel + squared)).sum())
+        rho_information = rho_information + prior_weight
+        rho_gradient = rho_gradient + prior_weight * miss
+        return _System(
+            cost, weight, pose_hessian, gradient.reshape(-1), cross.reshape(n, 6 * k), rho_information, rho_gradient
+        )
+
+    def solve(self, system: _System, damping: float) -> tuple[Tensor, Tensor]:
+        """Returns the step of every pose but the oldest, (K - 1, 6), and of every inverse depth, (N,)."""
+        constrained = system.rho_information > 0
+        inverse = torch.where(constrained, 1 / (system.rho_information * (1 + damping)).clamp_min(1e-18), 0)
+        cross = system.cross[:, 6:]
+        scaled = inverse[:, None] * cross
+        hessian = system.pose_hessian[6:, 6:]
+        hessian = hessian + torch.diag(damping * hessian.diagonal() + 1e-9 * hessian.diagonal().mean())
+        reduced = hessian - cross.T @ scaled
+        right = -system.pose_gradient[6:] + scaled.T @ system.rho_gradient
+        step_pose = torch.linalg.solve(reduced, right)
+        step_rho = -inverse * (system.rho_gradient + cross @ step_pose)
+        return step_pose.reshape(-1, 6), step_rho

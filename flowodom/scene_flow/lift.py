@@ -1,0 +1,95 @@
+"""Lifting flow to scene flow: the property set P, F, W, C of a frame pair.
+
+Source: FlowCam (Smith et al., 2023), equation 3, for the lift; Flow4R for the property set.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flowodom.depth import InverseDepth
+from flowodom.flow import FlowField
+from flowodom.geometry import PinholeCamera
+from flowodom.registration.refine import OUTLIER
+
+
+@dataclass(frozen=True)
+class PropertySet:
+    """What is known of every pixel of the previous frame; float32, NaN where depth is unknown.
+
+    Attributes:
+        camera: Camera of the dense grid (H, W).
+        points: (H, W, 3) P, metres, previous camera.
+        scene_flow: (H, W, 3) F, metres: ``points + scene_flow`` is where each point is now, current camera.
+        weight: (H, W) W in [0, 1]: how far the point follows the camera's motion, zero where it was not observed.
+        confidence: (H, W) C, inverse variance of F, 1/m^2.
+        flow: (H, W, 2) pixels of the dense grid, previous to current.
+        residual: (H, W, 3) ``F - F_ego``, metres, current camera: what moved on its own.
+    """
+
+    camera: PinholeCamera
+    points: Tensor
+    scene_flow: Tensor
+    weight: Tensor
+    confidence: Tensor
+    flow: Tensor
+    residual: Tensor
+
+
+def lift(
+    camera: PinholeCamera, flow: FlowField, previous: InverseDepth, current: InverseDepth, motion: Tensor
+) -> PropertySet:
+    """Lifts dense flow to scene flow with the depth of both frames.
+
+    Args:
+        camera: Camera of the dense grid, to which ``flow`` belongs.
+        flow: Flow from the previous to the current frame.
+        previous: Inverse depth of the previous frame, at any resolution.
+        current: Inverse depth of the current frame.
+        motion: (4, 4) float64 ``T_current_previous``, the camera's own part.
+
+    Returns:
+        The property set of the previous frame's pixels.
+    """
+    pixels = camera.pixels(device=flow.forward.device)
+    target = pixels + flow.forward
+    rho, rho_variance = previous.at(camera, pixels)
+    seen_rho, seen_variance = current.at(camera, target)
+    points = camera.unproject(pixels, 1 / rho)
+    now = camera.unproject(target, 1 / seen_rho)
+    rotation, translation = motion[:3, :3].to(points), motion[:3, 3].to(points)
+    expected = points @ rotation.T + translation
+
+    # Residuals in pixels and inverse depth, where the noise is nearly Gaussian: the same measure as the pose fit's.
+    pixel_error = camera.project(expected, min_depth=1e-3) - target
+    z = expected[..., 2].clamp_min(1e-3)
+    depth_error = 1 / z - seen_rho
+    # How far the uncertainty of rho moves the expected pixel: translation seen from the point.
+    by_rho = (camera.project(expected + translation, min_depth=1e-3) - camera.project(expected, min_depth=1e-3)) * z[
+        ..., None
+    ]
+    pixel_variance = flow.forward_variance + 0.5 * rho_variance * (by_rho * by_rho).sum(-1)
+    squared = (pixel_error * pixel_error).sum(-1) / pixel_variance
+    squared = squared + depth_error * depth_error / (rho_variance + seen_variance)
+    kernel = OUTLIER * OUTLIER
+    weight = (kernel / (kernel + squared)) ** 2
+    observed = camera.contains(target) & squared.isfinite()
+
+    depth, seen_depth = 1 / rho, 1 / seen_rho
+    variance = (
+        depth**4 * rho_variance
+        + seen_depth**4 * seen_variance
+        + 2 * (seen_depth / camera.focal) ** 2 * flow.forward_variance
+    )
+    return PropertySet(
+        camera=camera,
+        points=points,
+        scene_flow=now - points,
+        weight=torch.where(observed, weight, 0),
+        confidence=torch.where(observed, 1 / variance, 0),
+        flow=flow.forward,
+        residual=now - expected,
+    )

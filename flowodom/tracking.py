@@ -1,0 +1,319 @@
+"""Following the camera: points against the newest keyframe, a robust fit, and the keyframe window behind it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flowodom.config import RegistrationConfig
+from flowodom.depth import InverseDepth
+from flowodom.flow import FlowField
+from flowodom.flow.consistency import sample
+from flowodom.flow.points import choose, follow
+from flowodom.frame import Frame
+from flowodom.geometry import PinholeCamera, se3
+from flowodom.registration.covariance import compose, fit_covariance
+from flowodom.registration.procrustes import procrustes
+from flowodom.registration.refine import OUTLIER, Fit, Matches, refine, residuals, score
+from flowodom.registration.two_view import two_view
+from flowodom.registration.window import KeyframeWindow
+
+LEAST_INLIERS = 25
+"""Matches that must agree with a pose for it to be believed."""
+
+LEAST_INLIER_SHARE = 0.35
+"""Share of the matches that must agree with a pose for it to be believed."""
+
+HYPOTHESES = 24
+"""Motions proposed from three points each, beside the predicted ones."""
+
+KEYFRAME_FLOW = 0.04
+"""Median displacement since the keyframe, as a share of the image's width, that asks for a new one."""
+
+KEYFRAME_SHARE = 0.6
+"""Share of the keyframe's points still followed, below which a new one is due."""
+
+HELD_PARALLAX = 1.2
+"""Median displacement left after the best rotation, pixels, below which a single camera has not moved from its place."""
+
+START_PARALLAX = 0.01
+"""Median displacement left after the best rotation, as a share of the image's width, that starts a single camera."""
+
+STILL = 25.0
+"""Drop of the robust cost, per noise factor, that translation must earn to be believed."""
+
+
+@dataclass(frozen=True)
+class View:
+    """A frame as the tracker sees it.
+
+    Attributes:
+        frame: The frame.
+        grey: (H, W) uint8.
+        dense: (h, w) uint8, grey at the size of the dense fields.
+        depth: What the image alone tells of depth; None for nothing.
+    """
+
+    frame: Frame
+    grey: NDArray[np.uint8]
+    dense: Tensor
+    depth: InverseDepth | None
+
+
+@dataclass(frozen=True)
+class Track:
+    """Where the camera is, as far as one frame tells.
+
+    Attributes:
+        pose: (4, 4) float64 ``T_odom_camera``.
+        covariance: (6, 6) of its right perturbation.
+        motion: (4, 4) float64 ``T_previous_camera``.
+        motion_covariance: (6, 6) of its right perturbation.
+        keyframe: Whether the frame became a keyframe.
+        matches: Points followed into the frame.
+        inliers: Those that agree with the pose.
+    """
+
+    pose: Tensor
+    covariance: Tensor
+    motion: Tensor
+    motion_covariance: Tensor
+    keyframe: bool
+    matches: int
+    inliers: int
+
+
+class NotTracked(Exception):
+    """The frame does not tell where the camera is; the message says why. Never leaves the odometry."""
+
+
+class Parallax(Exception):
+    """A single camera has moved, but not yet far enough to tell how. Never leaves the odometry."""
+
+
+class Tracker:
+    """Follows one camera from its first keyframe on.
+
+    Args:
+        config: Registration parameters.
+        view: The first view, which becomes the first keyframe.
+        metric: Whether depth is measured.
+        pose: (4, 4) float64 ``T_odom_camera`` of the first view.
+        covariance: (6, 6) of its right perturbation.
+    """
+
+    def __init__(self, config: RegistrationConfig, view: View, *, metric: bool, pose: Tensor, covariance: Tensor) -> None:
+        self._config = config
+        self._camera = view.frame.camera
+        self._metric = metric
+        self._window = KeyframeWindow(
+            self._camera, size=config.window, pixel_variance=config.pixel_noise**2, metric=metric
+        )
+        self._random = torch.Generator().manual_seed(0)
+        self._pose = pose
+        self._covariance = covariance
+        self._relative_covariance = torch.zeros(6, 6, dtype=torch.float64)
+        self._motion = se3.identity()
+        self._started = metric
+        self._key_covariance = covariance
+        self._key_view = view
+        self._places = torch.zeros(0, 2, dtype=torch.float64)
+        self._add_keyframe(view, pose, torch.zeros(0, dtype=torch.bool), self._places, None)
+
+    @property
+    def pose(self) -> Tensor:
+        """(4, 4) ``T_odom_camera`` of the last frame that was tracked."""
+        return self._pose
+
+    @property
+    def covariance(self) -> Tensor:
+        """(6, 6) covariance of ``pose``."""
+        return self._covariance
+
+    @property
+    def started(self) -> bool:
+        """Whether translation is observed: at once with depth, after enough parallax with a single camera."""
+        return self._started
+
+    def rescale(self, factor: float) -> None:
+        """Multiplies all lengths by ``factor`` from here on; the last pose stays where it is."""
+        offset = se3.inverse(self._window.poses[-1]) @ self._pose
+        offset[:3, 3] *= factor
+        self._window.rescale(factor)
+        key = self._pose @ se3.inverse(offset)
+        shift = key[:3, 3] - self._window.poses[-1][:3, 3]
+        for pose in self._window.poses:
+            pose[:3, 3] += shift
+        self._motion = self._motion.clone()
+        self._motion[:3, 3] *= factor
+
+    def track(self, view: View, flow: FlowField, depth: InverseDepth | None) -> Track:
+        """Finds the pose of a view.
+
+        Args:
+            view: The current view.
+            flow: Dense flow from the last tracked view to it.
+            depth: Field of the last tracked view, to start new points from.
+
+        Raises:
+            NotTracked: The view does not tell where the camera is.
+            Parallax: A single camera is between standing still and a baseline that can be triangulated.
+        """
+        seen, found = self._follow(view, flow)
+        matches = self._matches(view, seen).subset(found)
+        if len(matches) < LEAST_INLIERS:
+            raise NotTracked(f"only {len(matches)} points could be followed, {LEAST_INLIERS} are needed")
+        fit = self._fit(matches) if self._started else self._start(matches)
+        inlier = fit.weight > 0.25
+        inliers = int(inlier.sum())
+        if inliers < LEAST_INLIERS or inliers < LEAST_INLIER_SHARE * len(matches):
+            raise NotTracked(f"only {inliers} of {len(matches)} points agree on one motion")
+        found[found.clone()] = inlier
+
+        pose = self._window.poses[-1] @ se3.inverse(fit.motion)
+        relative = fit_covariance(fit)
+        motion = se3.inverse(self._pose) @ pose
+        motion_covariance = compose(self._relative_covariance, motion, relative)
+        covariance = compose(self._key_covariance, se3.inverse(fit.motion), relative)
+        keyframe = self._wants_keyframe(seen, found)
+        self._places = torch.where(found[:, None], seen, torch.nan)
+        self._relative_covariance = relative
+        if keyframe:
+            self._key_covariance = covariance
+            self._relative_covariance = torch.zeros_like(relative)
+            self._add_keyframe(view, pose, found, seen, depth)
+            pose = self._window.poses[-1]
+            motion = se3.inverse(self._pose) @ pose
+        self._pose, self._covariance, self._motion = pose, covariance, motion
+        return Track(pose, covariance, motion, motion_covariance, keyframe, len(matches), inliers)
+
+    def _follow(self, view: View, flow: FlowField) -> tuple[Tensor, Tensor]:
+        """Returns where the keyframe's points are seen (M, 2), and which were found (M,)."""
+        dense_height, dense_width = view.dense.shape
+        scale = torch.tensor((self._camera.width / dense_width, self._camera.height / dense_height), dtype=torch.float64)
+        lost = self._places[:, 0].isnan()
+        place = self._places.nan_to_num()
+        guess = place + sample(flow.forward, (place + 0.5) / scale - 0.5).cpu().double() * scale
+        predicted = se3.inverse(self._pose @ self._motion) @ self._window.poses[-1]
+        blank = torch.full((len(place),), torch.nan, dtype=torch.float64)
+        known = self._window.matches(place, blank, torch.full_like(blank, torch.inf))
+        scaled = (predicted[:3, :3] @ (known.direction + known.rho[:, None] * known.offset)[..., None])[..., 0]
+        reprojected = self._camera.project(scaled + known.rho[:, None] * predicted[:3, 3])
+        guess = torch.where(lost[:, None], reprojected, guess)
+        seen, found = follow(self._key_view.grey, view.grey, self._window.pixels, guess)
+        if view.frame.ignore is not None:
+            column, row = seen.round().long().unbind(-1)
+            inside = self._camera.contains(seen)
+            index = row.clamp(0, self._camera.height - 1), column.clamp(0, self._camera.width - 1)
+            found &= inside & ~torch.from_numpy(view.frame.ignore)[index]
+        return seen, found
+
+    def _matches(self, view: View, seen: Tensor) -> Matches:
+        rho, variance = self._measured(view, seen)
+        return self._window.matches(seen, rho, variance)
+
+    def _measured(self, view: View, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns inverse depth and variance (M,) that the view itself measures at pixels (M, 2)."""
+        if view.depth is None:
+            blank = torch.full((len(pixels),), torch.nan, dtype=torch.float64)
+            return blank, torch.full_like(blank, torch.inf)
+        rho, variance = view.depth.at(self._camera, pixels.to(view.depth.mean.device))
+        return rho.cpu(), variance.cpu()
+
+    def _fit(self, matches: Matches) -> Fit:
+        """Fits the motion from the newest keyframe; holds the camera in its place where translation earns nothing."""
+        start = self._propose(matches)
+        fit = refine(self._camera, matches, start, max_iterations=self._config.max_iterations)
+        still = refine(
+            self._camera,
+            matches,
+            se3.matrix(fit.motion[:3, :3], torch.zeros(3, dtype=torch.float64)),
+            max_iterations=3,
+            rotation_only=True,
+            annealing=1.0,
+        )
+        if still.cost - fit.cost < STILL * fit.noise_factor:
+            return Fit(still.motion, fit.information, still.weight, still.noise_factor, still.cost)
+        return fit
+
+    def _propose(self, matches: Matches) -> Tensor:
+        """Returns the best of several guesses of ``T_current_keyframe``: as before, at rest, and from scene flow."""
+        key = self._window.poses[-1]
+        candidates = [se3.inverse(self._pose @ self._motion) @ key, se3.inverse(self._pose) @ key]
+        lifted = matches.seen_variance.isfinite() & (matches.rho_variance < (0.3 * matches.rho) ** 2)
+        if int(lifted.sum()) >= LEAST_INLIERS:
+            m = matches.subset(lifted)
+            points = m.direction / m.rho[:, None] + m.offset
+            targets = self._camera.unproject(m.pixels, 1 / m.seen_rho)
+            triples = torch.randint(len(m), (HYPOTHESES, 3), generator=self._random)
+            ones = torch.ones(HYPOTHESES, 3, dtype=torch.float64)
+            candidates += list(procrustes(points[triples], targets[triples], ones))
+            # Metric noise of a lifted point grows with the square of its depth.
+            weight = m.seen_rho**4 / (m.seen_variance + m.rho_variance)
+            candidates.append(procrustes(points, targets, weight))
+        few = torch.linspace(0, len(matches) - 1, min(len(matches), 300)).long()
+        motions = torch.stack(candidates)
+        return motions[score(self._camera, matches.subset(few), motions).argmin()]
+
+    def _start(self, matches: Matches) -> Fit:
+        """Fits a single camera that has not moved from its first keyframe's place yet, or starts it when it has.
+
+        Raises:
+            Parallax: It has moved, but not far enough.
+        """
+        centre = torch.zeros(3, dtype=torch.float64)
+        turned = refine(
+            self._camera,
+            matches,
+            se3.matrix((se3.inverse(self._pose) @ self._window.poses[-1])[:3, :3], centre),
+            max_iterations=self._config.max_iterations,
+            rotation_only=True,
+            annealing=256.0,
+        )
+        error, _ = residuals(self._camera, matches, turned.motion)
+        parallax = float(error[:, :2].norm(dim=-1).median())
+        if parallax < HELD_PARALLAX:
+            return turned
+        if parallax > START_PARALLAX * self._camera.width:
+            motion = two_view(self._camera, self._camera.project(matches.direction), matches.pixels)
+            if motion is not None:
+                self._started = True
+                return Fit(
+                    motion,
+                    torch.zeros(6, 6, dtype=torch.float64),
+                    _epipolar_weight(self._camera, matches, motion),
+                    1.0,
+                    0.0,
+                )
+        raise Parallax(f"{parallax:.1f} px of parallax since the first view; waiting for a longer baseline")
+
+    def _wants_keyframe(self, seen: Tensor, found: Tensor) -> bool:
+        if self._started and len(self._window.poses) == 1 and not self._metric:
+            return True
+        moved = float((seen - self._window.pixels)[found].norm(dim=-1).median())
+        share = float(found.double().mean())
+        return moved > KEYFRAME_FLOW * self._camera.width or share < KEYFRAME_SHARE
+
+    def _add_keyframe(
+        self, view: View, pose: Tensor, observed: Tensor, seen: Tensor, depth: InverseDepth | None
+    ) -> None:
+        rho, variance = self._measured(view, seen)
+        fresh = choose(view.grey, self._config.points, taken=seen[observed], ignore=view.frame.ignore)
+        fresh_rho, fresh_variance = self._measured(view, fresh)
+        self._window.add(pose, observed, seen, rho, variance, fresh, fresh_rho, fresh_variance)
+        if self._started:
+            self._window.optimise(max_iterations=self._config.window_iterations)
+        self._key_view = view
+        self._places = self._window.pixels
+
+
+def _epipolar_weight(camera: PinholeCamera, matches: Matches, motion: Tensor) -> Tensor:
+    """Returns one for matches within ``OUTLIER`` deviations of their epipolar line, zero for others."""
+    first, second = camera.rays(camera.project(matches.direction)), camera.rays(matches.pixels)
+    line = (se3.hat(motion[:3, 3]) @ motion[:3, :3] @ first[..., None])[..., 0]
+    distance = (line * second).sum(-1).abs() / line[:, :2].norm(dim=-1).clamp_min(1e-12) * camera.focal
+    return (distance < 2 * OUTLIER * matches.pixel_variance.sqrt()).double()
