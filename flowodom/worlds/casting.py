@@ -1,0 +1,159 @@
+"""Where rays meet boxes, cylinders and spheres, exactly.
+
+Everything is float64: depth, flow and occlusion are meant to be truth. Rays have unit depth (z = 1 in the camera's
+optical frame), so the parameter along a ray is the depth.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowodom.geometry import PinholeCamera
+
+NEAR = 0.02
+"""Nothing nearer than this depth is seen, metres."""
+
+
+class Shape(enum.IntEnum):
+    """The primitives. All are centred on their own origin; ``half`` are half extents, metres."""
+
+    BOX = 0
+    """``half`` = half lengths along x, y, z."""
+    CYLINDER = 1
+    """``half`` = radius, radius, half height; the axis is z, with flat ends."""
+    SPHERE = 2
+    """``half`` = radius three times."""
+
+
+def _interval_box(origin: Tensor, direction: Tensor, half: Tensor) -> tuple[Tensor, Tensor]:
+    inverse = torch.where(direction == 0, 1e-30, direction).reciprocal()
+    middle, reach = -origin * inverse, half * inverse.abs()
+    return (middle - reach).amax(0), (middle + reach).amin(0)
+
+
+def _interval_round(origin: Tensor, direction: Tensor, radius: Tensor, axes: int) -> tuple[Tensor, Tensor]:
+    """Entry and exit of an infinite cylinder about z (two axes) or of a sphere (three axes)."""
+    o, d = origin[:axes], direction[:axes]
+    a = (d * d).sum(0).clamp_min(1e-30)
+    middle = -(o * d).sum(0) / a
+    # The squared distance from the nearest point of the line to the centre loses no digits to cancellation.
+    nearest = o + middle * d
+    reach2 = (radius * radius - (nearest * nearest).sum(0)) / a
+    reach = reach2.clamp_min(0).sqrt()
+    return torch.where(reach2 > 0, middle - reach, torch.inf), middle + reach
+
+
+def intersect(shape: Shape, origin: Tensor, direction: Tensor, half: Tensor, *, inward: bool) -> Tensor:
+    """Finds where rays first meet one primitive.
+
+    Args:
+        shape: What it is.
+        origin: (3, ...) start of the rays, primitive's frame; broadcasts against ``direction``.
+        direction: (3, ...) directions, primitive's frame, unit depth in the camera.
+        half: (3, ...) half extents, metres; broadcasts.
+        inward: Whether it is seen from within (a room, a sky) instead of from without.
+
+    Returns:
+        (...) depths, infinite where the ray misses.
+    """
+    if shape is Shape.BOX:
+        near, far = _interval_box(origin, direction, half)
+    elif shape is Shape.SPHERE:
+        near, far = _interval_round(origin, direction, half[0], 3)
+    else:
+        near, far = _interval_round(origin, direction, half[0], 2)
+        cap_near, cap_far = _interval_box(origin[2:], direction[2:], half[2:])
+        near, far = torch.maximum(near, cap_near), torch.minimum(far, cap_far)
+    depth = far if inward else near
+    return torch.where((near < far) & (depth > NEAR), depth, torch.inf)
+
+
+def bounds(
+    half: Tensor, primitive_from_camera: Tensor, camera: PinholeCamera
+) -> list[tuple[int, int, int, int] | None]:
+    """Finds where primitives can be in the image.
+
+    Args:
+        half: (N, 3) half extents, metres.
+        primitive_from_camera: (N, 4, 4) poses ``T_primitive_camera``.
+        camera: The camera.
+
+    Returns:
+        For each the pixels (u0, v0, u1, v1), upper ends excluded, that its bounding box can touch; None when it is out
+        of view. A primitive that reaches behind the camera gets the whole image.
+    """
+    signs = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=half.dtype)] * 3)
+    corners = signs * half[:, None, :] - primitive_from_camera[:, None, :3, 3]
+    corners = corners @ primitive_from_camera[:, :3, :3]  # the inverse rotation, on row vectors
+    z = corners[..., 2]
+    pixels = camera.project(corners, min_depth=NEAR)
+    low = (pixels.amin(1) - 1).floor().clamp(-1.0, 1e6)
+    high = (pixels.amax(1) + 2).ceil().clamp(-1.0, 1e6)
+    whole = (0, 0, camera.width, camera.height)
+    result: list[tuple[int, int, int, int] | None] = []
+    rows = zip(low.tolist(), high.tolist(), z.amin(1).tolist(), z.amax(1).tolist(), strict=True)
+    for (u0, v0), (u1, v1), nearest, farthest in rows:
+        box = (max(0, int(u0)), max(0, int(v0)), min(camera.width, int(u1)), min(camera.height, int(v1)))
+        if farthest < NEAR:
+            result.append(None)
+        elif nearest < NEAR:
+            result.append(whole)
+        else:
+            result.append(box if box[0] < box[2] and box[1] < box[3] else None)
+    return result
+
+
+def cast(
+    shapes: list[Shape],
+    half: Tensor,
+    inward: list[bool],
+    primitive_from_camera: Tensor,
+    rays: Tensor,
+    camera: PinholeCamera,
+) -> tuple[Tensor, Tensor]:
+    """Finds what rays through the image meet first.
+
+    Args:
+        shapes: N kinds of primitive.
+        half: (N, 3) float64 half extents, metres.
+        inward: N flags, whether seen from within.
+        primitive_from_camera: (N, 4, 4) float64 ``T_primitive_camera``, on the CPU.
+        rays: (2, H, W) float64 x and y at unit depth of the pixel grid of ``camera``, or (2, R) of any pixels in it.
+        camera: The camera.
+
+    Returns:
+        Depth (H, W) or (R), float64 metres, infinite where nothing is met; and the int64 index of the primitive, -1
+        there.
+    """
+    grid = rays.ndim == 3
+    depth = torch.full(rays.shape[1:], torch.inf, dtype=torch.float64, device=rays.device)
+    index = torch.full(rays.shape[1:], -1, dtype=torch.int64, device=rays.device)
+    transforms = primitive_from_camera.to(rays.device)
+    sizes = half.to(rays.device)
+    extent = bounds(half, primitive_from_camera, camera)
+    if not grid:
+        u, v = camera.fx * rays[0] + camera.cx, camera.fy * rays[1] + camera.cy
+    for k, box in enumerate(extent):
+        if box is None:
+            continue
+        where: Any
+        if grid:
+            where = (slice(box[1], box[3]), slice(box[0], box[2]))
+        elif box == (0, 0, camera.width, camera.height):
+            where = (slice(None),)
+        else:
+            where = (((u >= box[0] - 1) & (v >= box[1] - 1) & (u <= box[2]) & (v <= box[3])).nonzero()[:, 0],)
+        x, y = rays[0][where], rays[1][where]
+        lift = (3,) + (1,) * x.ndim
+        columns = transforms[k, :3].unbind(1)
+        direction = columns[0].view(lift) * x + columns[1].view(lift) * y + columns[2].view(lift)
+        found = intersect(shapes[k], columns[3].view(lift), direction, sizes[k].view(lift), inward=inward[k])
+        before = depth[where]
+        nearer = found < before
+        depth[where] = torch.where(nearer, found, before)
+        index[where] = torch.where(nearer, k, index[where])
+    return depth, index

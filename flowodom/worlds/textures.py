@@ -1,0 +1,286 @@
+"""Surface textures: procedural, seamless, made once as image pyramids and sampled without aliasing.
+
+A texture is a square tile that repeats without a seam, in colour, and its pyramid of halved sizes. All tiles lie in one
+atlas image, so that one call samples any number of different ones. Sampling is trilinear: the pyramid level follows the
+size that a pixel has on the surface, which keeps fine patterns from flickering (and from ruining optical flow).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+_FINEST = 8
+"""The pyramids stop at this many texels across."""
+
+
+def fractal(size: int, generator: torch.Generator, *, slope: float = 1.2, lowest: float = 1.0) -> Tensor:
+    """Returns (size, size) seamless noise in [0, 1] whose spectrum falls as 1/f^slope, as natural images' do.
+
+    Args:
+        size: Texels across.
+        generator: Source of randomness.
+        slope: Exponent of the amplitude spectrum; 1 is natural, 0 white.
+        lowest: Frequencies below this many cycles a tile are left out.
+    """
+    frequency = torch.fft.fftfreq(size, 1 / size)
+    radius = torch.hypot(frequency[:, None], frequency[: size // 2 + 1].abs()[None, :])
+    amplitude = torch.where(radius < lowest, 0.0, radius.clamp_min(1.0) ** -slope)
+    # The last octave is rolled off so that the finest level is smooth between its texels.
+    amplitude = amplitude * torch.exp(-((radius / (0.42 * size)) ** 4))
+    noise = torch.fft.irfft2(torch.fft.rfft2(torch.randn(size, size, generator=generator)) * amplitude, s=(size, size))
+    return 0.5 + 0.5 * torch.erf(noise / (noise.std() * math.sqrt(2)))
+
+
+def _grid(size: int) -> tuple[Tensor, Tensor]:
+    line = (torch.arange(size) + 0.5) / size
+    v, u = torch.meshgrid(line, line, indexing="ij")
+    return u, v
+
+
+def _uniform(generator: torch.Generator, low: float, high: float) -> float:
+    return low + (high - low) * float(torch.rand((), generator=generator))
+
+
+def _pick(generator: torch.Generator, low: int, high: int) -> int:
+    return int(torch.randint(low, high + 1, (), generator=generator))
+
+
+def _colour(generator: torch.Generator, low: float, high: float, *, saturation: float = 0.5) -> Tensor:
+    """Draws a (3,) colour of a brightness between ``low`` and ``high``."""
+    hue = torch.rand(3, generator=generator)
+    hue = hue / hue.mean()
+    bright = _uniform(generator, low, high)
+    return (bright * (1 + saturation * (hue - 1))).clamp(0.02, 0.98)
+
+
+def _ramp(values: Tensor, colours: Tensor) -> Tensor:
+    """Maps (...) values in [0, 1] onto a (N, 3) list of colours, linearly; returns (3, ...)."""
+    x = values.clamp(0, 1) * (len(colours) - 1)
+    low = x.floor().clamp(max=len(colours) - 2)
+    weight = (x - low)[..., None]
+    mixed = colours[low.long()] * (1 - weight) + colours[low.long() + 1] * weight
+    return mixed.movedim(-1, 0)
+
+
+def _mask(distance: Tensor, width: float) -> Tensor:
+    """A soft step: 0 where the distance is below zero, 1 above ``width``."""
+    x = (distance / width).clamp(0, 1)
+    return x * x * (3 - 2 * x)
+
+
+def clouds(size: int, generator: torch.Generator) -> Tensor:
+    """Coloured 1/f noise: stone, plaster, cloth, foliage from afar."""
+    colours = torch.stack([_colour(generator, low, low + 0.25) for low in (0.05, 0.3, 0.4, 0.65)])
+    mixed = _ramp(fractal(size, generator, slope=_uniform(generator, 0.8, 1.25), lowest=2), colours)
+    tone = fractal(size, generator, slope=1.0, lowest=3)
+    return mixed * (0.7 + 0.6 * tone)
+
+
+def plaster(size: int, generator: torch.Generator) -> Tensor:
+    """A painted wall: hardly any texture."""
+    tone = 0.5 * fractal(size, generator, slope=1.3) + 0.5 * fractal(size, generator, slope=0.6, lowest=8)
+    return _colour(generator, 0.6, 0.8, saturation=0.2)[:, None, None] * (0.9 + 0.2 * tone)
+
+
+def _nearest_two(size: int, cells: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Distances, in cells, to the nearest and the second jittered grid point, and the index of the nearest."""
+    u, v = _grid(size)
+    u, v = u * cells, v * cells
+    jitter = torch.rand(cells * cells, 2, generator=generator)
+    first, second = torch.full_like(u, 9.0), torch.full_like(u, 9.0)
+    owner = torch.zeros_like(u, dtype=torch.int64)
+    for dv in (-1, 0, 1):
+        for du in (-1, 0, 1):
+            i, j = u.floor().long() + du, v.floor().long() + dv
+            cell = (j % cells) * cells + i % cells
+            distance = torch.hypot(i + jitter[cell, 0] - u, j + jitter[cell, 1] - v)
+            closer = distance < first
+            second = torch.where(closer, first, torch.minimum(second, distance))
+            owner = torch.where(closer, cell, owner)
+            first = torch.where(closer, distance, first)
+    return first, second, owner
+
+
+def cells(size: int, generator: torch.Generator) -> Tensor:
+    """Irregular coloured cells with joints: flagstones, terrazzo, giraffe."""
+    count = _pick(generator, 7, 22)
+    first, second, owner = _nearest_two(size, count, generator)
+    base, joint = _colour(generator, 0.35, 0.7), _colour(generator, 0.05, 0.3)
+    tints = base * (0.55 + 0.9 * torch.rand(count * count, 1, generator=generator))
+    tints = tints * (1 + 0.3 * (torch.rand(count * count, 3, generator=generator) - 0.5))
+    stone = tints[owner].movedim(-1, 0) * (0.75 + 0.5 * fractal(size, generator, slope=1.0, lowest=4))
+    edge = _mask(second - first - 0.05, 0.08)
+    return joint[:, None, None] * (1 - edge) + stone * edge
+
+
+def bricks(size: int, generator: torch.Generator) -> Tensor:
+    """Bricks or planks in courses, each of its own shade."""
+    rows = 2 * _pick(generator, 3, 9)
+    columns = max(2, round(rows * _uniform(generator, 0.2, 0.5)))
+    u, v = _grid(size)
+    row = (v * rows).floor()
+    shift = torch.rand(rows, generator=generator)[row.long()] * 0.2 + 0.5 * (row % 2)
+    x = u * columns + shift
+    column = x.floor().long() % columns
+    x, y = x - x.floor(), v * rows - row
+    shade = 0.65 + 0.7 * torch.rand(rows, columns, generator=generator)[row.long(), column]
+    edge = torch.minimum(torch.minimum(x, 1 - x) * (rows / columns), torch.minimum(y, 1 - y))
+    inside = _mask(edge - 0.03, 0.06)
+    grain = 0.7 + 0.6 * fractal(size, generator, slope=0.9, lowest=4)
+    brick = _colour(generator, 0.35, 0.6)[:, None, None] * shade * grain
+    mortar = _colour(generator, 0.15, 0.8, saturation=0.15)[:, None, None] * (0.85 + 0.3 * grain.flip(0))
+    return mortar * (1 - inside) + brick * inside
+
+
+def checker(size: int, generator: torch.Generator) -> Tensor:
+    """Worn tiles in two colours: repetitive on purpose."""
+    count = 2 * _pick(generator, 2, 6)
+    u, v = _grid(size)
+    x, y = u * count, v * count
+    odd = ((x.floor() + y.floor()) % 2).bool()
+    dark, light = _colour(generator, 0.15, 0.35), _colour(generator, 0.55, 0.85, saturation=0.25)
+    tile = torch.where(odd, dark[:, None, None], light[:, None, None])
+    shade = 0.8 + 0.4 * torch.rand(count, count, generator=generator)[y.long(), x.long()]
+    joint = torch.minimum(torch.minimum(x - x.floor(), x.ceil() - x), torch.minimum(y - y.floor(), y.ceil() - y))
+    wear = 0.7 + 0.6 * fractal(size, generator, slope=0.9, lowest=3)
+    return tile * shade * wear * (0.5 + 0.5 * _mask(joint - 0.015, 0.04))
+
+
+def stripes(size: int, generator: torch.Generator) -> Tensor:
+    """Wavy bands of several colours: wallpaper, cloth, layered rock."""
+    count = _pick(generator, 3, 12)
+    u, v = _grid(size)
+    warp = fractal(size, generator, slope=1.8) - 0.5
+    phase = count * (u if _pick(generator, 0, 1) else v) + _uniform(generator, 0.2, 1.2) * warp
+    bands = 0.5 + 0.5 * torch.sin(2 * math.pi * phase) * (0.6 + 0.4 * torch.sin(2 * math.pi * (v + phase / count)))
+    colours = torch.stack([_colour(generator, low, low + 0.3) for low in (0.1, 0.5, 0.3, 0.65)])
+    weave = 0.75 + 0.5 * fractal(size, generator, slope=0.7, lowest=6)
+    return _ramp(_mask(bands - 0.2, 0.6), colours) * weave
+
+
+def wood(size: int, generator: torch.Generator) -> Tensor:
+    """Boards with grain along u."""
+    boards = _pick(generator, 4, 8)
+    v = _grid(size)[1]
+    board = (v * boards).floor().long()
+    drift = (torch.rand(boards, generator=generator) * size).long()[board]
+    along = (torch.arange(size)[None, :] + drift) % size
+    coarse = fractal(size, generator, slope=1.2, lowest=2)
+    rows = torch.arange(size)[:, None].expand(size, size)
+    # Squeezing the noise eightfold across the boards makes it run along them.
+    squeezed = coarse[(rows * 8) % size, along]
+    rings = 0.5 + 0.5 * torch.sin(2 * math.pi * (3 * squeezed + 4 * v * boards))
+    shade = (0.8 + 0.4 * torch.rand(boards, generator=generator))[board]
+    edge = torch.minimum(v * boards - board, board + 1 - v * boards)
+    tone = (0.55 + 0.3 * squeezed + 0.25 * rings) * shade * (0.45 + 0.55 * _mask(edge - 0.01, 0.03))
+    fine = 0.85 + 0.3 * fractal(size, generator, slope=0.6, lowest=8)
+    base = torch.tensor([0.72, 0.50, 0.32]) * _uniform(generator, 0.8, 1.3)
+    return base[:, None, None] * tone * fine
+
+
+def speckle(size: int, generator: torch.Generator) -> Tensor:
+    """Dots of many sizes and colours on a plain ground: carpet, granite, gravel."""
+    image = _colour(generator, 0.3, 0.7)[:, None, None] * (0.8 + 0.4 * fractal(size, generator, slope=1.1))
+    for count in (_pick(generator, 10, 16), _pick(generator, 22, 34), 64):
+        first, _, owner = _nearest_two(size, count, generator)
+        dots = torch.rand(count * count, 3, generator=generator)
+        radius = 0.1 + 0.3 * torch.rand(count * count, generator=generator)
+        inside = _mask(radius[owner] - first, 0.08)
+        image = image * (1 - inside) + dots[owner].movedim(-1, 0) * inside
+    return image
+
+
+def marks(size: int, generator: torch.Generator) -> Tensor:
+    """A printed page or poster: lines of small dark marks in blocks, and a picture or two."""
+    rows = _pick(generator, 14, 30)
+    u, v = _grid(size)
+    width = 4 * rows
+    y = v * rows
+    glyphs = torch.rand(rows, width, generator=generator)[(y.long(), (u * width).long())]
+    gaps = torch.rand(rows, width // 6, generator=generator)[(y.long(), (u * (width // 6)).long())] > 0.2
+    ink = (glyphs > 0.45) & gaps & ((y - y.floor() - 0.5).abs() < 0.3)
+    page = _colour(generator, 0.7, 0.9, saturation=0.2)[:, None, None].expand(3, size, size).clone()
+    page = torch.where(ink, _colour(generator, 0.05, 0.25)[:, None, None], page)
+    for _ in range(3):
+        w, h = (int(size * _uniform(generator, 0.15, 0.45)) for _ in range(2))
+        x0, y0 = _pick(generator, 0, size - w), _pick(generator, 0, size - h)
+        page[:, y0 : y0 + h, x0 : x0 + w] = clouds(size, generator)[:, :h, :w]
+    return page * (0.85 + 0.3 * fractal(size, generator, slope=1.0))
+
+
+def fine(size: int, generator: torch.Generator) -> Tensor:
+    """Grey detail that is laid over other textures where the camera comes near; its mean is one half."""
+    noise = fractal(size, generator, slope=0.9, lowest=4)
+    return (0.5 + 0.5 * (noise - noise.mean())).expand(3, size, size)
+
+
+PATTERNS: dict[str, Callable[[int, torch.Generator], Tensor]] = {
+    make.__name__: make for make in (clouds, plaster, cells, bricks, checker, stripes, wood, speckle, marks, fine)
+}
+"""Every pattern by name: each takes the number of texels across and a generator, and returns (3, size, size)."""
+
+
+@dataclass(frozen=True)
+class Atlas:
+    """All textures of a world in one image, with their pyramids.
+
+    Attributes:
+        image: (1, 3, height, width) float32 colours in [0, 1].
+        size: Texels across each tile at the finest level.
+        levels: Levels of each pyramid.
+    """
+
+    image: Tensor
+    size: int
+    levels: int
+
+    @staticmethod
+    def build(tiles: list[Tensor], *, device: torch.device | str = "cpu") -> Atlas:
+        """Makes the pyramids of (3, S, S) tiles, all of one power-of-two size, and lays them side by side."""
+        size = tiles[0].shape[-1]
+        levels = int(math.log2(size // _FINEST)) + 1
+        columns = []
+        stack = torch.stack([tile.clamp(0, 1) for tile in tiles])
+        for level in range(levels):
+            # One texel of the opposite side around each tile lets bilinear sampling cross the seam.
+            padded = functional.pad(stack, (1, 1, 1, 1), mode="circular")
+            columns.append(functional.pad(padded, (0, size - (size >> level))))
+            stack = functional.avg_pool2d(stack, 2)
+        column = torch.cat(columns, dim=-2)
+        image = column.permute(1, 2, 0, 3).reshape(1, 3, column.shape[-2], -1)
+        return Atlas(image.contiguous().to(device), size, levels)
+
+    def sample(self, tile: Tensor, u: Tensor, v: Tensor, footprint: Tensor) -> Tensor:
+        """Looks colours up.
+
+        Args:
+            tile: (R) index of the texture, any number type.
+            u: (R) position across, in tiles; repeats with period 1.
+            v: (R) position down, in tiles.
+            footprint: (R) width of a pixel on the surface, in tiles.
+
+        Returns:
+            (3, R) colours.
+        """
+        height, width = self.image.shape[-2:]
+        lod = torch.log2(footprint * self.size).clamp(0, self.levels - 1.001)
+        lower = lod.floor()
+        blend = lod - lower
+        u, v = u - u.floor(), v - v.floor()
+        left = tile * (self.size + 2) + 0.5
+        colours = []
+        for level in (lower, lower + 1):
+            texels = self.size * torch.exp2(-level)
+            # Rows above level l: the sizes size, size/2, ... and two texels of border for each.
+            top = 2 * (self.size - texels) + 2 * level + 0.5
+            x = (left + u * texels) * (2 / (width - 1)) - 1
+            y = (top + v * texels) * (2 / (height - 1)) - 1
+            where = torch.stack((x, y), dim=-1)[None, None]
+            colours.append(functional.grid_sample(self.image, where, align_corners=True)[0, :, 0])
+        return torch.lerp(colours[0], colours[1], blend)
