@@ -20,8 +20,8 @@ class Cloud:
 
     Attributes:
         fields: Name to (N,) float32: x y z (metres, where the point is now, current optical frame), rgb ((N, 3) uint8),
-            vx vy vz (m/s relative to the static world, current optical frame; NaN where the camera's own motion is not
-            known), weight (0 to 1) and confidence (inverse variance, 1/m^2).
+            vx vy vz (m/s relative to the static world, current optical frame; NaN where not known), weight (0 to 1) and
+            confidence (inverse variance, 1/m^2).
         moving: (N,) bool, True where a point moves on its own.
     """
 
@@ -41,7 +41,7 @@ def make_cloud(frame: Frame, properties: PropertySet, interval: float, config: C
     Args:
         frame: The current frame, for the colours.
         properties: The fields, from the previous frame to the current one.
-        interval: Seconds between the two.
+        interval: Seconds between the two, positive.
         config: Stride, and what counts as moving.
     """
     grid = (slice(config.stride // 2, None, config.stride),) * 2
@@ -51,14 +51,10 @@ def make_cloud(frame: Frame, properties: PropertySet, interval: float, config: C
     confidence = properties.confidence[grid].reshape(-1)[keep]
     weight = properties.weight[grid].reshape(-1)[keep]
     pixels = (properties.camera.pixels(device=now.device)[grid] + properties.flow[grid]).reshape(-1, 2)[keep]
-    if properties.residual is None or interval <= 0:
-        velocity = torch.full_like(now, torch.nan)
-        moving = torch.zeros(len(now), dtype=torch.bool, device=now.device)
-    else:
-        residual = properties.residual[grid].reshape(-1, 3)[keep]
-        distance = residual.norm(dim=-1)
-        velocity = residual / interval
-        moving = (distance * confidence.sqrt() > config.significance) & (distance > config.speed * interval)
+    residual = properties.residual[grid].reshape(-1, 3)[keep]
+    distance = residual.norm(dim=-1)
+    velocity = residual / interval
+    moving = (distance * confidence.sqrt() > config.significance) & (distance > config.speed * interval)
     names = ("x", "y", "z", "vx", "vy", "vz", "weight", "confidence")
     columns = torch.cat((now, velocity, weight[:, None], confidence[:, None]), dim=-1).to(torch.float32).cpu().numpy()
     values = dict(zip(names, columns.T, strict=True))

@@ -110,6 +110,12 @@ class SyncConfig:
         low=0.0,
         high=10.0,
     )
+    backlog: int = parameter(
+        5,
+        "Most images that a live host lets wait; when there are more, all but the newest are dropped.",
+        low=1,
+        high=1000,
+    )
 
 
 @dataclass(frozen=True)

@@ -178,7 +178,6 @@ class Session:
 
         self._start = se3.identity()
         self._anchor: Tensor | None = None
-        self._camera_pose: Tensor | None = None
         self._base_pose: Tensor | None = None
         self._guess: Tensor | None = None
         self._segment = 0
@@ -294,7 +293,7 @@ class Session:
         if estimate is not None:
             values |= {
                 "segment": estimate.segment,
-                "scale": estimate.scale,
+                "scale": estimate.scale.value,
                 "matches": estimate.matches,
                 "inliers": estimate.inliers,
             }
@@ -333,9 +332,9 @@ class Session:
     def set_pose(self, pose: Tensor) -> None:
         """Starts anew with the base at ``pose``, (4, 4) ``T_odom_base``."""
         _log.info("reset to %s", [round(x, 3) for x in pose[:3, 3].tolist()])
-        self._odometry.reset()
+        self._odometry.reset(se3.identity())
         self._start = pose
-        self._anchor = self._camera_pose = self._base_pose = self._guess = None
+        self._anchor = self._base_pose = self._guess = None
         self._path.clear()
         self._path_interval = 0.0
         self._last_stamp = None
@@ -351,7 +350,7 @@ class Session:
         """Goes on after a pause, in a new segment that starts at the last trusted pose."""
         if self._paused:
             self._paused = False
-            self._odometry.reset(self._camera_pose)
+            self._odometry.reset()
 
     def _take_image(self, picture: Picture) -> list[Publication]:
         self._clear("image")
@@ -419,7 +418,7 @@ class Session:
         self._last.clear()
         self._first_tick = None
         self.frames.clear_moving()
-        self._odometry.reset(self._camera_pose)
+        self._odometry.reset()
 
     def _work(self, *, final: bool = False) -> list[Publication]:
         out: list[Publication] = []
@@ -573,7 +572,7 @@ class Session:
             self._anchor = self._base_pose @ moved @ extrinsic @ se3.inverse(estimate.pose)
         elif self._anchor is None:
             self._anchor = self._start @ extrinsic @ se3.inverse(estimate.pose)
-        self._segment, self._guess, self._camera_pose = estimate.segment, guess, estimate.pose
+        self._segment, self._guess = estimate.segment, guess
         self._base_pose = self._anchor @ estimate.pose @ se3.inverse(extrinsic)
         covariance = None
         if estimate.covariance is not None:
@@ -641,9 +640,13 @@ class Session:
     def _publish_clouds(self, frame: Frame, camera: str, estimate: Estimate) -> list[Publication]:
         wanted = [name for name in ("points", "dynamic_points") if self._wanted(name)]
         period = 1 / self.config.cloud.rate if self.config.cloud.rate else 0.0
-        if estimate.properties is None or not wanted or not self._due("points", estimate.stamp, period):
+        if not wanted or not self._due("points", estimate.stamp, period):
             return []
-        cloud = make_cloud(frame, estimate.properties, estimate.interval, self.config.cloud)
+        properties = estimate.properties
+        if properties is None:
+            del self._last["points"]
+            return []
+        cloud = make_cloud(frame, properties, estimate.interval, self.config.cloud)
         clouds = {"points": cloud, "dynamic_points": cloud.select(cloud.moving)}
         camera = self.config.camera_frame or camera
         return [(name, self._make.point_cloud(estimate.stamp, camera, clouds[name].fields)) for name in wanted]

@@ -14,7 +14,7 @@ from flowodom.frame import Frame
 from flowodom.frames import motion_of, stamp_of
 from flowodom.geometry import PinholeCamera, se3
 from flowodom.messages import MessageFactory
-from flowodom.odometry import Estimate, Status
+from flowodom.odometry import Estimate, Scale, Status
 from flowodom.scene_flow import PropertySet
 from flowodom.session import Session
 
@@ -49,12 +49,13 @@ class FakeOdometry:
 
     def reset(self, pose: Tensor | None = None) -> None:
         self.resets.append(pose)
-        self.pose = se3.identity() if pose is None else pose
+        self.pose = self.pose if pose is None else pose
         self.previous = None
         self.segment += 1
 
     def step(self, frame: Frame) -> Estimate:
         self.frames.append(frame)
+        properties = self.properties
         lost = bool((frame.image == 255).all())
         first = self.previous is None
         if not first and not lost:
@@ -74,11 +75,10 @@ class FakeOdometry:
             motion_covariance=None if first or lost else COVARIANCE,
             interval=interval,
             keyframe=False,
-            scale="sensor",
+            scale=Scale.SENSOR,
             matches=10,
             inliers=9,
-            properties=None if first or lost else self.properties,
-            timing={},
+            lift=None if first or lost or properties is None else lambda: properties,
         )
 
 
