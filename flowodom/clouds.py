@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ class Cloud:
         moving: (N,) bool, True where a point moves on its own.
     """
 
-    fields: dict[str, NDArray]
+    fields: dict[str, NDArray[Any]]
     moving: NDArray[np.bool_]
 
     def select(self, mask: NDArray[np.bool_]) -> Cloud:

@@ -105,7 +105,7 @@ class Picture:
 
     stamp: int
     frame_id: str
-    pixels: NDArray
+    pixels: NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class Session:
         config: All parameters.
         odometry: What estimates the motion; made from ``config`` when None.
         store: Typestore of the messages that go out; that of the newest long-term distribution when None.
-        inputs: Names of the inputs that the host feeds; images do not wait for one that it does not.
+        inputs: Names of the inputs that the host feeds, all when None; images do not wait for one that it does not.
         wanted: Tells whether anybody listens to an output; what nobody wants is not computed.
         on_estimate: Called with every frame, its estimate and where that places the base (None when nothing does).
         resolve: Gives the real name of a topic, for diagnostics.
@@ -145,7 +145,7 @@ class Session:
         *,
         odometry: Odometry | None = None,
         store: Typestore | None = None,
-        inputs: Collection[str] = tuple(port.name for port in INPUTS),
+        inputs: Collection[str] | None = None,
         wanted: Callable[[str], bool] = lambda _: True,
         on_estimate: Callable[[Frame, Estimate, Placement | None], None] | None = None,
         resolve: Callable[[str], str] = str,
@@ -156,7 +156,7 @@ class Session:
         self.counts: Counter[str] = Counter()
         self._odometry = odometry or Odometry(self.config)
         self._make = MessageFactory(store)
-        self._inputs = frozenset(inputs)
+        self._inputs = frozenset((port.name for port in INPUTS) if inputs is None else inputs)
         self._wanted = wanted
         self._on_estimate = on_estimate
         self._resolve = resolve
@@ -166,8 +166,9 @@ class Session:
 
         self._images: deque[Picture] = deque(maxlen=_PENDING)
         self._depths: deque[Picture] = deque(maxlen=_PENDING)
-        self._mask: NDArray[np.bool_] | None = None
+        self._mask: NDArray[np.uint8] | None = None
         self._calibration: Calibration | None = None
+        self._calibrated_by: tuple[Any, ...] = ()
         self._without_depth = self.config.depth.source == "filter" or "depth" not in self._inputs
         self._depth_given_up = False
         self._last_stamp: int | None = None
@@ -199,7 +200,7 @@ class Session:
             return message
         try:
             if topic == "depth":
-                pixels: NDArray = messages.decode_depth(message)
+                pixels: NDArray[Any] = messages.decode_depth(message)
             else:
                 pixels = messages.decode_image(message, convert=self._convert)
             return Picture(messages.stamp(message), message.header.frame_id, pixels)
@@ -229,7 +230,8 @@ class Session:
         elif topic == "camera_info":
             out += self._take_calibration(message)
         elif topic == "mask":
-            self._mask = np.asarray(message.pixels if message.pixels.ndim == 2 else message.pixels[..., 0]) == 255
+            grey = message.pixels if message.pixels.ndim == 2 else message.pixels[..., 0]
+            self._mask = np.where(grey == 255, np.uint8(255), np.uint8(0))
         elif topic in ("/tf", "/tf_static"):
             self._take_transforms(message, static=topic == "/tf_static")
         elif topic == "~/reset":
@@ -389,8 +391,10 @@ class Session:
 
     def _take_calibration(self, message: Any) -> list[Publication]:
         try:
-            if self._calibration is None or not self._calibration.same_as(message):
-                self._calibration = Calibration.from_message(message, rectified=self.config.rectified)
+            content = _content(message)
+            if self._calibration is None or content != self._calibrated_by:
+                self._calibration = Calibration.from_info(message, rectified=self.config.rectified)
+                self._calibrated_by = content
             self._clear("calibration")
         except CalibrationError as error:
             self._skip("bad_calibration", "calibration", error)
@@ -459,7 +463,7 @@ class Session:
                 f"no usable message on {self._resolve('camera_info')}: the odometry needs the camera's calibration; "
                 "record or publish its CameraInfo, or name the right topic"
             )
-        size = (self._calibration.width, self._calibration.height)
+        size = (self._calibration.camera.width, self._calibration.camera.height)
         came = picture.pixels.shape[1::-1]
         if came != size:
             return CalibrationError(
@@ -522,12 +526,13 @@ class Session:
         field: NDArray[np.float32] | None = None
         if depth is not None and self._fits(depth.pixels, picture, "depth"):
             field = calibration.rectify_depth(depth.pixels)
-        ignore: NDArray[np.bool_] | None = None
+        ignore = calibration.invalid
         if self._mask is not None and self._fits(self._mask, picture, "mask"):
-            ignore = calibration.rectify_mask(self._mask)
+            masked = calibration.rectify(self._mask) > 0
+            ignore = masked if ignore is None else ignore | masked
         return Frame(picture.stamp, calibration.rectify(picture.pixels), calibration.camera, field, ignore)
 
-    def _fits(self, pixels: NDArray, picture: Picture, topic: str) -> bool:
+    def _fits(self, pixels: NDArray[Any], picture: Picture, topic: str) -> bool:
         if pixels.shape[:2] == picture.pixels.shape[:2]:
             self._clear(f"{topic} size")
             return True
@@ -605,7 +610,7 @@ class Session:
         covariance = twist_covariance = torch.eye(6, dtype=torch.float64) * _UNKNOWN_VARIANCE
         if placement.covariance is not None:
             # Position and a small rotation along the axes of odom, from the body's own.
-            turn = torch.block_diag(placement.pose[:3, :3], placement.pose[:3, :3])
+            turn = torch.kron(torch.eye(2, dtype=torch.float64), placement.pose[:3, :3])
             covariance = turn @ placement.covariance @ turn.T
         if estimate.motion is not None and estimate.interval > 0:
             adjoint = se3.adjoint(placement.extrinsic)
@@ -675,3 +680,13 @@ class Session:
 
     def _clear(self, key: str) -> None:
         self._problems.pop(key, None)
+
+
+def _content(info: Any) -> tuple[Any, ...]:
+    """Returns all of a CameraInfo that says what the camera is, to be compared."""
+    region = info.roi
+    return (
+        (info.width, info.height, info.distortion_model, info.binning_x, info.binning_y),
+        (region.x_offset, region.y_offset, region.width, region.height),
+        *(np.asarray(values).tobytes() for values in (info.k, info.d, info.p)),
+    )
