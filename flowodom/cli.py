@@ -1,0 +1,274 @@
+"""The command line: ``flowodom replay | info | evaluate | doctor | render``.
+
+Each subcommand imports what it needs when it runs, so that ``flowodom --help`` is there at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from flowodom import __version__
+from flowodom.config import SessionConfig, load, override
+from flowodom.errors import ConfigError, FlowodomError
+
+TOPIC_ROLES = {
+    "image": "camera image",
+    "camera_info": "calibration of the camera",
+    "depth": "depth registered to the image; 'none' for a single camera",
+    "ground_truth": "true poses to compare with; 'none' for no comparison",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        arguments: Words after the program's name; those of the process when None.
+
+    Returns:
+        The exit status: 0 done, 1 ``doctor`` found something to mend, 2 an error that was explained, 130 interrupted.
+    """
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(
+        level=logging.INFO if options.verbose else logging.WARNING,
+        format="%(levelname)s: %(message)s",
+        stream=sys.stderr,
+    )
+    run: Callable[[argparse.Namespace], int] = options.run
+    try:
+        return run(options)
+    except FlowodomError as error:
+        print(f"flowodom: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("flowodom: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+
+
+def make_config(options: argparse.Namespace) -> SessionConfig:
+    """Returns the parameters that ``--config``, ``--set`` and the flags of their own make, the later over the earlier.
+
+    Raises:
+        ConfigError: A file cannot be read, a name is unknown or a value does not fit.
+    """
+    config = SessionConfig()
+    if options.config is not None:
+        config = load(options.config, config)
+    values: dict[str, object] = {}
+    for assignment in options.set:
+        name, equals, value = assignment.partition("=")
+        if not equals:
+            raise ConfigError(f"--set takes name=value, got {assignment!r}")
+        values[name] = value
+    if options.device is not None:
+        values["device"] = options.device
+    if options.camera_height is not None:
+        values["camera_height"] = options.camera_height
+    return override(config, values)
+
+
+def topic_overrides(options: argparse.Namespace) -> dict[str, str | None]:
+    """Returns the topics named on the command line, by role."""
+    named = {role: getattr(options, role) for role in TOPIC_ROLES}
+    return {role: topic for role, topic in named.items() if topic is not None}
+
+
+def _replay(options: argparse.Namespace) -> int:
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    from flowodom.replay import replay
+
+    with logging_redirect_tqdm():
+        result = replay(
+            options.bag,
+            options.out or Path("out") / options.bag.resolve().stem,
+            make_config(options),
+            topics=topic_overrides(options),
+            start=options.start,
+            duration=options.duration,
+            rate=options.rate,
+            report=options.report,
+            points=options.points,
+            progress=options.progress and sys.stderr.isatty(),
+        )
+    print(result.summary())
+    return 130 if result.interrupted else 0
+
+
+def _info(options: argparse.Namespace) -> int:
+    from flowodom import info
+
+    print(info.describe(options.bag, topic_overrides(options)))
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from flowodom.evaluation import evaluate
+
+    result = evaluate(
+        options.estimate,
+        options.truth,
+        est_topic=options.estimate_topic,
+        truth_topic=options.truth_topic,
+        times=options.times,
+        tolerance=options.tolerance,
+        correct_scale=options.correct_scale,
+    )
+    print(result.table())
+    if options.json is not None:
+        try:
+            options.json.write_text(json.dumps(result.as_dict(), indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise FlowodomError(f"cannot write {options.json}: {error.strerror or error}") from error
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from flowodom import doctor
+
+    checks = doctor.checks()
+    for check in checks:
+        print(check)
+    return 0 if all(check.ok for check in checks) else 1
+
+
+def _render(options: argparse.Namespace) -> int:
+    from flowodom.worlds.recording import render_bag
+
+    count = render_bag(
+        options.bag,
+        seed=options.seed,
+        world=options.world,
+        motion=options.motion,
+        movers=options.movers,
+        frames=options.frames,
+        rate=options.rate,
+        size=options.size,
+        depth=options.depth,
+        compressed=options.compressed,
+        noise=options.noise,
+        overwrite=options.overwrite,
+        progress=sys.stderr.isatty(),
+    )
+    print(f"wrote {count} frames to {options.bag}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="flowodom", description="Visual odometry from dense optical flow: camera messages in, odometry out."
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("-v", "--verbose", action="store_true", help="say more on the way")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, parents=[common], help=text, description=f"{text[0].upper()}{text[1:]}.")
+        added.set_defaults(run=run)
+        return added
+
+    replay = command("replay", _replay, "run the odometry on a bag and write odometry, clouds, trajectory and a report")
+    replay.add_argument("bag", type=Path, help="rosbag2 folder, .mcap, .db3 or ROS 1 .bag")
+    replay.add_argument("--out", type=Path, help="folder for the results (default: out/NAME-OF-THE-BAG)")
+    add_config_arguments(replay)
+    _add_topic_arguments(replay)
+    replay.add_argument("--start", type=float, default=0.0, metavar="S", help="seconds to skip at the start")
+    replay.add_argument("--duration", type=float, metavar="S", help="seconds to replay (default: all)")
+    replay.add_argument(
+        "--rate",
+        type=_positive,
+        help="keep to this multiple of the recorded speed and drop frames when behind (default: every frame)",
+    )
+    replay.add_argument("--no-report", dest="report", action="store_false", help="do not write report.html")
+    replay.add_argument("--no-points", dest="points", action="store_false", help="do not write point clouds")
+    replay.add_argument("--no-progress", dest="progress", action="store_false", help="do not draw a progress bar")
+
+    info = command("info", _info, "show what is in a bag and what replay would use of it")
+    info.add_argument("bag", type=Path, help="rosbag2 folder, .mcap, .db3 or ROS 1 .bag")
+    _add_topic_arguments(info)
+
+    evaluate = command("evaluate", _evaluate, "compare an estimated trajectory with the truth")
+    evaluate.add_argument("estimate", type=Path, help="TUM file, KITTI file or bag")
+    evaluate.add_argument("truth", type=Path, help="TUM file, KITTI file or bag")
+    evaluate.add_argument("--estimate-topic", metavar="TOPIC", help="topic of the estimate when it is a bag")
+    evaluate.add_argument("--truth-topic", metavar="TOPIC", help="topic of the truth when it is a bag")
+    evaluate.add_argument("--times", type=Path, help="stamps of KITTI files, one a line")
+    evaluate.add_argument(
+        "--tolerance",
+        type=_positive,
+        default=0.05,
+        metavar="S",
+        help="most seconds to the nearest true pose (%(default)s)",
+    )
+    evaluate.add_argument(
+        "--correct-scale", action="store_true", help="scale each segment to the truth before relative errors and drift"
+    )
+    evaluate.add_argument("--json", type=Path, help="also write the figures to this file")
+
+    command("doctor", _doctor, "check this machine: every line is ok or says how to mend it")
+
+    render = command("render", _render, "render a procedural world into a bag with exact truth")
+    render.add_argument("bag", type=Path, help="where to; a path that ends in .mcap becomes one file")
+    render.add_argument("--seed", type=int, default=1, help="the same seed gives the same bag (%(default)s)")
+    render.add_argument("--world", default="room", help="room or street (%(default)s)")
+    render.add_argument("--motion", default="hand_held", help="hand_held, wheeled, rotation or straight (%(default)s)")
+    render.add_argument("--movers", type=int, default=1, help="objects that move on their own (%(default)s)")
+    render.add_argument("--frames", type=int, default=240, help="number of images (%(default)s)")
+    render.add_argument("--rate", type=_positive, default=30.0, help="images a second (%(default)s)")
+    render.add_argument("--size", type=_size, default=(320, 240), metavar="WxH", help="size of the images (320x240)")
+    render.add_argument(
+        "--noise", type=float, default=1.5, help="deviation of the image noise, grey levels (%(default)s)"
+    )
+    render.add_argument("--no-depth", dest="depth", action="store_false", help="a single camera without depth")
+    render.add_argument("--compressed", action="store_true", help="JPEG images instead of raw ones")
+    render.add_argument("--overwrite", action="store_true", help="replace a recording that is there")
+    return parser
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that ``make_config`` reads."""
+    group = parser.add_argument_group("parameters")
+    group.add_argument("--config", type=Path, metavar="YAML", help="parameter file, as config/odometry.yaml")
+    group.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="one parameter; may be given many times"
+    )
+    group.add_argument("--device", help="auto, cpu, cuda, cuda:1 ...")
+    group.add_argument(
+        "--camera-height",
+        type=_positive,
+        metavar="M",
+        help="height of a single camera above the ground; makes it metric",
+    )
+
+
+def _add_topic_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("topics", "found by type and name where not given")
+    for role, text in TOPIC_ROLES.items():
+        group.add_argument(f"--{role.replace('_', '-')}", metavar="TOPIC", help=text)
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"must be greater than 0, got {text}")
+    return value
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, cross, height = text.partition("x")
+    if not cross or not width.isdigit() or not height.isdigit():
+        raise argparse.ArgumentTypeError(f"must be WIDTHxHEIGHT, got {text}")
+    return int(width), int(height)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
