@@ -258,8 +258,11 @@ class BagReader:
             for problem in problems:
                 log.warning("%s; the rest of the recording is read", problem)
             if not any(t.count for t in self.topics.values()):
+                damaged = any(isinstance(f.storage, Salvage) for f in self._files)
                 raise BagError(
-                    f"{self.path} holds no messages: was the recorder stopped before anything was published?"
+                    f"{self.path} is damaged, and no message of it can be read"
+                    if damaged
+                    else f"{self.path} holds no messages: was the recorder stopped before anything was published?"
                 )
         except BaseException:
             self.close()
@@ -539,7 +542,7 @@ class BagWriter:
         try:
             definition, _ = store.generate_msgdef(msgtype, ros_version=2)
             digest = store.hash_rihs01(msgtype)
-        except KeyError as error:
+        except (KeyError, TypesysError) as error:
             raise MessageError(f"message type {msgtype} is unknown, so {topic} cannot be written") from error
         if msgtype not in self._schemas:
             self._schemas[msgtype] = self._writer.register_schema(msgtype, "ros2msg", definition.encode())
