@@ -69,7 +69,7 @@ def intersect(shape: Shape, origin: Tensor, direction: Tensor, half: Tensor, *, 
         cap_near, cap_far = _interval_box(origin[2:], direction[2:], half[2:])
         near, far = torch.maximum(near, cap_near), torch.minimum(far, cap_far)
     depth = far if inward else near
-    return torch.where((near < far) & (depth > NEAR), depth, torch.inf)
+    return torch.where((near <= far) & (depth > NEAR), depth, torch.inf)
 
 
 def bounds(

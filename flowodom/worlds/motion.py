@@ -215,7 +215,7 @@ def hand_held(
         band=(0.12, 0.4),
     )
     shake = Waves.random([0.012 * tremor] * 3 + [0.025 * tremor] * 3, generator, band=(1.5, 5.0))
-    return CameraPath(Wander(position, (heading, 0.06, 0.0), velocity, waves=slow + shake))
+    return CameraPath(Wander(position, (heading, 0.12, 0.0), velocity, waves=slow + shake))
 
 
 def wheeled(

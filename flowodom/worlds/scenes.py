@@ -12,8 +12,11 @@ from flowodom.worlds.motion import Following, Motion, Wander, Waves, level_pose
 from flowodom.worlds.textures import PATTERNS, Atlas
 from flowodom.worlds.world import Light, Material, Primitive, World
 
-TILE = 512
-"""Texels across each texture."""
+_SPECIAL = ("plaster", "fine", "marks", "foliage", "facade", "sky")
+"""Patterns that are used only where they are asked for by name."""
+
+TEXELS = 512
+"""Texels across each texture; a power of two. A world with fewer is made faster and looks blurred from near."""
 
 
 def _place(x: float, y: float, z: float, yaw: float = 0.0, pitch: float = 0.0, roll: float = 0.0) -> Tensor:
@@ -23,12 +26,14 @@ def _place(x: float, y: float, z: float, yaw: float = 0.0, pitch: float = 0.0, r
 
 
 class _Builder:
-    """Collects primitives and textures; all chance comes from one generator."""
+    """Collects primitives and textures; all chance comes from the seed."""
 
-    def __init__(self, seed: int, patterns: list[str]):
-        self.generator = torch.Generator().manual_seed(seed)
+    def __init__(self, seed: int, patterns: list[str], texels: int):
+        self.generator = torch.Generator().manual_seed(seed + (1 << 32))
         self.patterns = patterns
-        self.tiles = [PATTERNS[name](TILE, self.generator) for name in patterns]
+        # Textures draw as many numbers as they have texels: a source of their own keeps the rest the same.
+        paint = torch.Generator().manual_seed(seed)
+        self.tiles = [PATTERNS[name](texels, paint) for name in patterns]
         self.primitives: list[Primitive] = []
         self.motions: list[Motion] = []
 
@@ -38,9 +43,9 @@ class _Builder:
     def choose(self, *names: str) -> str:
         return names[int(torch.randint(len(names), (), generator=self.generator))]
 
-    def material(self, *names: str, period: float, spread: float = 0.25, detail: float = 0.5) -> Material:
-        """Draws one of the textures whose pattern has one of the names (any but plaster and the detail for none)."""
-        wanted = names or tuple(sorted({p for p in self.patterns if p not in ("plaster", "fine", "marks")}))
+    def material(self, *names: str, period: float, spread: float = 0.1, detail: float = 0.5) -> Material:
+        """Draws one of the textures whose pattern has one of the names (any general one for none)."""
+        wanted = names or tuple(sorted({p for p in self.patterns if p not in _SPECIAL}))
         options = [k for k, pattern in enumerate(self.patterns) if pattern in wanted]
         tile = options[int(torch.randint(len(options), (), generator=self.generator))]
         bright = self.uniform(0.8, 1.15)
@@ -73,6 +78,7 @@ def room(
     movers: int = 1,
     coverage: float | None = None,
     path: Motion | None = None,
+    texels: int = TEXELS,
     device: torch.device | str = "cpu",
 ) -> World:
     """Makes a furnished room, about 6 by 6 by 2.7 metres, its floor at z = 0 and its middle free for a camera.
@@ -85,6 +91,7 @@ def room(
         coverage: Share of the image, 0 to 0.6, that the first mover covers on average; it then goes to and fro in front
             of the camera wherever that goes, close by, as a person might. None for movers that mind their own business.
         path: The camera path, needed with ``coverage``.
+        texels: Texels across each texture, a power of two.
         device: Where to render.
 
     Raises:
@@ -95,15 +102,15 @@ def room(
             f"coverage must be in (0, 0.6] and needs a camera path and movers >= 1, "
             f"got coverage={coverage}, path={path}, movers={movers}"
         )
-    build = _Builder(seed, _ROOM_PATTERNS)
+    build = _Builder(seed, _ROOM_PATTERNS, texels)
     x, y, z = build.uniform(2.9, 3.5), build.uniform(2.7, 3.3), build.uniform(1.25, 1.45)
     walls = [
-        build.material("plaster", "stripes", "bricks", "clouds", period=2.4, spread=0.1),
-        build.material("plaster", period=2.0, spread=0.1, detail=0.15),
-        build.material("bricks", "clouds", "stripes", "cells", period=2.4, spread=0.1),
-        build.material("plaster", "clouds", "stripes", period=2.4, spread=0.1),
+        build.material("plaster", period=2.0, detail=0.15),
+        build.material("plaster", "stripes", "bricks", "clouds", period=2.4),
+        build.material("bricks", "clouds", "stripes", "cells", period=2.4),
+        build.material("plaster", "clouds", "stripes", period=2.4),
     ]
-    floor = build.material("wood", "checker", "speckle", "cells", period=2.2, spread=0.1)
+    floor = build.material("wood", "checker", "speckle", "cells", period=2.2)
     ceiling = Material(build.patterns.index("plaster"), 2.6, (1.15, 1.15, 1.15), 0.25)
     build.primitives.append(Primitive(Shape.BOX, (x, y, z), _place(0, 0, z), (*walls, floor, ceiling), inward=True))
     _hang_pictures(build, x, y)
@@ -198,6 +205,9 @@ def _add_mover(build: _Builder, x: float, count: int) -> None:
 _FOLLOW_DISTANCE, _VIEW = 1.3, (0.61, 0.46)
 """How far ahead of the camera the follower keeps, and the tangents of half the field of view assumed for it."""
 
+_TILTED = 1.1
+"""A camera that tilts sees less of what stays at its height; so much is made up for."""
+
 
 def _add_follower(build: _Builder, path: Motion, coverage: float) -> None:
     """A person-like box that goes to and fro in front of the camera and covers the wanted share on average."""
@@ -215,7 +225,7 @@ def _add_follower(build: _Builder, path: Motion, coverage: float) -> None:
     low, high = 0.0, 2 * reach_u
     for _ in range(40):
         middle = 0.5 * (low + high)
-        low, high = (middle, high) if covered(middle) < coverage else (low, middle)
+        low, high = (middle, high) if covered(middle) < _TILTED * coverage else (low, middle)
     thickness = 0.12
     build.box(
         (thickness, low, half_v),
@@ -233,11 +243,19 @@ def _add_follower(build: _Builder, path: Motion, coverage: float) -> None:
 
 
 _STREET_PATTERNS = [
-    "fine", "plaster", "clouds", "clouds", "cells", "bricks", "bricks", "checker", "stripes", "speckle", "speckle",
+    "fine", "plaster", "clouds", "clouds", "cells", "bricks", "bricks", "stripes", "speckle", "speckle",
+    "foliage", "foliage", "facade", "facade", "sky",
 ]  # fmt: skip
 
 
-def street(seed: int, *, movers: int = 0, length: float = 120.0, device: torch.device | str = "cpu") -> World:
+def street(
+    seed: int,
+    *,
+    movers: int = 0,
+    length: float = 120.0,
+    texels: int = TEXELS,
+    device: torch.device | str = "cpu",
+) -> World:
     """Makes a straight street along x, with houses, trees, poles and parked cars on both sides, under a sky.
 
     The lane of the camera is y = 0, 2.5 m free on either side, from x = 0; the ground is z = 0.
@@ -246,15 +264,15 @@ def street(seed: int, *, movers: int = 0, length: float = 120.0, device: torch.d
         seed: The same seed gives the same street.
         movers: Cars that come towards the camera on the lane beside it (y = 3 m).
         length: How far it goes on, metres.
+        texels: Texels across each texture, a power of two.
         device: Where to render.
     """
-    build = _Builder(seed, _STREET_PATTERNS)
-    clouds = build.patterns.index("clouds")
-    sky = Material(clouds, 6000.0, (1.0, 1.15, 1.35), 0.0, 1.0)
+    build = _Builder(seed, _STREET_PATTERNS, texels)
+    sky = Material(build.patterns.index("sky"), 6000.0, detail=0.0, glow=1.0)
     build.primitives.append(Primitive(Shape.SPHERE, (5000.0,) * 3, _place(0, 0, 0), (sky,), inward=True))
     asphalt = build.material("speckle", period=3.0, spread=0.05)
     build.box((length + 200, 6.0, 0.5), _place(length / 2, 1.0, -0.5), asphalt)
-    pavement = build.material("cells", "checker", "bricks", period=3.0, spread=0.05)
+    pavement = build.material("cells", "bricks", period=3.0, spread=0.05)
     build.box((length + 200, 60.0, 0.5), _place(length / 2, 0, -0.54), pavement)
     kerb = build.material("bricks", "cells", "clouds", period=2.0, spread=0.05)
     for side in (-1, 1):
@@ -264,7 +282,7 @@ def street(seed: int, *, movers: int = 0, length: float = 120.0, device: torch.d
         while x < length + 40:
             half = (build.uniform(3.0, 7.0), build.uniform(3.0, 5.0), build.uniform(2.5, 6.0))
             depth = edge + side * (3.2 + build.uniform(0, 2.0) + half[1])
-            facade = build.material("bricks", "plaster", "cells", "stripes", "checker", "clouds", period=5.0)
+            facade = build.material("facade", "facade", "bricks", "plaster", period=6.0)
             build.box(half, _place(x + half[0], depth, half[2]), facade)
             x += 2 * half[0] + build.uniform(0.0, 3.5)
         x = build.uniform(2, 9)
@@ -273,7 +291,7 @@ def street(seed: int, *, movers: int = 0, length: float = 120.0, device: torch.d
             if build.uniform(0, 1) < 0.45:
                 r = build.uniform(0.9, 1.7)
                 build.add(Shape.CYLINDER, (0.16, 0.16, 1.6), _place(x, at, 1.6), build.material("clouds", period=1.0))
-                leaves = build.material("clouds", "speckle", period=2.5)
+                leaves = build.material("foliage", period=2.5)
                 build.add(Shape.SPHERE, (r, r, r), _place(x, at, 2.6 + r, build.uniform(0, 6)), leaves)
             else:
                 half = (build.uniform(1.7, 2.2), 0.85, 0.45)

@@ -51,12 +51,20 @@ def _pick(generator: torch.Generator, low: int, high: int) -> int:
     return int(torch.randint(low, high + 1, (), generator=generator))
 
 
-def _colour(generator: torch.Generator, low: float, high: float, *, saturation: float = 0.5) -> Tensor:
-    """Draws a (3,) colour of a brightness between ``low`` and ``high``."""
-    hue = torch.rand(3, generator=generator)
-    hue = hue / hue.mean()
-    bright = _uniform(generator, low, high)
-    return (bright * (1 + saturation * (hue - 1))).clamp(0.02, 0.98)
+def _colour(generator: torch.Generator, low: float, high: float, *, saturation: float = 0.35) -> Tensor:
+    """Draws a (3,) colour of a brightness between ``low`` and ``high``: mostly warm or grey, now and then vivid."""
+    warmth = torch.randn((), generator=generator) * 0.35 + 0.25
+    green = torch.randn((), generator=generator) * 0.2
+    vivid = 2.0 if _uniform(generator, 0, 1) < 0.2 else 1.0
+    hue = torch.stack((warmth, green, -warmth - 0.5 * green)) * saturation * vivid
+    return (_uniform(generator, low, high) * (1 + hue)).clamp(0.02, 0.98)
+
+
+def _shades(colour: Tensor, generator: torch.Generator, *levels: float) -> Tensor:
+    """Returns (N, 3) colours like ``colour`` at the given brightnesses, each a little off in hue."""
+    hue = colour / colour.mean()
+    rows = [level * hue * (1 + 0.12 * torch.randn(3, generator=generator)) for level in levels]
+    return torch.stack(rows).clamp(0.02, 0.98)
 
 
 def _ramp(values: Tensor, colours: Tensor) -> Tensor:
@@ -76,7 +84,7 @@ def _mask(distance: Tensor, width: float) -> Tensor:
 
 def clouds(size: int, generator: torch.Generator) -> Tensor:
     """Coloured 1/f noise: stone, plaster, cloth, foliage from afar."""
-    colours = torch.stack([_colour(generator, low, low + 0.25) for low in (0.05, 0.3, 0.4, 0.65)])
+    colours = _shades(_colour(generator, 0.4, 0.5), generator, 0.12, 0.4, 0.5, 0.8)
     mixed = _ramp(fractal(size, generator, slope=_uniform(generator, 0.8, 1.25), lowest=2), colours)
     tone = fractal(size, generator, slope=1.0, lowest=3)
     return mixed * (0.7 + 0.6 * tone)
@@ -113,7 +121,7 @@ def cells(size: int, generator: torch.Generator) -> Tensor:
     first, second, owner = _nearest_two(size, count, generator)
     base, joint = _colour(generator, 0.35, 0.7), _colour(generator, 0.05, 0.3)
     tints = base * (0.55 + 0.9 * torch.rand(count * count, 1, generator=generator))
-    tints = tints * (1 + 0.3 * (torch.rand(count * count, 3, generator=generator) - 0.5))
+    tints = tints * (1 + 0.2 * (torch.rand(count * count, 3, generator=generator) - 0.5))
     stone = tints[owner].movedim(-1, 0) * (0.75 + 0.5 * fractal(size, generator, slope=1.0, lowest=4))
     edge = _mask(second - first - 0.05, 0.08)
     return joint[:, None, None] * (1 - edge) + stone * edge
@@ -159,7 +167,8 @@ def stripes(size: int, generator: torch.Generator) -> Tensor:
     warp = fractal(size, generator, slope=1.8) - 0.5
     phase = count * (u if _pick(generator, 0, 1) else v) + _uniform(generator, 0.2, 1.2) * warp
     bands = 0.5 + 0.5 * torch.sin(2 * math.pi * phase) * (0.6 + 0.4 * torch.sin(2 * math.pi * (v + phase / count)))
-    colours = torch.stack([_colour(generator, low, low + 0.3) for low in (0.1, 0.5, 0.3, 0.65)])
+    two = (_colour(generator, 0.2, 0.4), _colour(generator, 0.5, 0.8))
+    colours = torch.stack((two[0], 0.75 * two[1], 1.3 * two[0], two[1]))
     weave = 0.75 + 0.5 * fractal(size, generator, slope=0.7, lowest=6)
     return _ramp(_mask(bands - 0.2, 0.6), colours) * weave
 
@@ -186,10 +195,13 @@ def wood(size: int, generator: torch.Generator) -> Tensor:
 
 def speckle(size: int, generator: torch.Generator) -> Tensor:
     """Dots of many sizes and colours on a plain ground: carpet, granite, gravel."""
-    image = _colour(generator, 0.3, 0.7)[:, None, None] * (0.8 + 0.4 * fractal(size, generator, slope=1.1))
+    ground = _colour(generator, 0.35, 0.6)
+    image = ground[:, None, None] * (0.8 + 0.4 * fractal(size, generator, slope=1.1))
+    variety = _uniform(generator, 0.05, 0.35)
     for count in (_pick(generator, 10, 16), _pick(generator, 22, 34), 64):
         first, _, owner = _nearest_two(size, count, generator)
-        dots = torch.rand(count * count, 3, generator=generator)
+        dots = ground * (0.3 + 1.4 * torch.rand(count * count, 1, generator=generator))
+        dots = dots * (1 + variety * torch.randn(count * count, 3, generator=generator))
         radius = 0.1 + 0.3 * torch.rand(count * count, generator=generator)
         inside = _mask(radius[owner] - first, 0.08)
         image = image * (1 - inside) + dots[owner].movedim(-1, 0) * inside
@@ -214,6 +226,39 @@ def marks(size: int, generator: torch.Generator) -> Tensor:
     return page * (0.85 + 0.3 * fractal(size, generator, slope=1.0))
 
 
+def foliage(size: int, generator: torch.Generator) -> Tensor:
+    """Leaves in light and shade."""
+    first, second, owner = _nearest_two(size, 40, generator)
+    light = torch.rand(1600, generator=generator)[owner] * _mask(second - first, 0.3)
+    tone = 0.55 * light + 0.45 * fractal(size, generator, slope=1.0, lowest=2)
+    green = torch.tensor([0.85, 1.25, 0.55]) * (1 + 0.15 * torch.randn(3, generator=generator))
+    return _ramp(tone, _shades(green, generator, 0.06, 0.25, 0.45, 0.75))
+
+
+def facade(size: int, generator: torch.Generator) -> Tensor:
+    """A house front: rows of windows in plaster."""
+    rows, columns = _pick(generator, 2, 3), _pick(generator, 2, 4)
+    u, v = _grid(size)
+    x, y = u * columns, v * rows
+    half_x, half_y = _uniform(generator, 0.18, 0.32), _uniform(generator, 0.22, 0.32)
+    inset = torch.minimum(half_x - (x % 1 - 0.5).abs(), half_y - (y % 1 - 0.5).abs())
+    bar = torch.minimum((x % 1 - 0.5).abs(), (y % 1 - 0.45).abs())
+    pane = torch.rand(rows, columns, generator=generator)[y.long(), x.long()]
+    glass = (0.12 + 0.3 * pane) * (0.5 + 1.0 * fractal(size, generator, slope=1.4))
+    glass = glass * torch.tensor([0.85, 0.95, 1.15])[:, None, None]
+    frame = _colour(generator, 0.5, 0.9, saturation=0.2)[:, None, None].expand(3, size, size)
+    wall = plaster(size, generator) * (0.75 + 0.5 * fractal(size, generator, slope=1.0, lowest=3))
+    opening = _mask(inset, 0.02)
+    window = torch.where((inset > 0.03) & (bar > 0.02), glass, frame)
+    return wall * (1 - opening) + window * opening
+
+
+def sky(size: int, generator: torch.Generator) -> Tensor:
+    """Clouds on blue."""
+    colours = torch.tensor([[0.42, 0.58, 0.82], [0.55, 0.68, 0.86], [0.82, 0.86, 0.9], [0.95, 0.95, 0.95]])
+    return _ramp(fractal(size, generator, slope=1.7), colours)
+
+
 def fine(size: int, generator: torch.Generator) -> Tensor:
     """Grey detail that is laid over other textures where the camera comes near; its mean is one half."""
     noise = fractal(size, generator, slope=0.9, lowest=4)
@@ -221,7 +266,8 @@ def fine(size: int, generator: torch.Generator) -> Tensor:
 
 
 PATTERNS: dict[str, Callable[[int, torch.Generator], Tensor]] = {
-    make.__name__: make for make in (clouds, plaster, cells, bricks, checker, stripes, wood, speckle, marks, fine)
+    make.__name__: make
+    for make in (clouds, plaster, cells, bricks, checker, stripes, wood, speckle, marks, foliage, facade, sky, fine)
 }
 """Every pattern by name: each takes the number of texels across and a generator, and returns (3, size, size)."""
 

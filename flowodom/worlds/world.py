@@ -305,7 +305,7 @@ class World:
         geometry = self._geometry_table(transforms, pose)[:, primitive]
         rotation, origin, half = geometry[:9].view(3, 3, -1), geometry[9:12], geometry[12:15]
         kind, side = geometry[15], geometry[16]
-        lights = geometry[17:].view(len(self.lights), 3, -1)
+        lights = geometry[17:].view(len(self.lights), 3, len(distance))
 
         # Where and from where, in the primitive's frame.
         slope = rotation[:, 0] * x + rotation[:, 1] * y + rotation[:, 2]
