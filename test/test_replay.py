@@ -1,0 +1,233 @@
+import dataclasses
+import json
+import logging
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from flowodom import replay as module
+from flowodom.bags import BagReader, BagWriter
+from flowodom.config import SessionConfig, override
+from flowodom.errors import BagError, CalibrationError, FlowodomError
+from flowodom.frames import motion_of
+from flowodom.messages import MessageFactory
+from flowodom.replay import replay
+from flowodom.trajectory import read_tum
+
+MakeBag = Callable[..., Path]
+
+
+def run(bag: Path, out: Path, **options: Any) -> module.Result:
+    return replay(bag, out, **{"report": False, "progress": False, **options})
+
+
+def test_a_bag_gives_odometry_transforms_clouds_trajectory_and_drift(make_bag: MakeBag, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = run(make_bag(count=8), out)
+    assert (result.frames, result.published, result.dropped, result.interrupted) == (8, 8, 0, False)
+    assert [path.name for path in result.files] == ["odometry.mcap", "trajectory.tum", "drift.json"]
+    with BagReader(out / "odometry.mcap") as reader:
+        counts = {topic.name: topic.count for topic in reader.topics.values()}
+        odom = [message for _, _, message in reader.messages(["/odom"])]
+    assert counts["/odom"] == counts["/tf"] == counts["/ground_truth/odom"] == 8
+    assert counts["/tf_static"] == 1
+    assert {"/path", "/points", "/dynamic_points", "/diagnostics"} <= set(counts)
+    assert (odom[0].header.frame_id, odom[0].child_frame_id) == ("odom", "camera_link")
+    # The camera slides 1 cm to its right with every frame, which is -y of its link.
+    last = motion_of(odom[-1].pose.pose)
+    torch.testing.assert_close(last[:3, 3], torch.tensor([0.0, -0.07, 0.0], dtype=torch.float64), atol=4e-3, rtol=0)
+    trajectory = read_tum(out / "trajectory.tum")
+    assert len(trajectory) == 8
+    assert (trajectory.frame, trajectory.body) == ("odom", "camera_link")
+    np.testing.assert_allclose(trajectory.poses[-1], last.numpy(), atol=1e-6)
+    assert result.evaluation is not None
+    drift = json.loads((out / "drift.json").read_text())
+    assert drift["tracked"] == 100
+    assert drift["ate_se3_rmse"] == result.evaluation.ate_se3_rmse < 4e-3
+
+
+def test_two_runs_give_the_same_bytes(make_bag: MakeBag, tmp_path: Path) -> None:
+    bag = make_bag(count=5)
+    for name in ("one", "two"):
+        run(bag, tmp_path / name)
+    assert (tmp_path / "one" / "trajectory.tum").read_bytes() == (tmp_path / "two" / "trajectory.tum").read_bytes()
+
+
+def test_results_of_an_earlier_run_are_replaced(make_bag: MakeBag, tmp_path: Path) -> None:
+    bag = make_bag(count=4)
+    for _ in range(2):
+        run(bag, tmp_path / "out")
+    assert len(read_tum(tmp_path / "out" / "trajectory.tum")) == 4
+
+
+def test_start_and_duration_choose_a_part(make_bag: MakeBag, tmp_path: Path) -> None:
+    result = run(make_bag(count=10), tmp_path / "out", start=0.09, duration=0.15)
+    assert result.frames == 5
+
+
+def test_clouds_can_be_left_out(make_bag: MakeBag, tmp_path: Path) -> None:
+    run(make_bag(count=4), tmp_path / "out", points=False)
+    with BagReader(tmp_path / "out" / "odometry.mcap") as reader:
+        assert not {"/points", "/dynamic_points"} & set(reader.topics)
+
+
+def test_the_base_is_the_one_configured_where_transforms_connect_it(make_bag: MakeBag, tmp_path: Path) -> None:
+    config = override(SessionConfig(), {"base_frame": "camera_optical_frame"})
+    run(make_bag(count=3), tmp_path / "out", config=config)
+    assert read_tum(tmp_path / "out" / "trajectory.tum").body == "camera_optical_frame"
+
+
+def test_without_transforms_the_camera_is_its_own_base(
+    make_bag: MakeBag, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bag = make_bag(count=3, edit=lambda topic, *rest: None if topic == "/tf_static" else (topic, *rest))
+    with caplog.at_level(logging.WARNING):
+        run(bag, tmp_path / "out")
+    assert read_tum(tmp_path / "out" / "trajectory.tum").body == "camera_optical_frame"
+    assert caplog.text.count("is the base instead") == 1
+
+
+def test_a_report_is_written(make_bag: MakeBag, tmp_path: Path) -> None:
+    result = run(make_bag(count=4), tmp_path / "out", report=True)
+    assert result.files[-1].name == "report.html"
+    assert "<html" in result.files[-1].read_text()[:500]
+    assert "report.html" in result.summary()
+
+
+def test_a_paced_replay_keeps_to_the_recorded_time_and_loses_nothing_when_there_is_time(
+    make_bag: MakeBag, tmp_path: Path
+) -> None:
+    result = run(make_bag(count=6), tmp_path / "out", rate=0.1)
+    assert result.frames == 6
+    assert result.seconds > 5 * 0.0333 / 0.1 * 0.9
+
+
+def test_a_paced_replay_drops_frames_rather_than_falling_behind(
+    make_bag: MakeBag, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy = threading.Event()
+    process = module.Session._process
+
+    def slow(self: module.Session, *arguments: Any) -> Any:
+        busy.wait(0.2)
+        return process(self, *arguments)
+
+    monkeypatch.setattr(module.Session, "_process", slow)
+    config = override(SessionConfig(), {"sync.backlog": 2})
+    result = run(make_bag(count=30), tmp_path / "out", config=config, rate=10.0)
+    assert result.dropped > 0
+    assert result.frames + result.dropped == 30
+
+
+def test_an_interrupt_leaves_whole_files_of_what_was_done(
+    make_bag: MakeBag, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = module.Session._process
+
+    def interrupted(self: module.Session, *arguments: Any) -> Any:
+        if self.counts["frames"] == 4:
+            signal.raise_signal(signal.SIGINT)
+        return process(self, *arguments)
+
+    monkeypatch.setattr(module.Session, "_process", interrupted)
+    result = run(make_bag(count=10), tmp_path / "out", report=True)
+    assert result.interrupted
+    assert 4 <= result.frames < 10
+    assert {path.name for path in result.files} == {"odometry.mcap", "trajectory.tum", "drift.json", "report.html"}
+    with BagReader(tmp_path / "out" / "odometry.mcap") as reader:
+        assert reader.topics["/odom"].count >= 4
+    assert "stopped before the end" in result.summary()
+
+
+def without(*names: str) -> Callable[..., Any]:
+    return lambda topic, *rest: None if topic in names else (topic, *rest)
+
+
+def changed(name: str, **fields: Any) -> Callable[..., Any]:
+    def edit(topic: str, message: Any, time: int) -> Any:
+        return (topic, dataclasses.replace(message, **fields) if topic == name else message, time)
+
+    return edit
+
+
+def test_no_camera_info_says_what_to_do(make_bag: MakeBag, tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match="camera_info"):
+        run(make_bag(count=4, edit=without("/camera/camera_info")), tmp_path / "out")
+    with BagReader(tmp_path / "out" / "odometry.mcap") as reader:
+        assert reader.topics["/ground_truth/odom"].count == 4
+
+
+def test_an_unknown_encoding_is_named(make_bag: MakeBag, tmp_path: Path) -> None:
+    with pytest.raises(FlowodomError, match="hologram"):
+        run(make_bag(count=4, edit=changed("/camera/image_raw", encoding="hologram")), tmp_path / "out")
+
+
+def test_no_images_is_an_error_that_lists_the_topics(make_bag: MakeBag, tmp_path: Path) -> None:
+    bag = make_bag(count=2, depth=False, edit=without("/camera/image_raw"))
+    with pytest.raises(BagError, match="/camera/camera_info"):
+        run(bag, tmp_path / "out")
+
+
+@pytest.mark.parametrize("value", [np.nan, 0.0])
+def test_depth_without_any_valid_pixel_gives_no_pose_but_no_crash(
+    make_bag: MakeBag, tmp_path: Path, value: float
+) -> None:
+    def edit(topic: str, message: Any, time: int) -> Any:
+        if "depth" in topic:
+            message = MessageFactory().image(time, "camera_optical_frame", np.full((120, 160), value, dtype=np.float32))
+        return topic, message, time
+
+    result = run(make_bag(count=4, edit=edit), tmp_path / "out")
+    assert result.frames == 4
+    assert result.evaluation is None or result.evaluation.poses <= 4
+
+
+def test_constant_images_give_no_invented_motion(make_bag: MakeBag, tmp_path: Path) -> None:
+    grey = np.full((120, 160, 3), 127, dtype=np.uint8)
+
+    def edit(topic: str, message: Any, time: int) -> Any:
+        if topic == "/camera/image_raw":
+            message = MessageFactory().image(time, "camera_optical_frame", grey)
+        return topic, message, time
+
+    result = run(make_bag(count=4, edit=edit), tmp_path / "out")
+    assert result.frames == 4
+    trajectory = read_tum(tmp_path / "out" / "trajectory.tum")
+    np.testing.assert_allclose(trajectory.positions, 0, atol=1e-3)
+
+
+def test_depth_that_never_comes_is_replaced_by_the_filter(make_bag: MakeBag, tmp_path: Path) -> None:
+    result = run(make_bag(count=6), tmp_path / "out", topics={"depth": "none"})
+    assert result.frames == 6
+
+
+def test_a_folder_that_cannot_be_made_is_named(make_bag: MakeBag, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BagError, match="cannot make the folder"):
+        run(make_bag(count=2), tmp_path / "file" / "out")
+
+
+def test_something_that_is_no_bag_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BagError, match="directory but no recording"):
+        run(tmp_path, tmp_path / "out")
+
+
+def test_a_bag_without_messages_is_named(tmp_path: Path) -> None:
+    with BagWriter(tmp_path / "empty"):
+        pass
+    with pytest.raises(BagError, match="no messages"):
+        run(tmp_path / "empty", tmp_path / "out")
+
+
+def test_a_real_recording_is_tracked_throughout(recordings: Path, tmp_path: Path) -> None:
+    result = run(recordings / "desk_rgbd_10", tmp_path / "out")
+    assert result.evaluation is not None
+    assert result.evaluation.tracked == 100
+    assert result.evaluation.ate_se3_rmse is not None
+    assert result.evaluation.ate_se3_rmse < 0.01
