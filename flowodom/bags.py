@@ -145,6 +145,7 @@ class _File:
 
     def __init__(self, path: Path, name: str, default: Typestore) -> None:
         self.path, self.name, self.default = path, name, default
+        self.problem = ""
         self.storage = self._open()
         self.codecs: dict[int, _Codec] = {}
 
@@ -165,7 +166,8 @@ class _File:
     def _salvage(self, error: Exception) -> Salvage:
         salvage = Salvage(self.path)
         count = sum(c.msgcount for c in salvage.connections)
-        log.warning("%s is damaged or was never closed (%s); %d messages can be read", self.name, error, count)
+        self.problem = f"{self.name} is cut short, damaged or was never closed ({error}); {count} messages can be read"
+        log.warning(self.problem)
         return salvage
 
     def close(self) -> None:
@@ -219,6 +221,10 @@ class BagReader:
         path: The recording.
         distribution: ROS 2 distribution whose types are used for bags that carry none.
 
+    Attributes:
+        path: The recording.
+        topics: Its topics by name.
+
     Raises:
         BagError: On entry: there is no such file, it is no recording, or it holds no messages.
     """
@@ -229,6 +235,7 @@ class BagReader:
         self._files: list[_File] = []
         self._stack = contextlib.ExitStack()
         self._silent: set[str] = set()
+        self._missing: list[str] = []
         self.topics: dict[str, Topic] = {}
 
     def __enter__(self) -> BagReader:
@@ -242,7 +249,8 @@ class BagReader:
         """Opens the recording."""
         problems: list[str] = []
         try:
-            for path in _files_of(self.path):
+            paths, self._missing = _files_of(self.path)
+            for path in paths:
                 try:
                     file = _File(self._unpacked(path), str(path), self.store)
                 except BagError as error:
@@ -255,8 +263,9 @@ class BagReader:
             self.topics = self._list_topics()
             if not self._files:
                 raise BagError("; ".join(problems))
-            for problem in problems:
-                log.warning("%s; the rest of the recording is read", problem)
+            self._missing += [f"{problem}; the rest of the recording is read" for problem in problems]
+            for problem in self._missing:
+                log.warning(problem)
             if not any(t.count for t in self.topics.values()):
                 damaged = any(isinstance(f.storage, Salvage) for f in self._files)
                 raise BagError(
@@ -272,6 +281,11 @@ class BagReader:
         """Closes the recording."""
         self._stack.close()
         self._files = []
+
+    @property
+    def problems(self) -> list[str]:
+        """What is damaged or missing, one sentence each."""
+        return self._missing + [file.problem for file in self._files if file.problem]
 
     def _unpacked(self, path: Path) -> Path:
         if kind_of(path) != "zstd":
@@ -403,35 +417,36 @@ class RawMessage(NamedTuple):
         return deserialize(self.data, self.msgtype, self.store)
 
 
-def _files_of(path: Path) -> list[Path]:
-    """Returns the files that a recording consists of, in order."""
+def _files_of(path: Path) -> tuple[list[Path], list[str]]:
+    """Returns the files that a recording consists of, in order, and what is wrong with that."""
     if path.name == "metadata.yaml":
         path = path.parent
     if not path.exists():
         raise BagError(f"there is no recording {path}")
     if not path.is_dir():
-        return [path]
+        return [path], []
     files = [p for p in path.iterdir() if re.search(r"\.(mcap|db3|bag)(\.zstd|\.active)?$", p.name) and p.is_file()]
     files.sort(key=_natural)
-    named = _named_files(path)
+    problems: list[str] = []
+    named = _named_files(path, problems)
     if named:
-        for missing in (n for n in named if not (path / n).exists()):
-            log.warning("%s of the recording %s is missing; the rest is read", missing, path)
-        files = [path / n for n in named if (path / n).exists()] or files
+        missing = [n for n in named if not (path / n).exists()]
+        problems += [f"{n} of the recording {path} is missing; the rest is read" for n in missing]
+        files = [path / n for n in named if n not in missing] or files
     if not files:
         raise BagError(
             f"{path} is a directory but no recording: it holds neither metadata.yaml nor any .mcap, .db3 or .bag file"
         )
     if not named and len({re.sub(r"_\d+(?=\.)", "", p.name) for p in files}) > 1:
         raise BagError(f"{path} holds several recordings; name one of: {', '.join(p.name for p in files)}")
-    return files
+    return files, problems
 
 
 def _natural(path: Path) -> list[str | int]:
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
 
 
-def _named_files(path: Path) -> list[str]:
+def _named_files(path: Path, problems: list[str]) -> list[str]:
     """Returns the file names in a rosbag2's metadata; none where that is missing or damaged."""
     metadata = path / "metadata.yaml"
     if not metadata.exists():
@@ -439,7 +454,7 @@ def _named_files(path: Path) -> list[str]:
     try:
         return [Path(name).name for name in yaml.safe_load(metadata.read_text())[_INFORMATION]["relative_file_paths"]]
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
-        log.warning("%s cannot be read (%r); the files beside it are taken", metadata, error)
+        problems.append(f"{metadata} cannot be read ({type(error).__name__}); the files beside it are taken")
         return []
 
 

@@ -346,7 +346,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     """Opens a database to read, with its write-ahead log if that can be had, and without regard for its true size."""
     location = f"file:{quote(str(path.resolve()))}"
     for mode in ("mode=ro", "mode=ro&immutable=1"):
-        database = sqlite3.connect(f"{location}?{mode}", uri=True)
+        database = sqlite3.connect(f"{location}?{mode}", uri=True, check_same_thread=False)
         try:
             # Tells sqlite to go on when the file has fewer pages than its header says.
             database.execute("PRAGMA writable_schema = ON")

@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -225,6 +226,16 @@ def test_a_broken_chunk_costs_only_itself(tmp_path, messages, caplog):
     assert max(t for _, t, _ in got) == many[-1][2]
     assert len({(t, n) for n, t, _ in got}) == len(got)
     assert "checksum" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["mcap", "sqlite3", "ros1"])
+def test_a_damaged_recording_can_be_read_from_another_thread(name, made, tmp_path):
+    target = tmp_path / "cut"
+    data = storage_of(made[name]).read_bytes()
+    target.write_bytes(data[: len(data) // 2])
+    with BagReader(target) as bag, ThreadPoolExecutor(1) as pool:
+        assert "damaged" in bag.problems[0]
+        assert len(pool.submit(list, bag.messages()).result()) > 20
 
 
 def test_zeros_at_the_end_as_after_a_power_cut(tmp_path, messages):
