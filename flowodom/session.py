@@ -352,7 +352,24 @@ class Session:
         """Goes on after a pause, in a new segment that starts at the last trusted pose."""
         if self._paused:
             self._paused = False
-            self._odometry.reset()
+            self.restart()
+
+    def restart(self) -> None:
+        """Starts a new segment at the last trusted pose."""
+        self._images.clear()
+        self._odometry.reset()
+
+    def report(self, key: str, error: FlowodomError | None) -> None:
+        """Notes something that its host found wrong, for the diagnostics; None when it is right again.
+
+        Args:
+            key: What is wrong; each key is logged once and shown until it is right again.
+            error: Says what is wrong and what to do.
+        """
+        if error is None:
+            self._clear(key)
+        else:
+            self._report(key, error)
 
     def _take_image(self, picture: Picture) -> list[Publication]:
         self._clear("image")
@@ -630,15 +647,13 @@ class Session:
         return message
 
     def _publish_path(self, stamp: int, pose: Tensor) -> list[Publication]:
-        if not self._wanted("path"):
-            return []
         interval = max(self._path_interval, 1 / self.config.path.rate)
         if self._due("pose of path", stamp, interval):
             self._path.append(self._make.pose_stamped(stamp, self.config.odom_frame, pose))
             if len(self._path) > self.config.path.length:
                 del self._path[1::2]
                 self._path_interval = 2 * interval
-        if not self._due("path", stamp, _PATH_PERIOD):
+        if not self._wanted("path") or not self._due("path", stamp, _PATH_PERIOD):
             return []
         return [("path", self._make.path(stamp, self.config.odom_frame, self._path))]
 
