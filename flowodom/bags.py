@@ -256,8 +256,6 @@ class BagReader:
                 except BagError as error:
                     problems.append(str(error))
                     continue
-                except OSError as error:
-                    raise BagError(f"{path} cannot be read: {error.strerror or error}") from error
                 self._files.append(file)
                 self._stack.callback(file.close)
             self.topics = self._list_topics()
@@ -273,6 +271,9 @@ class BagReader:
                     if damaged
                     else f"{self.path} holds no messages: was the recorder stopped before anything was published?"
                 )
+        except OSError as error:
+            self.close()
+            raise BagError(f"{self.path} cannot be read: {error.strerror or error}") from error
         except BaseException:
             self.close()
             raise

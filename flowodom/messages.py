@@ -106,7 +106,7 @@ def deserialize(data: bytes | memoryview, msgtype: str, store: Typestore | None 
         MessageError: The type is unknown or the bytes do not hold one such message.
     """
     try:
-        return (store or typestore()).deserialize_cdr(data, msgtype)
+        return (store or typestore()).deserialize_cdr(memoryview(data), msgtype)
     except KeyError as error:
         raise MessageError(f"message type {msgtype} is unknown: no definition of {error}") from error
     except SerdeError as error:
