@@ -1,0 +1,286 @@
+"""The report: what a run did, collected frame by frame, and written at its end as one page that needs no network.
+
+Collecting costs microseconds a frame: a few numbers are kept of each, and pictures of a handful, spread evenly over a
+run whose length nobody knows beforehand. All drawing happens when the page is written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import torch
+
+from flowodom import drawing, page
+from flowodom.errors import FlowodomError, TrajectoryError
+from flowodom.evaluation import Evaluation, compare
+from flowodom.frame import Frame
+from flowodom.odometry import Estimate, Status
+from flowodom.scene_flow import PropertySet
+from flowodom.trajectory import TOLERANCE, Array, Trajectory
+
+_LOG = logging.getLogger(__name__)
+
+_PICTURE_WIDTH = 480
+"""Pixels; wider images are shrunk to it in snapshots."""
+
+_FIELD_WIDTH = 320
+"""Samples; wider fields are thinned to it in snapshots."""
+
+_METRIC = ("sensor", "camera_height")
+"""Kinds of ``Estimate.scale`` that are metres."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is kept of each frame, as ``ReportBuilder.record`` takes it."""
+
+    stamp: int
+    status: str
+    reason: str
+    segment: int
+    pose: Array | None
+    covariance: Array | None
+    keyframe: bool
+    matches: int
+    inliers: int
+    scale: str
+    timing: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What is drawn of one frame pair; fields lie on the previous image, as the property set does.
+
+    Attributes:
+        index: Number of the frame, from 0.
+        grey: (H, W) uint8, the previous image.
+        flow: (h, w, 2) pixels of the camera's image.
+        depth: (h, w) metres.
+        weight: (h, w) in [0, 1].
+        residual: (h, w, 2) pixels: the part of the flow that is not the camera's motion.
+    """
+
+    index: int
+    grey: drawing.Image
+    flow: drawing.Field
+    depth: drawing.Field
+    weight: drawing.Field
+    residual: drawing.Field
+
+
+class ReportBuilder:
+    """Collects a run frame by frame and writes its report.
+
+    Args:
+        snapshots: About how many frames are drawn in the report, at even distances over the run.
+        optical: Whether poses are of a camera's optical frame (z forward, y down); otherwise of a robot's body (x
+            forward, z up). Without a truth it tells which way is up.
+    """
+
+    def __init__(self, *, snapshots: int = 8, optical: bool = True) -> None:
+        self._wanted = snapshots
+        self._optical = optical
+        self._rows: list[Row] = []
+        self._snapshots: list[Snapshot] = []
+        self._stride = 1
+        self._previous: Frame | None = None
+
+    def __len__(self) -> int:
+        """Returns how many frames were collected."""
+        return len(self._rows)
+
+    def add(self, frame: Frame, estimate: Estimate, timing: Mapping[str, float] | None = None) -> None:
+        """Collects one step of the odometry.
+
+        Args:
+            frame: The frame that went in. Its image is read, at the latest, at the next call.
+            estimate: What came out.
+            timing: Seconds of stages outside of the odometry (decoding, writing), beside ``estimate.timing``.
+        """
+        index = len(self._rows)
+        self.record(
+            estimate.stamp,
+            None if estimate.pose is None else estimate.pose.numpy(),
+            status=estimate.status.name,
+            reason=estimate.reason,
+            segment=estimate.segment,
+            covariance=None if estimate.covariance is None else estimate.covariance.numpy(),
+            keyframe=estimate.keyframe,
+            matches=estimate.matches,
+            inliers=estimate.inliers,
+            scale=estimate.scale.value,
+            timing={**estimate.timing, **(timing or {})},
+        )
+        # Properties are lifted when asked for, so only a frame that is to be drawn may ask.
+        if self._previous is not None and (index + 1) % self._stride == 0 and estimate.properties is not None:
+            self._snapshots.append(_snapshot(index, self._previous, estimate.properties))
+            if len(self._snapshots) > 2 * self._wanted:
+                self._stride *= 2
+                self._snapshots = [shot for shot in self._snapshots if (shot.index + 1) % self._stride == 0]
+        if estimate.status is not Status.LOST:  # The odometry goes on from the last frame before a loss.
+            self._previous = frame
+
+    def record(
+        self,
+        stamp: int,
+        pose: Array | None,
+        *,
+        status: str = "TRACKING",
+        reason: str = "",
+        segment: int = 0,
+        covariance: Array | None = None,
+        keyframe: bool = False,
+        matches: int = 0,
+        inliers: int = 0,
+        scale: str = "sensor",
+        timing: Mapping[str, float] | None = None,
+    ) -> None:
+        """Collects one frame of which no more than this is known (an odometry message, say).
+
+        Args:
+            stamp: Nanoseconds.
+            pose: (4, 4) ``T_odom_body``, None when there is none.
+            status: INITIALIZING, TRACKING or LOST.
+            reason: Why it is not TRACKING.
+            segment: Counts up with each new start.
+            covariance: (6, 6) of ``(rho, phi)`` in ``T_true = pose @ exp(xi)``.
+            keyframe: Whether it became a keyframe.
+            matches: Points offered to the fit.
+            inliers: Points that it kept.
+            scale: As ``Estimate.scale``.
+            timing: Stage to seconds.
+        """
+        self._rows.append(
+            Row(stamp, status, reason, segment, pose, covariance, keyframe, matches, inliers, scale, dict(timing or {}))
+        )
+
+    @property
+    def scale(self) -> str:
+        """What the unit of length is for most of the poses, as ``record`` takes it."""
+        counts = Counter(row.scale for row in self._rows if row.pose is not None)
+        return counts.most_common(1)[0][0] if counts else "unknown"
+
+    @property
+    def metric(self) -> bool:
+        """Whether lengths are metres."""
+        return self.scale in _METRIC
+
+    def trajectory(self) -> Trajectory:
+        """Returns the poses collected so far; a stamp that does not come after all before it is left out."""
+        rows: list[Row] = []
+        for row in self._rows:
+            if row.pose is not None and (not rows or row.stamp > rows[-1].stamp):
+                rows.append(row)
+        covariances = [row.covariance for row in rows if row.covariance is not None]
+        segments = np.array([row.segment for row in rows], dtype=np.int64)
+        return Trajectory(
+            np.array([row.stamp for row in rows], dtype=np.int64),
+            np.array([row.pose for row in rows], dtype=np.float64).reshape(-1, 4, 4),
+            segments,
+            np.array(covariances, dtype=np.float64) if rows and len(covariances) == len(rows) else None,
+        )
+
+    def evaluate(self, truth: Trajectory, **options: Any) -> Evaluation:
+        """Compares what was collected with the truth, see ``evaluation.compare``.
+
+        The share of frames tracked is known here; where the scale is not metric, it is corrected first.
+
+        Args:
+            truth: The true poses of the same body.
+            **options: ``tolerance``, and others of ``compare`` to be set otherwise.
+
+        Raises:
+            TrajectoryError: There is nothing to compare.
+        """
+        return compare(
+            self.trajectory(), truth, **{"frames": len(self._rows), "correct_scale": not self.metric, **options}
+        )
+
+    def write(
+        self,
+        path: Path,
+        *,
+        title: str,
+        truth: Trajectory | None = None,
+        evaluation: Evaluation | None = None,
+        configuration: Any = None,
+        tolerance: float = TOLERANCE,
+        up: Literal["z", "-y"] | None = None,
+    ) -> None:
+        """Writes the report.
+
+        Args:
+            path: The HTML file.
+            title: What was run, for the heading: the recording's name.
+            truth: The true poses of the same body; None without any.
+            evaluation: Its figures when they are there already; None computes them.
+            configuration: The configuration used: a configuration dataclass or a mapping; None leaves it out.
+            tolerance: See ``trajectory.associate``, seconds.
+            up: The axis of the world that points up: z (ROS) or -y (a camera's first frame). None takes z with a truth
+                or a robot's body, -y otherwise.
+
+        Raises:
+            FlowodomError: The file cannot be written.
+        """
+        run = page.Run(
+            rows=self._rows,
+            snapshots=self._chosen(),
+            trajectory=self.trajectory(),
+            scale=self.scale,
+            metric=self.metric,
+            up=up or ("z" if truth is not None or not self._optical else "-y"),
+        )
+        if truth is not None:
+            try:
+                evaluation = evaluation or self.evaluate(truth, tolerance=tolerance)
+                run = dataclasses.replace(
+                    run, evaluation=evaluation, comparison=page.Comparison.of(run, truth, tolerance)
+                )
+            except TrajectoryError as error:
+                _LOG.warning("the report has no errors in it: %s", error)
+                run = dataclasses.replace(run, note=f"The truth could not be compared with the estimate: {error}.")
+        text = page.render(run, title, configuration)
+        try:
+            path.write_text(text, encoding="utf-8")
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise FlowodomError(f"cannot write the report {path}: {reason}; is the disk full?") from error
+
+    def _chosen(self) -> list[Snapshot]:
+        return self._snapshots[:: max(1, round(len(self._snapshots) / self._wanted))]
+
+
+def _snapshot(index: int, previous: Frame, properties: PropertySet) -> Snapshot:
+    step = max(1, -(-properties.camera.width // _FIELD_WIDTH))
+
+    def thin(field: torch.Tensor) -> drawing.Field:
+        return np.array(field[::step, ::step].detach().cpu().numpy(), dtype=np.float32)
+
+    grey = previous.grey
+    ratio = np.float32(grey.shape[1] / properties.camera.width)
+    width = min(_PICTURE_WIDTH, grey.shape[1])
+    size = (width, max(1, round(grey.shape[0] * width / grey.shape[1])))
+    grey = np.array(cv2.resize(grey, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+    camera = properties.camera
+    focal = np.array([camera.fx, camera.fy], dtype=np.float32)
+    now = thin(properties.points) + thin(properties.scene_flow)
+    still = now - thin(properties.residual)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        residual = focal * (now[..., :2] / now[..., 2:] - still[..., :2] / still[..., 2:])
+        residual[~((now[..., 2] > 0) & (still[..., 2] > 0))] = np.nan
+    return Snapshot(
+        index=index,
+        grey=grey,
+        flow=thin(properties.flow) * ratio,
+        depth=thin(properties.points[..., 2]),
+        weight=thin(properties.weight),
+        residual=residual * ratio,
+    )
