@@ -1,4 +1,4 @@
-"""The command line: ``flowodom replay | info | evaluate | doctor | render``.
+"""The command line: ``flowodom replay | info | evaluate | doctor | render | dds``.
 
 Each subcommand imports what it needs when it runs, so that ``flowodom --help`` is there at once.
 """
@@ -67,7 +67,7 @@ def make_config(options: argparse.Namespace) -> SessionConfig:
         name, equals, value = assignment.partition("=")
         if not equals:
             raise ConfigError(f"--set takes name=value, got {assignment!r}")
-        values[name] = value
+        values[name.removesuffix(":")] = value
     if options.device is not None:
         values["device"] = options.device
     if options.camera_height is not None:
@@ -162,6 +162,48 @@ def _render(options: argparse.Namespace) -> int:
     return 0
 
 
+def _dds(options: argparse.Namespace) -> int:
+    import signal
+    import threading
+
+    from flowodom import graph
+    from flowodom.dds import Participant
+    from flowodom.names import Names
+
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    signal.signal(signal.SIGINT, lambda *_: stop.set())
+    config = make_config(options) if options.tool is None else None
+    names = Names({None: "flowodom"}.get(options.tool, f"flowodom_{options.tool}"), remappings=options.remap)
+    with Participant(
+        names, domain=options.ros_domain_id, distribution=options.distro, loopback=options.loopback
+    ) as participant:
+        if config is not None:
+            graph.Odometry(participant, config).run(stop)
+        elif options.tool == "play":
+            count = graph.play(
+                participant,
+                options.bag,
+                rate=options.rate,
+                loop=options.loop,
+                clock=options.clock,
+                start=options.start,
+                duration=options.duration,
+                topics=options.topics,
+                wait=options.wait,
+                stop=stop,
+            )
+            print(f"played {count} messages")
+        elif options.tool == "record":
+            count = graph.record(
+                participant, options.out, topics=options.topics or None, stop=stop, overwrite=options.overwrite
+            )
+            print(f"recorded {count} messages in {options.out}")
+        else:
+            graph.echo(participant, options.topic, count=options.count, stop=stop)
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="flowodom", description="Visual odometry from dense optical flow: camera messages in, odometry out."
@@ -231,7 +273,73 @@ def _parser() -> argparse.ArgumentParser:
     render.add_argument("--no-depth", dest="depth", action="store_false", help="a single camera without depth")
     render.add_argument("--compressed", action="store_true", help="JPEG images instead of raw ones")
     render.add_argument("--overwrite", action="store_true", help="replace a recording that is there")
+    _add_dds(command("dds", _dds, "join a ROS 2 graph without ROS: run the odometry, or play, record or show topics"))
     return parser
+
+
+def _add_dds(dds: argparse.ArgumentParser) -> None:
+    _add_graph_arguments(dds, {"ros_domain_id": None, "distro": "jazzy", "loopback": False, "remap": []})
+    add_config_arguments(dds)
+    dds.add_argument(
+        "-p", dest="set", action="append", metavar="NAME:=VALUE", help="one parameter, as ros2 run takes it"
+    )
+    dds.add_argument("--params-file", dest="config", type=Path, metavar="YAML", help="parameter file, same as --config")
+    dds.set_defaults(tool=None)
+    tools = dds.add_subparsers(title="tools", metavar="TOOL", help="the odometry runs when none is named")
+
+    def tool(name: str, text: str) -> argparse.ArgumentParser:
+        added = tools.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        _add_graph_arguments(added, {})
+        added.set_defaults(tool=name)
+        return added
+
+    play = tool("play", "play a bag onto the graph at its own pace")
+    play.add_argument("bag", type=Path, help="rosbag2 folder, .mcap, .db3 or ROS 1 .bag")
+    play.add_argument("--rate", type=_positive, default=1.0, help="multiple of the recorded speed (%(default)s)")
+    play.add_argument("--loop", action="store_true", help="begin again at the end")
+    play.add_argument("--clock", action="store_true", help="publish the recorded time on /clock")
+    play.add_argument("--start", type=float, default=0.0, metavar="S", help="seconds to skip at the start")
+    play.add_argument("--duration", type=float, metavar="S", help="seconds to play (default: all)")
+    play.add_argument("--topics", nargs="+", metavar="TOPIC", help="topics to play (default: all)")
+    play.add_argument(
+        "--wait", type=float, default=0.0, metavar="S", help="most seconds to wait for subscribers before beginning"
+    )
+
+    record = tool("record", "record topics into a bag until stopped")
+    record.add_argument("topics", nargs="*", metavar="TOPIC", help="topics to record (default: all)")
+    record.add_argument("--out", type=Path, required=True, help="where to; a path that ends in .mcap becomes one file")
+    record.add_argument("--overwrite", action="store_true", help="replace a recording that is there")
+
+    echo = tool("echo", "show the messages of a topic")
+    echo.add_argument("topic", metavar="TOPIC")
+    echo.add_argument("--count", type=int, help="how many messages (default: until stopped)")
+
+
+def _add_graph_arguments(parser: argparse.ArgumentParser, defaults: dict[str, object]) -> None:
+    """Adds what every participant needs; without defaults, so that the flags may stand before and after the tool."""
+    group = parser.add_argument_group("graph")
+    missing = argparse.SUPPRESS
+
+    def default(name: str) -> object:
+        return defaults.get(name, missing)
+
+    group.add_argument(
+        "--ros-domain-id", type=int, default=default("ros_domain_id"), help="default: ROS_DOMAIN_ID, else 0"
+    )
+    group.add_argument(
+        "--distro",
+        default=default("distro"),
+        help="ROS 2 distribution of the others: humble, jazzy, kilted ... (jazzy)",
+    )
+    group.add_argument("--loopback", action="store_true", default=default("loopback"), help="keep to this machine")
+    group.add_argument(
+        "-r",
+        dest="remap",
+        action="append",
+        default=default("remap"),
+        metavar="FROM:=TO",
+        help="rename a topic or the node",
+    )
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:

@@ -119,6 +119,16 @@ class SyncConfig:
 
 
 @dataclass(frozen=True)
+class QosConfig:
+    """Quality of service of the images that come in."""
+
+    reliable: bool = parameter(
+        False, "Whether to ask for images that got lost to be sent again; their publisher must offer that."
+    )
+    depth: int = parameter(5, "Most images kept by the middleware until they are taken.", low=1, high=1000)
+
+
+@dataclass(frozen=True)
 class CloudConfig:
     """The point clouds."""
 
@@ -165,7 +175,10 @@ class SessionConfig(OdometryConfig):
     publish_null_when_lost: bool = parameter(
         False, "Whether to publish an all-zero pose with covariance 9999 while lost, instead of nothing.", live=True
     )
+    use_sim_time: bool = parameter(False, "Whether the time is that of the topic /clock.")
+    autostart: bool = parameter(True, "Whether the ROS node configures and activates itself.")
     sync: SyncConfig = field(default_factory=SyncConfig)
+    qos: QosConfig = field(default_factory=QosConfig)
     cloud: CloudConfig = field(default_factory=CloudConfig)
     path: PathConfig = field(default_factory=PathConfig)
 
