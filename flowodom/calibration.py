@@ -14,6 +14,7 @@ from flowodom.geometry import PinholeCamera
 
 _BROWN = ("plumb_bob", "rational_polynomial", "radtan")
 _FISHEYE = ("equidistant", "fisheye", "kannala_brandt4")
+_MOST_PIXELS = 1 << 27
 _BROWN_LENGTHS = (4, 5, 8, 12, 14)
 
 
@@ -72,6 +73,11 @@ class Calibration:
         width, height = int(region.width) or int(info.width) - left, int(region.height) or int(info.height) - top
         columns, rows = max(1, int(info.binning_x)), max(1, int(info.binning_y))
         width, height = width // columns, height // rows
+        if not 0 < width * height <= _MOST_PIXELS:
+            raise CalibrationError(
+                f"CameraInfo of {info.header.frame_id!r} has the impossible size {info.width}x{info.height} "
+                f"(region {region.width}x{region.height} at {left}, {top}, binning {columns}x{rows})"
+            )
         delivered = matrix / matrix[2, 2] if matrix[2, 2] else matrix.copy()
         delivered[2] = 0, 0, 1
         delivered[0] /= columns

@@ -165,6 +165,12 @@ def test_unknown_models_and_wrong_lengths(factory):
         Calibration.from_info(info_of(factory, "plumb_bob", [0.1, np.nan, 0, 0]))
 
 
+def test_impossible_sizes(factory):
+    for changes in ({"width": 0}, {"width": 2**31, "height": 2**31}, {"binning_x": 4000}):
+        with pytest.raises(CalibrationError, match="impossible size"):
+            Calibration.from_info(info_of(factory, **changes))
+
+
 @pytest.mark.parametrize("distortion", [(0.0,) * 5, LENSES["plumb_bob"]])
 def test_images_of_another_size_are_refused(factory, distortion):
     calibration = Calibration.from_info(info_of(factory, distortion=distortion))
