@@ -17,6 +17,7 @@ import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import itemgetter
 from types import TracebackType
 from typing import Any
 
@@ -421,19 +422,24 @@ class Participant:
                 time.sleep(0.1)
             with self._lock:
                 readers = list(self._readers.items())
+            taken: list[tuple[int, Callable[[bytes], None], bytes]] = []
             for reader, (condition, depth, callback) in readers:
                 if condition.triggered:
-                    self._take(reader, depth, callback)
+                    taken += self._take(reader, depth, callback)
+            # In the order in which they were sent, whatever topics they are on.
+            for _, callback, data in sorted(taken, key=itemgetter(0)):
+                callback(data)
 
-    def _take(self, reader: DataReader[Any], depth: int, callback: Callable[[bytes], None]) -> None:
+    def _take(
+        self, reader: DataReader[Any], depth: int, callback: Callable[[bytes], None]
+    ) -> list[tuple[int, Callable[[bytes], None], bytes]]:
         try:
             samples = reader.take(N=max(depth, 16))
         except DDSException as error:
             _log.warning("messages of %s cannot be taken: %s", reader.topic.name, error)
-            return
-        for sample in samples:
-            if isinstance(sample, reader.topic.data_type):
-                callback(sample.data)
+            return []
+        whole = [sample for sample in samples if isinstance(sample, reader.topic.data_type)]
+        return [(sample.sample_info.source_timestamp, callback, sample.data) for sample in whole]
 
 
 def _endpoint(sample: Any) -> Endpoint | None:

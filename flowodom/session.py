@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 _IMAGES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 _UNKNOWN_VARIANCE = 9999.0
 _JUMP = 0.1
-"""Seconds by which stamps must go back to count as a jump of the clock; less is a message out of order."""
+"""Seconds by which a stamp must go back to count as a jump of the clock; less is one only if the next goes on there."""
 _PATIENCE = 5.0
 """Seconds after which a topic without messages is named in the diagnostics."""
 _PENDING = 100
@@ -172,8 +172,10 @@ class Session:
         self._without_depth = self.config.depth.source == "filter" or "depth" not in self._inputs
         self._depth_given_up = False
         self._last_stamp: int | None = None
+        self._late_stamp: int | None = None
         self._last_depth: int | None = None
         self._depth_ahead = 0
+        self._jumped_to = 0
         self._newest = 0
         self._received: Counter[str] = Counter()
 
@@ -379,11 +381,13 @@ class Session:
             if picture.stamp == self._last_stamp:
                 self._count_and_log("repeated", f"an image repeats the stamp {picture.stamp * 1e-9:.3f} s; skipped")
                 return []
-            if self._last_stamp - picture.stamp < _JUMP * 1e9:
+            continues = self._late_stamp is not None and picture.stamp > self._late_stamp
+            if self._last_stamp - picture.stamp < _JUMP * 1e9 and not continues:
                 self._count_and_log("out_of_order", f"image at {picture.stamp * 1e-9:.3f} s comes too late; skipped")
+                self._late_stamp = picture.stamp
                 return []
             self._jump_back(picture.stamp)
-        self._last_stamp = picture.stamp
+        self._last_stamp, self._late_stamp = picture.stamp, None
         self._newest = max(self._newest, picture.stamp)
         if len(self._images) == _PENDING:
             self.counts["unpaired"] += 1
@@ -400,6 +404,12 @@ class Session:
         if self._last_depth is not None and picture.stamp < self._last_depth - _JUMP * 1e9:
             self._depths.clear()
             self._depth_ahead = min(self._depth_ahead + 1, 1)
+        elif (
+            self._depth_ahead < 0
+            and picture.stamp > self._newest + self.config.sync.tolerance * 1e9
+            and self._newest - self._jumped_to < self.config.sync.wait * 1e9
+        ):
+            return []  # a straggler of the time before the jump
         self._last_depth = picture.stamp
         self._depths.append(picture)
         if self._depth_ahead <= 0:
@@ -435,7 +445,7 @@ class Session:
         if self._depth_ahead <= 0:
             self._depths.clear()
         self._depth_ahead = max(self._depth_ahead - 1, -1)
-        self._newest = stamp
+        self._newest = self._jumped_to = stamp
         self._last.clear()
         self._first_tick = None
         self.frames.clear_moving()

@@ -322,6 +322,27 @@ def test_repeated_and_late_stamps_are_skipped(mono: Rig) -> None:
     assert mono.session.counts["out_of_order"] == 1
 
 
+def test_a_short_jump_back_is_known_by_the_image_after_it(mono: Rig) -> None:
+    step = SECOND // 30
+    for i in (0, 1, 2, 0, 1, 2):
+        mono.image(i * step)
+    assert mono.stamps() == [0, step, 2 * step, step, 2 * step]
+    assert mono.session.counts["jumps"] == 1
+
+
+def test_depth_of_before_a_jump_that_comes_after_it_does_no_harm(rig: Rig) -> None:
+    for i in range(5):
+        rig.image(i * STEP)
+        rig.depth(i * STEP)
+    rig.image(5 * STEP)
+    rig.image(0)
+    rig.depth(5 * STEP)
+    rig.depth(0)
+    rig.image(STEP)
+    rig.depth(STEP)
+    assert rig.stamps()[-2:] == [0, STEP]
+
+
 @pytest.mark.parametrize("depth_first", [False, True])
 def test_a_clock_that_jumps_back_starts_a_segment_at_the_last_pose(rig: Rig, depth_first: bool) -> None:
     for _ in range(3):
