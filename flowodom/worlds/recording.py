@@ -120,7 +120,9 @@ def _room_path(motion: str, seed: int) -> Motion:
     return straight(position=(-1.2, 0.0, 1.3), speed=0.3)
 
 
-def scene(world: str, motion: str, *, seed: int, movers: int) -> tuple[World, Motion]:
+def scene(
+    world: str, motion: str, *, seed: int, movers: int, device: torch.device | str = "cpu"
+) -> tuple[World, Motion]:
     """Returns a world of a kind and a camera path that suits it.
 
     Args:
@@ -128,6 +130,7 @@ def scene(world: str, motion: str, *, seed: int, movers: int) -> tuple[World, Mo
         motion: One of ``MOTIONS``; a street has no ``wheeled``.
         seed: The same seed gives the same world and path.
         movers: How many objects move on their own.
+        device: Where to render.
 
     Raises:
         ConfigError: The world or motion is unknown, or they do not go together.
@@ -137,8 +140,8 @@ def scene(world: str, motion: str, *, seed: int, movers: int) -> tuple[World, Mo
     if motion not in MOTIONS:
         raise ConfigError(f"motion must be one of {', '.join(MOTIONS)}, got {motion!r}")
     if world == "street":
-        return street(seed, movers=movers), _street_path(motion, seed)
-    return room(seed, movers=movers), _room_path(motion, seed)
+        return street(seed, movers=movers, device=device), _street_path(motion, seed)
+    return room(seed, movers=movers, device=device), _room_path(motion, seed)
 
 
 def render_bag(

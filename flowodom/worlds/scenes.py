@@ -10,9 +10,10 @@ from torch import Tensor
 from flowodom.worlds.casting import Shape
 from flowodom.worlds.motion import Following, Motion, Wander, Waves, level_pose
 from flowodom.worlds.textures import PATTERNS, Atlas
+from flowodom.worlds.threads import one_thread
 from flowodom.worlds.world import Light, Material, Primitive, World
 
-_SPECIAL = ("plaster", "fine", "marks", "foliage", "facade", "sky")
+_SPECIAL = ("plaster", "marks", "foliage", "facade", "sky")
 """Patterns that are used only where they are asked for by name."""
 
 TEXELS = 512
@@ -34,6 +35,7 @@ class _Builder:
         # Textures draw as many numbers as they have texels: a source of their own keeps the rest the same.
         paint = torch.Generator().manual_seed(seed)
         self.tiles = [PATTERNS[name](texels, paint) for name in patterns]
+        self.fine = PATTERNS["fine"](texels, paint)
         self.primitives: list[Primitive] = []
         self.motions: list[Motion] = []
 
@@ -62,16 +64,17 @@ class _Builder:
 
     def world(self, name: str, lights: tuple[Light, ...], ambient: float, device: torch.device | str) -> World:
         atlas = Atlas.build(self.tiles, device=device)
-        detail = self.patterns.index("fine")
+        detail = Atlas.build([self.fine[:1]], device=device)
         return World(name, tuple(self.primitives), tuple(self.motions), atlas, detail, lights, ambient)
 
 
 _ROOM_PATTERNS = [
-    "fine", "plaster", "clouds", "clouds", "cells", "bricks", "checker",
+    "plaster", "clouds", "clouds", "cells", "bricks", "checker",
     "stripes", "wood", "wood", "speckle", "speckle", "marks", "marks",
 ]  # fmt: skip
 
 
+@one_thread()
 def room(
     seed: int,
     *,
@@ -243,11 +246,12 @@ def _add_follower(build: _Builder, path: Motion, coverage: float) -> None:
 
 
 _STREET_PATTERNS = [
-    "fine", "plaster", "clouds", "clouds", "cells", "bricks", "bricks", "stripes", "speckle", "speckle",
+    "plaster", "clouds", "clouds", "cells", "bricks", "bricks", "stripes", "speckle", "speckle",
     "foliage", "foliage", "facade", "facade", "sky",
 ]  # fmt: skip
 
 
+@one_thread()
 def street(
     seed: int,
     *,

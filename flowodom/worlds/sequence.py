@@ -12,6 +12,7 @@ from torch import Tensor
 from flowodom.frame import Frame
 from flowodom.geometry import PinholeCamera
 from flowodom.worlds.motion import Motion
+from flowodom.worlds.threads import one_thread
 from flowodom.worlds.world import FlowTruth, Rendering, World
 
 
@@ -33,6 +34,7 @@ class Sensor:
     depth_range: tuple[float, float] = (0.0, float("inf"))
     seed: int = 0
 
+    @one_thread()
     def frame(self, rendering: Rendering, stamp: int) -> Frame:
         """Returns what the sensor delivers of a rendering that has an image; ``stamp`` in nanoseconds."""
         assert rendering.image is not None

@@ -197,7 +197,7 @@ def speckle(size: int, generator: torch.Generator) -> Tensor:
     """Dots of many sizes and colours on a plain ground: carpet, granite, gravel."""
     ground = _colour(generator, 0.35, 0.6)
     image = ground[:, None, None] * (0.8 + 0.4 * fractal(size, generator, slope=1.1))
-    variety = _uniform(generator, 0.05, 0.35)
+    variety = _uniform(generator, 0.02, 0.2)
     for count in (_pick(generator, 10, 16), _pick(generator, 22, 34), 64):
         first, _, owner = _nearest_two(size, count, generator)
         dots = ground * (0.3 + 1.4 * torch.rand(count * count, 1, generator=generator))
@@ -277,7 +277,7 @@ class Atlas:
     """All textures of a world in one image, with their pyramids.
 
     Attributes:
-        image: (1, 3, height, width) float32 colours in [0, 1].
+        image: (1, C, height, width) float32 colours in [0, 1].
         size: Texels across each tile at the finest level.
         levels: Levels of each pyramid.
     """
@@ -288,7 +288,7 @@ class Atlas:
 
     @staticmethod
     def build(tiles: list[Tensor], *, device: torch.device | str = "cpu") -> Atlas:
-        """Makes the pyramids of (3, S, S) tiles, all of one power-of-two size, and lays them side by side."""
+        """Makes the pyramids of (C, S, S) tiles, all of one power-of-two size, and lays them side by side."""
         size = tiles[0].shape[-1]
         levels = int(math.log2(size // _FINEST)) + 1
         columns = []
@@ -299,34 +299,34 @@ class Atlas:
             columns.append(functional.pad(padded, (0, size - (size >> level))))
             stack = functional.avg_pool2d(stack, 2)
         column = torch.cat(columns, dim=-2)
-        image = column.permute(1, 2, 0, 3).reshape(1, 3, column.shape[-2], -1)
+        image = column.permute(1, 2, 0, 3).reshape(1, stack.shape[1], column.shape[-2], -1)
         return Atlas(image.contiguous().to(device), size, levels)
 
-    def sample(self, tile: Tensor, u: Tensor, v: Tensor, footprint: Tensor) -> Tensor:
+    def sample(self, tile: Tensor | int, u: Tensor, v: Tensor, footprint: Tensor) -> Tensor:
         """Looks colours up.
 
         Args:
-            tile: (R) index of the texture, any number type.
+            tile: (R) index of the texture, any number type, or one index for all.
             u: (R) position across, in tiles; repeats with period 1.
             v: (R) position down, in tiles.
             footprint: (R) width of a pixel on the surface, in tiles.
 
         Returns:
-            (3, R) colours.
+            (C, R) colours.
         """
         height, width = self.image.shape[-2:]
         lod = torch.log2(footprint * self.size).clamp(0, self.levels - 1.001)
         lower = lod.floor()
-        blend = lod - lower
-        u, v = u - u.floor(), v - v.floor()
+        texels = self.size * torch.exp2(-lower)
+        x, y = (u - u.floor()) * texels, (v - v.floor()) * texels
         left = tile * (self.size + 2) + 0.5
-        colours = []
-        for level in (lower, lower + 1):
-            texels = self.size * torch.exp2(-level)
-            # Rows above level l: the sizes size, size/2, ... and two texels of border for each.
-            top = 2 * (self.size - texels) + 2 * level + 0.5
-            x = (left + u * texels) * (2 / (width - 1)) - 1
-            y = (top + v * texels) * (2 / (height - 1)) - 1
-            where = torch.stack((x, y), dim=-1)[None, None]
-            colours.append(functional.grid_sample(self.image, where, align_corners=True)[0, :, 0])
-        return torch.lerp(colours[0], colours[1], blend)
+        # Rows above level l: the sizes size, size/2, ... and two texels of border for each.
+        top = 2 * (self.size - texels) + 2 * lower + 0.5
+        where = torch.empty((2, len(u), 2), device=u.device)
+        where[0, :, 0] = left + x
+        where[0, :, 1] = top + y
+        where[1, :, 0] = left + 0.5 * x
+        where[1, :, 1] = top + texels + 2 + 0.5 * y
+        where *= torch.tensor([2 / (width - 1), 2 / (height - 1)], device=u.device)
+        colours = functional.grid_sample(self.image, where.sub_(1)[None], align_corners=True)[0]
+        return torch.lerp(colours[:, 0], colours[:, 1], lod - lower)

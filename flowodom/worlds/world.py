@@ -13,6 +13,7 @@ from flowodom.geometry import PinholeCamera, se3
 from flowodom.worlds.casting import Shape, cast
 from flowodom.worlds.motion import Motion
 from flowodom.worlds.textures import Atlas
+from flowodom.worlds.threads import one_thread
 
 FACES = 6
 """Faces a primitive: two for each axis, low then high; a cylinder's side is face 0, a sphere's six are a cube's."""
@@ -20,11 +21,17 @@ FACES = 6
 _SPREAD = torch.tensor([[-0.375, -0.125], [0.125, -0.375], [0.375, 0.125], [-0.125, 0.375]], dtype=torch.float64)
 """Where edge pixels are sampled, pixels: a rotated grid."""
 
-_SLANT = 0.55
-"""Below this cosine between view and normal a pixel's long footprint is sampled in several places."""
+_PROBES = ((1, 0.55), (2, 0.3), (4, -1.0))
+"""How many times a sample's footprint is probed along its length, down to which cosine between view and normal."""
 
-_PROBES = 4
-"""How many."""
+_ONE_PROBE = ((1, -1.0),)
+"""Where a pixel is sampled in several places anyway, each of them needs no more."""
+
+_STRETCH = 1.6
+"""A probe may blur a texture by so much more than the pixel's width to cover the whole length."""
+
+_LARGE = 1280 * 720
+"""From so many pixels on, work on the processor is split over threads."""
 
 _MARGIN = 1e-5
 """A point is hidden when something is nearer by more than this share of its depth."""
@@ -164,7 +171,7 @@ class World:
         primitives: Everything in it.
         motions: Motion of bodies 1, 2, ...: ``T_world_body`` over time.
         atlas: The textures.
-        detail: Index in the atlas of the fine detail.
+        detail: One tile of one channel, laid over the others as fine detail; its mean is one half.
         lights: Lights.
         ambient: Brightness that every surface has without a light.
     """
@@ -173,7 +180,7 @@ class World:
     primitives: tuple[Primitive, ...]
     motions: tuple[Motion, ...]
     atlas: Atlas
-    detail: int
+    detail: Atlas
     lights: tuple[Light, ...] = ()
     ambient: float = 0.5
 
@@ -233,7 +240,10 @@ class World:
         """
         if pose.shape != (4, 4):
             raise ShapeError(f"pose must be (4, 4), T_world_camera, got {tuple(pose.shape)}")
-        pose = pose.to("cpu", torch.float64)
+        with one_thread(self._small(camera)):
+            return self._render(pose.to("cpu", torch.float64), time, camera, colour)
+
+    def _render(self, pose: Tensor, time: float, camera: PinholeCamera, colour: bool) -> Rendering:
         bodies = self.bodies(time)
         transforms = self._primitive_from_camera(pose, bodies)
         pixels = camera.pixels(device=self.device, dtype=torch.float64)
@@ -247,16 +257,21 @@ class World:
 
     def flow_between(self, previous: Rendering, current: Rendering) -> FlowTruth:
         """Returns the exact flow, both ways, and what is hidden, between two renderings of this world."""
-        moved, forward, motions = _flow(previous, current)
-        moved_back, backward, _ = _flow(current, previous)
-        return FlowTruth(
-            forward=forward,
-            backward=backward,
-            forward_hidden=self._hidden(moved, current),
-            backward_hidden=self._hidden(moved_back, previous),
-            scene_flow=moved - previous.points,
-            motions=motions,
-        )
+        with one_thread(self._small(previous.camera)):
+            moved, forward, motions = _flow(previous, current)
+            moved_back, backward, _ = _flow(current, previous)
+            return FlowTruth(
+                forward=forward,
+                backward=backward,
+                forward_hidden=self._hidden(moved, current),
+                backward_hidden=self._hidden(moved_back, previous),
+                scene_flow=moved - previous.points,
+                motions=motions,
+            )
+
+    def _small(self, camera: PinholeCamera) -> bool:
+        """Whether splitting the work over processor threads does not pay."""
+        return self.device.type == "cpu" and camera.width * camera.height < _LARGE
 
     def _hidden(self, points: Tensor, view: Rendering) -> Tensor:
         """Returns (H, W) bool: whether (H, W, 3) points in the camera of ``view`` are out of it or behind something."""
@@ -289,20 +304,28 @@ class World:
             spread = (_SPREAD.to(self.device) * scale).t()
             finer = (rays.flatten(1)[:, where, None] + spread[:, None, :]).flatten(1)
             finer_depth, finer_primitive = self._cast(finer, transforms, camera)
-            samples, _, _ = self._shade(finer, finer_depth, finer_primitive, transforms, pose, camera)
+            samples, _, _ = self._shade(finer, finer_depth, finer_primitive, transforms, pose, camera, spacing=0.5)
             colour[:, where] = samples.view(3, -1, len(_SPREAD)).mean(-1)
         image = (colour * 255).round().clamp(0, 255).to(torch.uint8)
         return image.view(3, *size).permute(1, 2, 0).contiguous(), normal.view(3, *size).permute(1, 2, 0).contiguous()
 
     def _shade(
-        self, rays: Tensor, depth: Tensor, primitive: Tensor, transforms: Tensor, pose: Tensor, camera: PinholeCamera
+        self,
+        rays: Tensor,
+        depth: Tensor,
+        primitive: Tensor,
+        transforms: Tensor,
+        pose: Tensor,
+        camera: PinholeCamera,
+        *,
+        spacing: float = 1.0,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns (3, R) colours and normals, and the (R) surface (primitive and face) that is seen."""
+        """Returns (3, R) colours and normals, and (R) surfaces of samples ``spacing`` pixels apart."""
         missed = primitive < 0
         primitive = primitive.clamp_min(0)
         distance = torch.where(missed, 1.0, depth).float()
         x, y = rays.float()
-        geometry = self._geometry_table(transforms, pose)[:, primitive]
+        geometry = self._geometry_table(transforms, pose).index_select(1, primitive)
         rotation, origin, half = geometry[:9].view(3, 3, -1), geometry[9:12], geometry[12:15]
         kind, side = geometry[15], geometry[16]
         lights = geometry[17:].view(len(self.lights), 3, len(distance))
@@ -314,35 +337,28 @@ class World:
         view = slope / length
         normal, face, u, v, along_u, along_v = _surface(point, view, half, kind, side)
         surface = primitive * FACES + face
-        looks = self._looks[:, surface]
+        looks = self._looks.index_select(1, surface)
         tile, scale, shift_u, shift_v, tint, detail, glow = (*looks[:4], looks[4:7], looks[7], looks[8])
 
-        # A pixel covers an ellipse on the surface: this wide, and longer along the view direction.
-        cosine = -(normal * view).sum(0)
-        slant = cosine.clamp_min(0.02)
-        width = distance * length / camera.focal
-
-        def texture(at: Tensor | slice, du: Tensor | float, dv: Tensor | float, blur: Tensor) -> Tensor:
-            across, down = u[at] + du, v[at] + dv
-            base = self.atlas.sample(
-                tile[at], across * scale[at] + shift_u[at], down * scale[at] + shift_v[at], blur * scale[at]
-            )
-            near = self.atlas.sample(
-                torch.full_like(across, self.detail), across * _DETAIL + shift_v[at], down * _DETAIL, blur * _DETAIL
-            )[:1]
-            return base * (1 + 2 * detail[at] * (near - 0.5))
-
-        colour = texture(slice(None), 0.0, 0.0, torch.minimum(width / slant, width * 1.5))
-        slanted = (slant < _SLANT).nonzero()[:, 0]
-        if len(slanted):
-            w, c = width[slanted], slant[slanted]
-            step = w / (c * (1 - c * c).sqrt().clamp_min(1e-3))
-            blur = torch.maximum(w, w / (c * _PROBES))
-            total = torch.zeros_like(colour[:, slanted])
-            for probe in range(_PROBES):
-                offset = ((probe + 0.5) / _PROBES - 0.5) * step
-                total += texture(slanted, offset * along_u[slanted], offset * along_v[slanted], blur)
-            colour[:, slanted] = total / _PROBES
+        # A sample covers an ellipse on the surface: this wide, and longer along the view direction.
+        slant = -(normal * view).sum(0)
+        width = distance * length * (spacing / camera.focal)
+        colour = torch.empty_like(point)
+        shorter = torch.inf
+        for probes, flattest in _PROBES if spacing == 1 else _ONE_PROBE:
+            here = ((slant > flattest) & (slant <= shorter)).nonzero()[:, 0]
+            shorter = flattest
+            if not len(here):
+                continue
+            at = torch.stack((u, v, along_u, along_v, width, slant.clamp(0.02, 1), tile, scale, shift_u, shift_v))
+            x, y, step_u, step_v, w, c, *look = at.index_select(1, here)
+            blur = torch.maximum(w, torch.minimum(w / (c * probes), _STRETCH * w))
+            stride = w / (c * (1 - c * c).sqrt().clamp_min(1e-3))
+            total = torch.zeros_like(point[:, : len(here)])
+            for probe in range(probes):
+                offset = ((probe + 0.5) / probes - 0.5) * stride
+                total += self._texture(x + offset * step_u, y + offset * step_v, blur, look, detail[here])
+            colour[:, here] = total / probes
 
         shade = torch.full_like(distance, self.ambient)
         for light, position in zip(self.lights, lights, strict=True):
@@ -357,6 +373,13 @@ class World:
             torch.where(missed, 0.0, to_camera),
             torch.where(missed, -1, surface),
         )
+
+    def _texture(self, u: Tensor, v: Tensor, blur: Tensor, look: list[Tensor], detail: Tensor) -> Tensor:
+        """Returns (3, R) colours at (R) surface coordinates, metres, over a spot that is ``blur`` metres wide."""
+        tile, scale, shift_u, shift_v = look
+        base = self.atlas.sample(tile, u * scale + shift_u, v * scale + shift_v, blur * scale)
+        near = self.detail.sample(0, u * _DETAIL + shift_v, v * _DETAIL, blur * _DETAIL)
+        return base * (1 + 2 * detail * (near - 0.5))
 
     def _geometry_table(self, transforms: Tensor, pose: Tensor) -> Tensor:
         """Returns a (17 + 3 L, N) float32 table of what shading needs to know of each primitive."""
