@@ -403,8 +403,8 @@ def angles(rotations: Array) -> Array:
 def pairs_apart(progress: Array, step: float) -> tuple[Indices, Indices]:
     """Returns, for each pose, the pose whose progress is nearest to ``step`` further on.
 
-    A pose whose nearest partner is less than 0.9 steps away (towards the end) has none. Where poses are further apart
-    than a step, the partner is the next pose.
+    A pose has none when the step ends beyond the last pose. A partner less than half a step on is passed over for the
+    next one: a pose that is hardly further on says nothing about a step.
 
     Args:
         progress: (N,) non-decreasing: seconds or metres.
@@ -415,14 +415,13 @@ def pairs_apart(progress: Array, step: float) -> tuple[Indices, Indices]:
     """
     if len(progress) < 2:
         return np.zeros(0, dtype=np.intp), np.zeros(0, dtype=np.intp)
-    first = np.arange(len(progress))
-    goal = progress + step
-    after = np.clip(np.searchsorted(progress, goal), first + 1, None)
-    after = np.minimum(after, len(progress) - 1)
-    before = np.maximum(after - 1, np.minimum(first + 1, len(progress) - 1))
-    second = np.where(np.abs(progress[before] - goal) <= np.abs(progress[after] - goal), before, after)
-    keep = (second > first) & (progress[second] - progress >= 0.9 * step)
-    return first[keep], second[keep]
+    first = np.flatnonzero(progress + step <= progress[-1] + 1e-6 * step)
+    goal = progress[first] + step
+    after = np.clip(np.searchsorted(progress, goal), first + 1, len(progress) - 1)
+    before = after - 1
+    nearer = goal - progress[before] <= progress[after] - goal
+    second = np.where(nearer & (progress[before] - progress[first] >= 0.5 * step), before, after)
+    return first, second
 
 
 def subsequences(distances: Array) -> tuple[Indices, Indices, Array]:

@@ -503,10 +503,12 @@ def _read_tf(reader: BagReader, spelled: str) -> Trajectory:
             parents[moved] = clean(transform.header.frame_id)
             if topic == "/tf":
                 stamps.setdefault(moved, set()).add(stamp_of(transform.header))
-    moving = (_ancestry(parent, parents) ^ _ancestry(child, parents)) & stamps.keys()
-    poses, problem = [], "the two do not move against each other"
-    most = max((stamps[name] for name in moving), key=len, default=set[int]())
-    for stamp in sorted(most):
+    clock: set[int] = set()
+    for name in (_ancestry(parent, parents) ^ _ancestry(child, parents)) & stamps.keys():
+        clock = max(clock, stamps[name], key=len)
+    poses = []
+    problem = "they do not move against each other" if tree.connected(parent, child) else "no transforms connect them"
+    for stamp in sorted(clock):
         try:
             poses.append((stamp, tree.lookup(parent, child, stamp).numpy()))
         except FrameError as error:
