@@ -167,6 +167,13 @@ class SessionConfig(OdometryConfig):
     identity_extrinsic: bool = parameter(
         False, "Whether to take the camera's optical frame for the base where tf does not connect the two."
     )
+    extrinsic: str = parameter(
+        "",
+        "Pose of the camera in base_frame, in place of tf: 'x y z roll pitch yaw' (m, rad) or 'x y z qx qy qz qw'.",
+    )
+    initial_pose: str = parameter(
+        "", "Pose of base_frame in odom_frame at the start, written likewise; empty: identity."
+    )
     rectified: bool = parameter(
         False, "Whether images come rectified (image_rect): then only P of the camera_info is used, no distortion."
     )

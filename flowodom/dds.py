@@ -16,7 +16,6 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
 from operator import itemgetter
 from types import TracebackType
 from typing import Any
@@ -25,6 +24,7 @@ import numpy as np
 from rosbags.interfaces import Nodetype
 from rosbags.typesys.store import Typestore
 
+from flowodom.endpoints import Endpoint, Quality
 from flowodom.errors import ConfigError, FlowodomError, MessageError
 from flowodom.messages import deserialize, serialize, typestore
 from flowodom.names import Names
@@ -136,48 +136,21 @@ def _deserialize_key(_: Any, *__: Any, **___: Any) -> None:
     """Topics have no keys; called when a publisher leaves."""
 
 
-@dataclass(frozen=True)
-class Quality:
-    """Quality of service of one end of a topic.
-
-    Attributes:
-        reliable: Whether lost messages are sent again.
-        latched: Whether late subscribers get what was sent before (transient local).
-        depth: Messages kept.
-    """
-
-    reliable: bool = True
-    latched: bool = False
-    depth: int = 10
-
-    def to_qos(self, user_data: bytes) -> Qos:
-        """Returns it as Cyclone has it, as ROS 2 endpoints announce it."""
-        return Qos(
-            Policy.Reliability.Reliable(duration(milliseconds=100)) if self.reliable else Policy.Reliability.BestEffort,
-            Policy.Durability.TransientLocal if self.latched else Policy.Durability.Volatile,
-            Policy.DurabilityService(duration(seconds=0), Policy.History.KeepLast(self.depth), -1, -1, -1)
-            if self.latched
-            else Policy.Lifespan(duration(infinite=True)),
-            Policy.History.KeepLast(self.depth),
-            Policy.DataRepresentation(use_cdrv0_representation=True),
-            Policy.IgnoreLocal.Participant,
-            Policy.Userdata(user_data),
-        )
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """One publisher or subscription of somebody else.
-
-    Attributes:
-        topic: ROS name of the topic.
-        msgtype: ROS type, ``sensor_msgs/msg/Image``.
-        quality: What it offers or asks for.
-    """
-
-    topic: str
-    msgtype: str
-    quality: Quality
+def _to_qos(quality: Quality, user_data: bytes) -> Qos:
+    """Returns a quality of service as Cyclone has it, as ROS 2 endpoints announce it."""
+    policies: list[Any] = [
+        Policy.Reliability.Reliable(duration(milliseconds=100)) if quality.reliable else Policy.Reliability.BestEffort,
+        Policy.Durability.TransientLocal if quality.latched else Policy.Durability.Volatile,
+        Policy.History.KeepLast(quality.depth),
+        Policy.DataRepresentation(use_cdrv0_representation=True),
+        Policy.IgnoreLocal.Participant,
+    ]
+    if quality.latched:
+        history = Policy.History.KeepLast(quality.depth)
+        policies.append(Policy.DurabilityService(duration(seconds=0), history, -1, -1, -1))
+    if user_data:
+        policies.append(Policy.Userdata(user_data))
+    return Qos(*policies)
 
 
 class Publisher:
@@ -338,7 +311,7 @@ class Participant:
         store = store or self.store
         topic = self._topic(f"rt{self.names.resolve(name)}", msgtype, store)
         reader: DataReader[Any] = DataReader(
-            self._participant, topic, qos=quality.to_qos(self._user_data(msgtype, store))
+            self._participant, topic, qos=_to_qos(quality, self._user_data(msgtype, store))
         )
         condition = ReadCondition(reader, _ANYTHING)
         with self._lock:
@@ -360,7 +333,7 @@ class Participant:
 
     def _make_writer(self, topic: str, msgtype: str, store: Typestore, quality: Quality) -> DataWriter[Any]:
         joined = self._topic(topic, msgtype, store)
-        return DataWriter(self._participant, joined, qos=quality.to_qos(self._user_data(msgtype, store)))
+        return DataWriter(self._participant, joined, qos=_to_qos(quality, self._user_data(msgtype, store)))
 
     def _topic(self, name: str, msgtype: str, store: Typestore) -> Topic[Any]:
         with self._lock:

@@ -6,14 +6,14 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from flowodom.errors import FrameError
+from flowodom.errors import ConfigError, FrameError
 from flowodom.geometry import se3
 
 _AGREEMENT = 1e-3
@@ -57,6 +57,9 @@ class _Edge:
         step = se3.log(se3.inverse(start) @ self.motions[after])
         return start @ se3.exp(step * ((stamp - first) / (second - first)))
 
+
+Euler = Callable[[float, float, float], Sequence[float]]
+"""Turns roll, pitch, yaw (radians, about fixed axes) into x, y, z, w: ``tf_transformations.quaternion_from_euler``."""
 
 _Route = list[tuple[tuple[str, str], bool]]
 """The edges of a route, (parent, child), and whether each is walked from the child to the parent."""
@@ -108,14 +111,21 @@ class FrameTree:
             self._newest = max(self._newest, stamp)
             self._forget()
 
-    def insert_message(self, message: Any, *, static: bool = False) -> None:
+    def insert_message(self, message: Any, *, static: bool = False, without: Collection[str] = ()) -> None:
         """Adds every transform of a tf2_msgs/TFMessage; those that cannot be used are named in one error at the end.
+
+        Args:
+            message: The message.
+            static: Whether they hold for all times.
+            without: Two frames whose transform is passed over, either way round: the one that the caller publishes.
 
         Raises:
             FrameError: One or more transforms were refused; the others are in.
         """
         refused = []
         for transform in message.transforms:
+            if {clean(transform.header.frame_id), clean(transform.child_frame_id)} == set(without):
+                continue
             try:
                 self.insert(
                     transform.header.frame_id,
@@ -247,3 +257,38 @@ def motion_of(message: Any) -> Tensor:
     if not bool(q.any()):
         q[3] = 1.0
     return se3.matrix(se3.from_quaternion(q), torch.tensor([place.x, place.y, place.z], dtype=torch.float64))
+
+
+def quaternion_from_euler(roll: float, pitch: float, yaw: float) -> tuple[float, float, float, float]:
+    """Returns the quaternion x, y, z, w of turns about the fixed axes x, then y, then z, radians (REP-103)."""
+    angles = torch.diag(torch.tensor([roll, pitch, yaw], dtype=torch.float64))
+    about_x, about_y, about_z = se3.so3_exp(angles)
+    x, y, z, w = se3.quaternion(about_z @ about_y @ about_x).tolist()
+    return x, y, z, w
+
+
+def parse_pose(name: str, text: str, euler: Euler | None = None) -> Tensor | None:
+    """Reads a pose among the parameters.
+
+    Args:
+        name: The parameter's name, for the error.
+        text: ``x y z roll pitch yaw`` (metres, radians) or ``x y z qx qy qz qw``; empty for none.
+        euler: What turns the angles into a quaternion; ``quaternion_from_euler`` when None.
+
+    Returns:
+        The (4, 4) float64 motion, None for an empty text.
+
+    Raises:
+        ConfigError: The text is neither.
+    """
+    if not text.strip():
+        return None
+    try:
+        numbers = [float(word) for word in text.replace(",", " ").split()]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in (6, 7) or (len(numbers) == 7 and not any(numbers[3:])):
+        raise ConfigError(f"parameter {name} must be 'x y z roll pitch yaw' or 'x y z qx qy qz qw', got {text!r}")
+    turn = numbers[3:] if len(numbers) == 7 else (euler or quaternion_from_euler)(*numbers[3:])
+    rotation = se3.from_quaternion(torch.tensor(list(turn), dtype=torch.float64))
+    return se3.matrix(rotation, torch.tensor(numbers[:3], dtype=torch.float64))

@@ -16,8 +16,9 @@ import numpy as np
 
 from flowodom.bags import BagReader, BagWriter, RawMessage
 from flowodom.config import SessionConfig
-from flowodom.dds import Endpoint, Participant, Publisher, Quality
-from flowodom.errors import ConfigError, FlowodomError, MessageError
+from flowodom.dds import Participant, Publisher
+from flowodom.endpoints import Endpoint, Quality, input_quality, mismatch, output_quality
+from flowodom.errors import ConfigError, MessageError
 from flowodom.host import Host
 from flowodom.messages import MessageFactory
 from flowodom.session import INPUTS, OUTPUTS, Port, Session
@@ -28,8 +29,7 @@ _LOOK = 0.2
 """Seconds between looks at who has come to the graph."""
 _CLOCK_PERIOD = 0.01
 _LATCHED_DEPTH = 100
-_IMAGES = ("image", "camera_info", "depth", "mask")
-_CAMERA_TYPES = tuple(kind for port in INPUTS if port.name in _IMAGES for kind in port.types)
+_CAMERA_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage", "sensor_msgs/msg/CameraInfo")
 
 
 class Odometry:
@@ -47,8 +47,7 @@ class Odometry:
         self._subscribed: set[tuple[str, str]] = set()
         resolve = participant.names.resolve
         self._publishers = {
-            port.name: participant.publisher(port.name, port.types[0], Quality(port.reliable, port.latched))
-            for port in OUTPUTS
+            port.name: participant.publisher(port.name, port.types[0], output_quality(port)) for port in OUTPUTS
         }
         session = Session(config, store=participant.store, wanted=self._wanted, resolve=resolve)
         self._host = Host(session, self._publish, read=self._read, now=self._now)
@@ -77,20 +76,18 @@ class Odometry:
             for endpoint in here:
                 if endpoint.msgtype in port.types:
                     self._subscribe(port, endpoint.msgtype)
-            problem = _mismatch(port, here, self._quality(port))
+            problem = mismatch(port, here, input_quality(port, self._config))
             self._host.do(partial(Session.report, key=f"offer {port.name}", error=problem))
 
     def _subscribe(self, port: Port, msgtype: str) -> None:
         if (port.name, msgtype) not in self._subscribed:
             self._subscribed.add((port.name, msgtype))
             self._participant.subscribe(
-                port.name, msgtype, lambda data: self._host.receive(port.name, (msgtype, data)), self._quality(port)
+                port.name,
+                msgtype,
+                lambda data: self._host.receive(port.name, (msgtype, data)),
+                input_quality(port, self._config),
             )
-
-    def _quality(self, port: Port) -> Quality:
-        if port.name in _IMAGES:
-            return Quality(self._config.qos.reliable, port.latched, self._config.qos.depth)
-        return Quality(port.reliable, port.latched, _LATCHED_DEPTH)
 
     def _wanted(self, name: str) -> bool:
         return self._publishers[name].subscribers > 0
@@ -110,17 +107,6 @@ class Odometry:
         if self._config.use_sim_time:
             return self._clock or 0
         return time.time_ns()
-
-
-def _mismatch(port: Port, offered: Iterable[Endpoint], asked: Quality) -> FlowodomError | None:
-    for endpoint in offered:
-        if endpoint.msgtype not in port.types:
-            return MessageError(f"{endpoint.topic} carries {endpoint.msgtype}, but must be {' or '.join(port.types)}")
-        if asked.reliable and not endpoint.quality.reliable:
-            return MessageError(f"{endpoint.topic} is offered best effort, but reliable was asked for: nothing comes")
-        if asked.latched and not endpoint.quality.latched:
-            return MessageError(f"{endpoint.topic} is not latched (transient local) by its publisher: nothing comes")
-    return None
 
 
 def play(

@@ -25,7 +25,7 @@ from flowodom.clouds import make_cloud
 from flowodom.config import SessionConfig
 from flowodom.errors import BagError, CalibrationError, FlowodomError, FrameError, MessageError
 from flowodom.frame import Frame
-from flowodom.frames import FrameTree, motion_of
+from flowodom.frames import Euler, FrameTree, clean, motion_of, parse_pose
 from flowodom.geometry import se3
 from flowodom.messages import DiagnosticStatus, MessageFactory
 from flowodom.odometry import Estimate, Odometry, Status
@@ -137,6 +137,11 @@ class Session:
         on_estimate: Called with every frame, its estimate and where that places the base (None when nothing does).
         resolve: Gives the real name of a topic, for diagnostics.
         convert: Converts raw colour images in place of the built-in decoder.
+        euler: Turns roll, pitch and yaw of a pose among the parameters into a quaternion x, y, z, w, in place of the
+            built-in formula.
+
+    Raises:
+        ConfigError: A pose among the parameters is malformed.
     """
 
     def __init__(
@@ -150,6 +155,7 @@ class Session:
         on_estimate: Callable[[Frame, Estimate, Placement | None], None] | None = None,
         resolve: Callable[[str], str] = str,
         convert: messages.Converter | None = None,
+        euler: Euler | None = None,
     ) -> None:
         self.config = config or SessionConfig()
         self.frames = FrameTree()
@@ -179,7 +185,9 @@ class Session:
         self._newest = 0
         self._received: Counter[str] = Counter()
 
-        self._start = se3.identity()
+        self._extrinsic_given = parse_pose("extrinsic", self.config.extrinsic, euler)
+        start = parse_pose("initial_pose", self.config.initial_pose, euler)
+        self._start = se3.identity() if start is None else start
         self._anchor: Tensor | None = None
         self._base_pose: Tensor | None = None
         self._guess: Tensor | None = None
@@ -243,7 +251,7 @@ class Session:
         elif topic == "~/resume":
             self.resume()
         elif topic == "~/set_pose":
-            self.set_pose(motion_of(message.pose.pose))
+            self._take_pose(message)
         else:
             raise MessageError(f"no input is called {topic!r}; there are: {', '.join(p.name for p in INPUTS)}")
         if receive_time is not None:
@@ -430,9 +438,19 @@ class Session:
 
     def _take_transforms(self, message: Any, *, static: bool) -> None:
         try:
-            self.frames.insert_message(message, static=static)
+            own = {self.config.odom_frame, self.config.base_frame}
+            self.frames.insert_message(message, static=static, without=own)
         except FrameError as error:
             self._count_and_log("bad_transforms", str(error))
+
+    def _take_pose(self, message: Any) -> None:
+        frame = message.header.frame_id
+        if frame and clean(frame) != self.config.odom_frame:
+            wanted = self.config.odom_frame
+            self._report("set_pose", FrameError(f"set_pose must be given in {wanted}, but came in {frame}: not done"))
+            return
+        self._clear("set_pose")
+        self.set_pose(motion_of(message.pose.pose))
 
     def _jump_back(self, stamp: int) -> None:
         assert self._last_stamp is not None
@@ -575,6 +593,8 @@ class Session:
 
     def _extrinsic(self, camera: str, stamp: int) -> Tensor | None:
         """Returns ``T_base_camera`` at ``stamp``, None where tf does not say."""
+        if self._extrinsic_given is not None:
+            return self._extrinsic_given
         motion = self._lookup("extrinsic", self.config.base_frame, camera, stamp)
         return se3.identity() if motion is None and self.config.identity_extrinsic else motion
 

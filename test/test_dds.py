@@ -10,7 +10,8 @@ import pytest
 
 pytest.importorskip("cyclonedds", reason="Cyclone DDS for Python is not installed (pip install cyclonedds)")
 
-from flowodom.dds import Endpoint, Participant, Quality
+from flowodom.dds import Participant, _to_qos
+from flowodom.endpoints import Endpoint, Quality
 from flowodom.errors import ConfigError, MessageError
 from flowodom.messages import MessageFactory, typestore
 from flowodom.names import Names
@@ -126,7 +127,7 @@ def test_the_node_is_announced_to_the_graph(join: Join, distribution: str) -> No
     topic = listener._topic("ros_discovery_info", msgtype, store)
     from cyclonedds.sub import DataReader
 
-    reader: Any = DataReader(listener._participant, topic, qos=Quality(latched=True, depth=1).to_qos(b""))
+    reader: Any = DataReader(listener._participant, topic, qos=_to_qos(Quality(latched=True, depth=1), b""))
     node = join("flowodom", distribution=distribution, remappings=["__ns:=/robot"])
     writer = node.publisher("odom", "nav_msgs/msg/Odometry")
     node.subscribe("image", "sensor_msgs/msg/Image", lambda _: None)

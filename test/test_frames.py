@@ -3,8 +3,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from flowodom.errors import FrameError
-from flowodom.frames import FrameTree, motion_of
+from flowodom.errors import ConfigError, FrameError
+from flowodom.frames import FrameTree, motion_of, parse_pose, quaternion_from_euler
 from flowodom.geometry import se3
 
 SECOND = 1_000_000_000
@@ -138,3 +138,44 @@ def test_poses_and_transforms_are_both_read_and_a_zero_quaternion_is_no_rotation
         position=SimpleNamespace(x=1.0, y=0.0, z=0.0), orientation=SimpleNamespace(x=0.0, y=0.0, z=0.0, w=0.0)
     )
     torch.testing.assert_close(motion_of(pose), motion(x=1.0))
+
+
+def test_a_transform_can_be_passed_over_either_way_round() -> None:
+    tree = FrameTree()
+
+    def transform(parent: str, child: str) -> SimpleNamespace:
+        return SimpleNamespace(
+            header=SimpleNamespace(frame_id=parent, stamp=SimpleNamespace(sec=1, nanosec=0)),
+            child_frame_id=child,
+            transform=SimpleNamespace(
+                translation=SimpleNamespace(x=0.0, y=0.0, z=0.0), rotation=SimpleNamespace(x=0.0, y=0.0, z=0.0, w=1.0)
+            ),
+        )
+
+    transforms = [transform("odom", "base"), transform("base", "odom"), transform("base", "camera")]
+    tree.insert_message(SimpleNamespace(transforms=transforms), without={"odom", "base"})
+    assert tree.frames() == {"base", "camera"}
+
+
+def test_euler_angles_turn_about_fixed_axes() -> None:
+    quarter = 0.5 * torch.pi
+    rotation = se3.from_quaternion(torch.tensor(quaternion_from_euler(quarter, 0.0, quarter), dtype=torch.float64))
+    # Roll takes y to z, where the yaw that follows leaves it.
+    torch.testing.assert_close(
+        rotation @ torch.tensor([0.0, 1, 0], dtype=torch.float64), rotation.new_tensor([0.0, 0, 1])
+    )
+
+
+def test_poses_are_read_from_text() -> None:
+    assert parse_pose("extrinsic", "  ") is None
+    pose = parse_pose("extrinsic", "1 2 3 0 0 0.5")
+    assert pose is not None
+    torch.testing.assert_close(pose, motion(1.0, 2.0, 3.0, yaw=0.5))
+    torch.testing.assert_close(parse_pose("extrinsic", "1, 2, 3, 0, 0, 0, 2"), motion(1.0, 2.0, 3.0))
+    torch.testing.assert_close(parse_pose("extrinsic", "0 0 0 1 2 3", lambda *_: (0, 0, 0, 1)), motion())
+
+
+@pytest.mark.parametrize("text", ["1 2 3", "a b c d e f", "0 0 0 0 0 0 0"])
+def test_malformed_poses_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="extrinsic must be"):
+        parse_pose("extrinsic", text)

@@ -19,7 +19,8 @@ pytest.importorskip("cyclonedds", reason="Cyclone DDS for Python is not installe
 from flowodom import graph
 from flowodom.bags import BagReader
 from flowodom.config import SessionConfig, override
-from flowodom.dds import Participant, Quality
+from flowodom.dds import Participant
+from flowodom.endpoints import Quality
 from flowodom.errors import ConfigError
 from flowodom.frames import motion_of, stamp_of
 from flowodom.messages import MessageFactory

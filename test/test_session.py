@@ -403,6 +403,32 @@ def test_the_identity_is_taken_for_the_extrinsic_only_when_told_so() -> None:
     torch.testing.assert_close(motion_of(rig.odom()[1].pose.pose), MOTION)
 
 
+def test_extrinsic_and_initial_pose_can_be_given_as_text() -> None:
+    values = {"extrinsic": "0.3 0 0.5 0.5 -0.5 0.5 -0.5", "initial_pose": "1 2 0 0 0 0.5"}
+    rig = Rig(values, inputs=("image", "camera_info"))
+    rig.info()
+    rig.image(0)
+    rig.image(STEP)
+    start = se3.matrix(se3.so3_exp(tangent(0.0, 0.0, 0.5)), tangent(1.0, 2.0, 0.0))
+    expected = start @ EXTRINSIC @ MOTION @ se3.inverse(EXTRINSIC)
+    torch.testing.assert_close(motion_of(rig.odom()[1].pose.pose), expected)
+
+
+def test_a_pose_in_another_frame_is_refused(mono: Rig) -> None:
+    mono.image(0)
+    pose = make.store.types["geometry_msgs/msg/PoseWithCovarianceStamped"](
+        header=make.header(0, "map"),
+        pose=make.store.types["geometry_msgs/msg/PoseWithCovariance"](
+            pose=make.pose(np.eye(4)), covariance=np.zeros(36)
+        ),
+    )
+    mono.feed("~/set_pose", pose)
+    assert "must be given in odom" in mono.session.status().message
+    pose.header.frame_id = "odom"
+    mono.feed("~/set_pose", pose)
+    assert mono.session.status().level == 0
+
+
 def test_the_transform_can_be_inverted_or_left_out() -> None:
     rig = Rig({"invert_tf": True}, inputs=("image", "camera_info"))
     rig.tf()
