@@ -27,6 +27,9 @@ _PROBES = ((1, 0.55), (2, 0.3), (4, -1.0))
 _ONE_PROBE = ((1, -1.0),)
 """Where a pixel is sampled in several places anyway, each of them needs no more."""
 
+_SPOT = 0.75
+"""Size of the texels that are looked up, relative to a pixel: smaller would alias, larger would blur."""
+
 _STRETCH = 1.6
 """A probe may blur a texture by so much more than the pixel's width to cover the whole length."""
 
@@ -342,7 +345,7 @@ class World:
 
         # A sample covers an ellipse on the surface: this wide, and longer along the view direction.
         slant = -(normal * view).sum(0)
-        width = distance * length * (spacing / camera.focal)
+        width = distance * length * (_SPOT * spacing / camera.focal)
         colour = torch.empty_like(point)
         shorter = torch.inf
         for probes, flattest in _PROBES if spacing == 1 else _ONE_PROBE:
@@ -353,7 +356,7 @@ class World:
             at = torch.stack((u, v, along_u, along_v, width, slant.clamp(0.02, 1), tile, scale, shift_u, shift_v))
             x, y, step_u, step_v, w, c, *look = at.index_select(1, here)
             blur = torch.maximum(w, torch.minimum(w / (c * probes), _STRETCH * w))
-            stride = w / (c * (1 - c * c).sqrt().clamp_min(1e-3))
+            stride = w / (_SPOT * c * (1 - c * c).sqrt().clamp_min(1e-3))
             total = torch.zeros_like(point[:, : len(here)])
             for probe in range(probes):
                 offset = ((probe + 0.5) / probes - 0.5) * stride
