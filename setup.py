@@ -37,5 +37,11 @@ setup(
     maintainer_email="maintainers@example.org",
     description="Visual odometry from dense optical flow: camera topics in, odom and moving point clouds out.",
     license="Apache-2.0",
-    entry_points={"console_scripts": ["flowodom = flowodom.cli:main"]},
+    entry_points={
+        "console_scripts": [
+            "flowodom = flowodom.cli:main",
+            "odometry = flowodom.node:main",
+            "drift = flowodom.node:drift_main",
+        ]
+    },
 )

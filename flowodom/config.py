@@ -190,6 +190,18 @@ class SessionConfig(OdometryConfig):
     path: PathConfig = field(default_factory=PathConfig)
 
 
+@dataclass(frozen=True)
+class DriftConfig:
+    """The drift node."""
+
+    out: str = parameter("out/drift", "Folder of drift.csv, drift.json and report.html.")
+    tolerance: float = parameter(
+        0.1, "Most time between an estimated pose and the nearest true one.", unit="s", low=0.0, high=10.0
+    )
+    truth_parent: str = parameter("", "World frame of the truth on tf; empty: the truth is the topic ground_truth.")
+    truth_child: str = parameter("", "Body frame of the truth on tf.")
+
+
 def parse(kind: type, name: str, value: Any) -> Any:
     """Returns ``value`` (possibly a string from a command line) as ``kind``; ConfigError where it is not one."""
     if kind is bool:

@@ -657,7 +657,7 @@ class Session:
         covariance = twist_covariance = torch.eye(6, dtype=torch.float64) * _UNKNOWN_VARIANCE
         if placement.covariance is not None:
             # Position and a small rotation along the axes of odom, from the body's own.
-            turn = torch.kron(torch.eye(2, dtype=torch.float64), placement.pose[:3, :3])
+            turn = torch.kron(torch.eye(2, dtype=torch.float64), placement.pose[:3, :3].contiguous())
             covariance = turn @ placement.covariance @ turn.T
         if estimate.motion is not None and estimate.interval > 0:
             adjoint = se3.adjoint(placement.extrinsic)

@@ -1,0 +1,455 @@
+"""The ROS 2 nodes: odometry as a lifecycle node, and the drift node that holds it against the truth.
+
+Messages pass as raw CDR bytes both ways and are read by the same code as everywhere else, so rclpy's slow conversion
+to Python objects is never paid. This is the only module that imports ``rclpy``.
+"""
+
+# mypy: disallow-subclassing-any=False
+
+from __future__ import annotations
+
+import importlib
+import logging
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from flowodom.config import DriftConfig, Parameter, SessionConfig, override, parameters
+from flowodom.drift import Drift
+from flowodom.endpoints import Endpoint, Quality, input_quality, mismatch, output_quality
+from flowodom.errors import ConfigError, FlowodomError
+from flowodom.frames import Euler
+from flowodom.host import Host
+from flowodom.messages import Converter, DiagnosticStatus, MessageFactory, deserialize, typestore
+from flowodom.selection import POSE_TYPES
+from flowodom.session import INPUTS, OUTPUTS, Port, Session
+
+try:
+    import rclpy
+    import rclpy.parameter
+    from rcl_interfaces.msg import (  # type: ignore[import-not-found,import-untyped,unused-ignore]
+        FloatingPointRange,
+        IntegerRange,
+        ParameterDescriptor,
+        SetParametersResult,
+    )
+    from rclpy.executors import ExternalShutdownException
+    from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+    from rclpy.node import Node
+    from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+    from rclpy.qos_overriding_options import QoSOverridingOptions
+    from std_srvs.srv import Trigger  # type: ignore[import-not-found,import-untyped,unused-ignore]
+except ImportError as _error:
+    raise FlowodomError(
+        f"ROS 2 for Python is missing ({_error}): source a ROS 2 installation, or run 'flowodom dds', which needs none"
+    ) from _error
+
+_log = logging.getLogger(__name__)
+
+_LOOK = 0.5
+_HUGE = 1e300
+_SERVICES = ("~/reset", "~/pause", "~/resume")
+
+
+class OdometryNode(LifecycleNode):
+    """Odometry on the ROS 2 graph.
+
+    Configuring makes the odometry and its publishers, activating subscribes and works, deactivating stops the work.
+    With the parameter ``autostart`` both happen by themselves.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__("flowodom", **options)
+        _forward_logs(self)
+        _declare(self, SessionConfig())
+        self._host: Host | None = None
+        self._session: Session | None = None
+        self._outputs: dict[str, Any] = {}
+        self._inputs: dict[tuple[str, str], Any] = {}
+        self._timer: Any = None
+        self._store = typestore(_distribution())
+        self.add_on_set_parameters_callback(self._on_parameters)
+        handlers: dict[str, Callable[[Session], None]] = {
+            "~/reset": Session.reset,
+            "~/pause": Session.pause,
+            "~/resume": Session.resume,
+        }
+        for name, action in handlers.items():
+            self.create_service(Trigger, name, partial(self._serve, action))
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Makes the odometry and its publishers."""
+        try:
+            config = _config_of(self, SessionConfig())
+            self._session = Session(
+                config,
+                store=self._store,
+                wanted=self._wanted,
+                resolve=self.resolve_topic_name,
+                convert=_cv_bridge(),
+                euler=_tf_transformations(),
+            )
+        except FlowodomError as error:
+            self.get_logger().error(str(error))
+            return TransitionCallbackReturn.FAILURE
+        for port in OUTPUTS:
+            kind, qos = _message_class(port.types[0]), _profile(output_quality(port))
+            overriding = QoSOverridingOptions.with_default_policies()
+            self._outputs[port.name] = self.create_publisher(kind, port.name, qos, qos_overriding_options=overriding)
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Begins to work."""
+        assert self._session is not None
+        self._host = Host(self._session, self._publish, read=self._read, now=self._now)
+        for port in INPUTS:
+            if len(port.types) == 1 and port.name not in _SERVICES:
+                self._subscribe(port, port.types[0])
+        self._look()
+        self._timer = self.create_timer(_LOOK, self._look, clock=rclpy.clock.Clock())
+        self._host.start()
+        return super().on_activate(state)
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stops working; what was estimated so far is kept."""
+        self._stop()
+        if self._session is not None:
+            self._session.restart()
+        return super().on_deactivate(state)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Forgets everything."""
+        self._release()
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Ends."""
+        self._stop()
+        self._release()
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Goes back to the start after something went wrong."""
+        self._stop()
+        self._release()
+        return TransitionCallbackReturn.SUCCESS
+
+    def destroy_node(self) -> None:
+        """Stops the work before the node goes."""
+        self._stop()
+        super().destroy_node()
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self.destroy_timer(self._timer)
+            self._timer = None
+        for subscription in self._inputs.values():
+            self.destroy_subscription(subscription)
+        self._inputs.clear()
+        if self._host is not None:
+            self._host.stop()
+            self._host = None
+
+    def _release(self) -> None:
+        for publisher in self._outputs.values():
+            self.destroy_publisher(publisher)
+        self._outputs.clear()
+        self._session = None
+
+    def _look(self) -> None:
+        """Subscribes to the types of image that are published by now, and notes what cannot be heard."""
+        assert self._host is not None
+        assert self._session is not None
+        config = self._session.config
+        for port in INPUTS:
+            if port.name in _SERVICES:
+                continue
+            offered = [
+                Endpoint(self.resolve_topic_name(port.name), info.topic_type, _quality(info.qos_profile))
+                for info in self.get_publishers_info_by_topic(self.resolve_topic_name(port.name))
+            ]
+            for endpoint in offered:
+                if endpoint.msgtype in port.types:
+                    self._subscribe(port, endpoint.msgtype)
+            problem = mismatch(port, offered, input_quality(port, config))
+            self._host.do(partial(Session.report, key=f"offer {port.name}", error=problem))
+
+    def _subscribe(self, port: Port, msgtype: str) -> None:
+        if (port.name, msgtype) in self._inputs:
+            return
+        assert self._host is not None
+        assert self._session is not None
+        host = self._host
+
+        def receive(data: bytes) -> None:
+            host.receive(port.name, (msgtype, data))
+
+        self._inputs[port.name, msgtype] = self.create_subscription(
+            _message_class(msgtype),
+            port.name,
+            receive,
+            _profile(input_quality(port, self._session.config)),
+            raw=True,
+            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+        )
+
+    def _read(self, item: tuple[str, bytes]) -> Any:
+        msgtype, data = item
+        return deserialize(data, msgtype, self._store)
+
+    def _publish(self, name: str, message: Any) -> None:
+        self._outputs[name].publish(bytes(self._store.serialize_cdr(message, message.__msgtype__)))
+
+    def _wanted(self, name: str) -> bool:
+        return name in self._outputs and self._outputs[name].get_subscription_count() > 0
+
+    def _now(self) -> int:
+        return int(self.get_clock().now().nanoseconds)
+
+    def _serve(self, action: Callable[[Session], None], request: Any, response: Any) -> Any:
+        if self._host is None:
+            response.success, response.message = False, "the node is not active"
+        else:
+            self._host.do(action)
+            response.success = True
+        return response
+
+    def _on_parameters(self, changes: list[rclpy.parameter.Parameter]) -> SetParametersResult:
+        known = {p.name for p in parameters(SessionConfig())} - {"use_sim_time"}
+        values = {change.name: change.value for change in changes if change.name in known}
+        try:
+            config = override(_config_of(self, SessionConfig()), values)
+        except ConfigError as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        if self._host is not None and values:
+            self._host.do(partial(Session.configure, config=config))
+        return SetParametersResult(successful=True)
+
+
+class DriftNode(Node):
+    """Holds odometry against the truth while both run."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__("flowodom_drift", **options)
+        _forward_logs(self)
+        _declare(self, DriftConfig())
+        self._config = _config_of(self, DriftConfig())
+        self._store = typestore(_distribution())
+        self._make = MessageFactory(self._store)
+        self._drift = Drift(self._config)
+        self._truth: dict[str, Any] = {}
+        latched, usual = Quality(latched=True, depth=1), Quality()
+        self._outputs = {
+            name: self.create_publisher(_message_class(msgtype), name, _profile(quality))
+            for name, msgtype, quality in (
+                ("~/position_error", "std_msgs/msg/Float64", usual),
+                ("~/rotation_error", "std_msgs/msg/Float64", usual),
+                ("~/estimated_path", "nav_msgs/msg/Path", latched),
+                ("~/true_path", "nav_msgs/msg/Path", latched),
+                ("/diagnostics", "diagnostic_msgs/msg/DiagnosticArray", usual),
+            )
+        }
+        self._listen("odom", "nav_msgs/msg/Odometry", self._drift.add_estimate, Quality(depth=100))
+        self._listen("/tf", "tf2_msgs/msg/TFMessage", self._drift.add_transforms, Quality(depth=100))
+        self._listen(
+            "/tf_static",
+            "tf2_msgs/msg/TFMessage",
+            partial(self._drift.add_transforms, static=True),
+            Quality(latched=True, depth=100),
+        )
+        self.create_timer(_LOOK, self._look, clock=rclpy.clock.Clock())
+        self.create_timer(1.0, self._tell, clock=rclpy.clock.Clock())
+
+    def destroy_node(self) -> None:
+        """Writes drift.json and the report before the node goes."""
+        try:
+            for path in self._drift.write():
+                _log.info("wrote %s", path)
+        except FlowodomError as error:
+            _log.warning("no drift was written: %s", error)
+        super().destroy_node()
+
+    def _listen(self, name: str, msgtype: str, take: Callable[[Any], None], quality: Quality) -> None:
+        def receive(data: bytes) -> None:
+            try:
+                take(deserialize(data, msgtype, self._store))
+            except FlowodomError as error:
+                self.get_logger().warning(str(error), throttle_duration_sec=5.0)
+
+        self.create_subscription(_message_class(msgtype), name, receive, _profile(quality), raw=True)
+
+    def _look(self) -> None:
+        topic = self.resolve_topic_name("ground_truth")
+        for info in self.get_publishers_info_by_topic(topic):
+            if info.topic_type in POSE_TYPES and info.topic_type not in self._truth:
+                self._truth[info.topic_type] = topic
+                self._listen("ground_truth", info.topic_type, self._drift.add_truth, Quality(reliable=False, depth=100))
+
+    def _tell(self) -> None:
+        state = self._drift.tell()
+        if state is None:
+            return
+        double = self._store.types["std_msgs/msg/Float64"]
+        self._send("~/position_error", double(data=state.position_error))
+        self._send("~/rotation_error", double(data=math.degrees(state.rotation_error)))
+        for name, path in (("~/estimated_path", state.estimated_path), ("~/true_path", state.true_path)):
+            poses = [self._make.pose_stamped(stamp, state.frame, np.asarray(pose)) for stamp, pose in path]
+            self._send(name, self._make.path(state.stamp, state.frame, poses))
+        status = DiagnosticStatus("flowodom: drift", 0, state.summary(), state.values())
+        self._send("/diagnostics", self._make.diagnostics(state.stamp, [status]))
+
+    def _send(self, name: str, message: Any) -> None:
+        self._outputs[name].publish(bytes(self._make.serialize(message)))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the odometry node until it is shut down."""
+    rclpy.init(args=arguments)
+    node = OdometryNode()
+    if node.get_parameter("autostart").value and (
+        node.trigger_configure() != TransitionCallbackReturn.SUCCESS
+        or node.trigger_activate() != TransitionCallbackReturn.SUCCESS
+    ):
+        node.get_logger().error("the node could not start by itself; mend the parameters above")
+    _spin(node)
+
+
+def drift_main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the drift node until it is shut down."""
+    rclpy.init(args=arguments)
+    _spin(DriftNode())
+
+
+def _spin(node: Any) -> None:
+    try:
+        rclpy.spin(node)
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    finally:
+        node.destroy_node()
+        rclpy.try_shutdown()
+
+
+class _RosHandler(logging.Handler):
+    """Hands log records of this package to a node's logger."""
+
+    def __init__(self, logger: Any) -> None:
+        super().__init__()
+        self._logger = logger
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = self.format(record)
+        if not rclpy.ok():  # after Ctrl-C there is no one left to publish logs to
+            print(f"[{record.levelname}] {text}", file=sys.stderr)
+        elif record.levelno >= logging.ERROR:
+            self._logger.error(text)
+        elif record.levelno >= logging.WARNING:
+            self._logger.warning(text)
+        else:
+            self._logger.info(text)
+
+
+def _forward_logs(node: Any) -> None:
+    package = logging.getLogger("flowodom")
+    for handler in [h for h in package.handlers if isinstance(h, _RosHandler)]:
+        package.removeHandler(handler)
+    package.addHandler(_RosHandler(node.get_logger()))
+    package.setLevel(logging.INFO)
+
+
+def _declare(node: Any, config: Any) -> None:
+    """Declares every parameter of a configuration with its description, range and whether it is read-only."""
+    for p in parameters(config):
+        if not node.has_parameter(p.name):
+            node.declare_parameter(p.name, p.value, _descriptor(p))
+
+
+def _descriptor(p: Parameter) -> ParameterDescriptor:
+    descriptor = ParameterDescriptor(
+        name=p.name,
+        description=f"{p.description} [{p.unit}]" if p.unit else p.description,
+        read_only=not p.live,
+        additional_constraints=f"one of {', '.join(p.choices)}" if p.choices else "",
+    )
+    if p.low is None and p.high is None:
+        return descriptor
+    if p.kind is int:
+        low = -(2**63) if p.low is None else int(p.low)
+        high = 2**63 - 1 if p.high is None else int(p.high)
+        descriptor.integer_range = [IntegerRange(from_value=low, to_value=high, step=0)]
+    else:
+        low_float = -_HUGE if p.low is None else float(p.low)
+        high_float = _HUGE if p.high is None else float(p.high)
+        descriptor.floating_point_range = [FloatingPointRange(from_value=low_float, to_value=high_float, step=0.0)]
+    return descriptor
+
+
+def _config_of(node: Any, config: Any) -> Any:
+    return override(config, {p.name: node.get_parameter(p.name).value for p in parameters(config)})
+
+
+def _distribution() -> str:
+    """Returns the distribution whose message types are spoken here."""
+    name = os.environ.get("ROS_DISTRO", "jazzy")
+    try:
+        typestore(name)
+    except ConfigError:
+        _log.warning("the message types of %s are not known; those of jazzy are used", name)
+        return "jazzy"
+    return name
+
+
+def _message_class(msgtype: str) -> Any:
+    package, _, name = msgtype.split("/")
+    return getattr(importlib.import_module(f"{package}.msg"), name)
+
+
+def _profile(quality: Quality) -> QoSProfile:
+    return QoSProfile(
+        history=HistoryPolicy.KEEP_LAST,
+        depth=quality.depth,
+        reliability=ReliabilityPolicy.RELIABLE if quality.reliable else ReliabilityPolicy.BEST_EFFORT,
+        durability=DurabilityPolicy.TRANSIENT_LOCAL if quality.latched else DurabilityPolicy.VOLATILE,
+    )
+
+
+def _quality(profile: QoSProfile) -> Quality:
+    return Quality(
+        reliable=profile.reliability == ReliabilityPolicy.RELIABLE,
+        latched=profile.durability == DurabilityPolicy.TRANSIENT_LOCAL,
+        depth=max(1, profile.depth),
+    )
+
+
+def _cv_bridge() -> Converter | None:
+    """Returns cv_bridge's converter where it works, None (the built-in one) with a logged line where it does not."""
+    try:
+        from cv_bridge import CvBridge
+
+        convert: Converter = CvBridge().imgmsg_to_cv2
+        image = MessageFactory().image(0, "", np.full((2, 2, 3), 7, dtype=np.uint8), "bgr8")
+        if np.asarray(convert(image, "rgb8")).shape != (2, 2, 3):
+            raise RuntimeError("it gives images of the wrong shape")
+    except Exception as error:  # built against another NumPy, it may fail in any way
+        _log.info("cv_bridge cannot be used (%s): the built-in decoder takes over", error)
+        return None
+    return convert
+
+
+def _tf_transformations() -> Euler | None:
+    """Returns tf_transformations' conversion where it is installed, None (the built-in one) where it is not."""
+    try:
+        from tf_transformations import quaternion_from_euler
+    except Exception as error:
+        _log.info("tf_transformations cannot be used (%s): the built-in formula takes over", error)
+        return None
+    convert: Euler = quaternion_from_euler
+    return convert
+
+
+__all__ = ["DriftNode", "OdometryNode", "drift_main", "main"]
