@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,7 +26,7 @@ class PinholeCamera:
         height: Image height, pixels.
 
     Raises:
-        CalibrationError: A focal length is not positive or the image is empty.
+        CalibrationError: A focal length is not positive, a number is not finite, or the image is empty.
     """
 
     fx: float
@@ -36,11 +37,13 @@ class PinholeCamera:
     height: int
 
     def __post_init__(self) -> None:
-        if not (self.fx > 0 and self.fy > 0):
+        if not (0 < self.fx < math.inf and 0 < self.fy < math.inf):
             raise CalibrationError(
                 f"focal lengths must be positive, got fx={self.fx}, fy={self.fy}: "
                 "is the camera calibrated? (an uncalibrated driver publishes K of zeros)"
             )
+        if not (math.isfinite(self.cx) and math.isfinite(self.cy)):
+            raise CalibrationError(f"the principal point must be finite, got cx={self.cx}, cy={self.cy}")
         if self.width < 1 or self.height < 1:
             raise CalibrationError(f"image size must be positive, got {self.width}x{self.height}")
 

@@ -205,7 +205,7 @@ def quaternion(rotation: Tensor) -> Tensor:
     phi = so3_log(rotation)
     half = 0.5 * phi
     a, _, _ = _coefficients(half)
-    scalar = torch.cos(half.norm(dim=-1, keepdim=True))
+    scalar = torch.cos(half.norm(dim=-1, keepdim=True)).clamp_min(0)
     return torch.cat((a[..., None] * half, scalar), dim=-1)
 
 
