@@ -114,7 +114,7 @@ class Run:
         trajectory: The poses of ``rows``.
         scale: What the unit of length is, as ``Estimate.scale`` has it.
         metric: Whether lengths are metres.
-        up: The axis of the world that points up: z or -y.
+        optical: Whether poses are of a camera's optical frame (y down); otherwise of a body with z up.
         evaluation: The figures of error, None without a truth.
         comparison: The curves of error, None without a truth.
         note: Why there is no comparison although there is a truth.
@@ -125,7 +125,7 @@ class Run:
     trajectory: Trajectory
     scale: str
     metric: bool
-    up: str
+    optical: bool
     evaluation: Evaluation | None = None
     comparison: Comparison | None = None
     note: str = ""
@@ -179,13 +179,9 @@ class Run:
         }
 
     def spans(self) -> list[tuple[int, int]]:
-        """Returns the stretches of equal status and reason as ranges of rows."""
-        changes = [
-            i
-            for i in range(1, len(self.rows))
-            if (self.rows[i].status, self.rows[i].reason) != (self.rows[i - 1].status, self.rows[i - 1].reason)
-        ]
-        edges = [0, *changes, len(self.rows)]
+        """Returns the stretches of equal status as ranges of rows."""
+        edges = [i for i in range(1, len(self.rows)) if self.rows[i].status != self.rows[i - 1].status]
+        edges = [0, *edges, len(self.rows)]
         return [(first, last) for first, last in itertools.pairwise(edges) if last > first]
 
 
@@ -272,7 +268,8 @@ def _trajectory(run: Run) -> str:
     truth = comparison.path.positions if comparison else None
     parts = [part.positions for part in shown.split()]
     everything = np.concatenate(parts if truth is None else [*parts, truth])
-    above, side, labels = _views(run.up, everything, "m" if run.metric or comparison else "")
+    up = _upwards(shown, run.optical)
+    above, side, labels = _views(up, everything, "m" if run.metric or comparison else "")
     pieces = [
         _plot(
             f"From {name}",
@@ -293,6 +290,12 @@ def _trajectory(run: Run) -> str:
         scale = FIGURES["scale"].text(comparison.alignment.scale)
         caption = f"The estimate after the similarity that fits it best to the truth; its scale is {scale}."
     return _section("Trajectory", caption, _row(pieces))
+
+
+def _upwards(trajectory: Trajectory, optical: bool) -> str:
+    """Returns the axis of the world that points up as the body was held: z (ROS) or -y (a camera's first frame)."""
+    up = (-trajectory.rotations[:, :, 1] if optical else trajectory.rotations[:, :, 2]).mean(axis=0)
+    return "-y" if -up[1] > abs(up[2]) else "z"
 
 
 def _views(up: str, positions: Array, unit: str) -> tuple[Array, Array, tuple[tuple[str, str], tuple[str, str]]]:
@@ -433,7 +436,7 @@ def _tracking(run: Run) -> str:
         more = f"<p class='caption'>{len(events) - _MOST_EVENTS} more.</p>" if len(events) > _MOST_EVENTS else ""
         table = (
             "<div class='scroll'><table class='events'><thead><tr><th>from [s]</th><th>frames</th><th>state</th>"
-            f"<th>reason</th></tr></thead><tbody>{body}</tbody></table></div>{more}"
+            f"<th>reason at first</th></tr></thead><tbody>{body}</tbody></table></div>{more}"
         )
     return _section("Tracking", caption, _plot("", picture, wide=True) + table)
 
@@ -453,7 +456,10 @@ def _pictures(run: Run) -> str:
             f"<figcaption><b>{_text(name)}</b> {_text(text)}</figcaption></figure>"
             for name, text, picture in _panels(shot, " m" if run.metric else "")
         )
-        blocks.append(f'<h3 class="shot">{" · ".join(map(_text, words))}</h3><div class="panels">{cells}</div>')
+        # Wide images get wide panels, fewer in a row.
+        least = round(170 * (0.75 * shot.grey.shape[1] / shot.grey.shape[0]) ** 0.5)
+        head = f'<h3 class="shot">{" · ".join(map(_text, words))}</h3>'
+        blocks.append(f'{head}<div class="panels" style="--least: {least}px">{cells}</div>')
     caption = (
         "Flow: hue is the direction (wheel), opacity the length. Depth: bright is near, grey is unknown. Weight: "
         "tinted where a pixel may serve the pose fit (static and observable). Residual flow: what the camera's own "
@@ -670,7 +676,7 @@ td.bar i { display: block; position: absolute; left: 16px; bottom: 0; height: 2p
 .figures .group th { color: var(--muted); font-size: 13px; font-weight: 400; padding-top: 18px; }
 .events { margin-top: 12px; } .events td:last-child { width: 70%; }
 .shot { color: var(--muted); font-weight: 400; margin: 20px 0 6px; }
-.panels { display: grid; gap: 8px; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); }
+.panels { display: grid; gap: 8px; grid-template-columns: repeat(auto-fit, minmax(min(var(--least), 100%), 1fr)); }
 figure { margin: 0; }
 figure img { display: block; width: 100%; height: auto; border-radius: 4px; }
 figcaption { font-size: 12.5px; color: var(--muted); margin-top: 3px; }
@@ -683,7 +689,7 @@ code { font: 13px ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", 
 footer { margin-top: 56px; padding-top: 16px; border-top: 1px solid var(--line); color: var(--muted); font-size: 13px; }
 @media (max-width: 600px) {
   main { padding: 28px 16px; } h1 { font-size: 26px; } section { margin-top: 36px; }
-  .panels { grid-template-columns: 1fr 1fr; } .figures td:nth-child(2) { white-space: normal; }
+  .figures td:nth-child(2) { white-space: normal; }
 }
 @media print { main { max-width: none; } .tile, figure, .plot { break-inside: avoid; } }
 """

@@ -179,7 +179,7 @@ def error_plot(
             (upper, translation, "translation", "translation [m]"),
             (lower, rotation, "rotation", "rotation [deg]"),
         ):
-            axes.plot(*_broken(progress, values, breaks), color=colour(role))
+            _line(axes, progress, values, breaks, colour(role))
             axes.set(ylabel=name)
             axes.set_ylim(0, max(1e-9, 1.08 * float(values.max())))
             _quiet(axes, progress)
@@ -220,9 +220,11 @@ def bounds_plot(seconds: Array, errors: Array, sigmas: Array, *, breaks: Indices
             bound = 3 * sigmas[:, axis]
             x, y = _broken(seconds[thin], bound[thin], np.searchsorted(np.arange(len(seconds))[thin], breaks))
             axes.fill_between(x, -y, y, color=colour("band"), alpha=0.25, linewidth=0)
-            axes.plot(*_broken(seconds, errors[:, axis], breaks), color=colour(role), linewidth=1.3)
+            _line(axes, seconds, errors[:, axis], breaks, colour(role))
             axes.set_title(f"{'xyz'[axis % 3]}  [{'m' if axis < 3 else 'deg'}]", loc="left")
-            limit = max(1e-9, 1.15 * float(np.abs(errors[:, axis]).max()), 1.1 * float(bound.max()))
+            # A bound far too wide runs off the plot rather than flatten the error.
+            most = float(np.abs(errors[:, axis]).max())
+            limit = max(1e-9, 1.15 * most, min(1.1 * float(bound.max()), 20 * most or np.inf))
             axes.set_ylim(-limit, limit)
             _quiet(axes, seconds)
         for axes in rows[1]:
@@ -299,6 +301,14 @@ def _quiet(axes: Axes, progress: Array) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
     low, high = float(progress[0]), float(progress[-1])
     axes.set_xlim(low, high if high > low else low + 1)
+
+
+def _line(axes: Axes, x: Array, y: Array, breaks: Indices, shade: str) -> None:
+    """Draws a line that is broken between segments, and a segment of one pose as a dot."""
+    axes.plot(*_broken(x, y, breaks), color=shade, linewidth=1.4)
+    edges = np.concatenate(([0], breaks, [len(x)]))
+    alone = edges[:-1][np.diff(edges) == 1]
+    axes.plot(x[alone], y[alone], "o", color=shade, markersize=3)
 
 
 def _broken(x: Array, y: Array, breaks: Indices) -> tuple[Array, Array]:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 import numpy as np
@@ -82,7 +82,7 @@ class ReportBuilder:
     Args:
         snapshots: About how many frames are drawn in the report, at even distances over the run.
         optical: Whether poses are of a camera's optical frame (z forward, y down); otherwise of a robot's body (x
-            forward, z up). Without a truth it tells which way is up.
+            forward, z up). The views from above and from the side go by it.
     """
 
     def __init__(self, *, snapshots: int = 8, optical: bool = True) -> None:
@@ -213,7 +213,6 @@ class ReportBuilder:
         evaluation: Evaluation | None = None,
         configuration: Any = None,
         tolerance: float = TOLERANCE,
-        up: Literal["z", "-y"] | None = None,
     ) -> None:
         """Writes the report.
 
@@ -224,8 +223,6 @@ class ReportBuilder:
             evaluation: Its figures when they are there already; None computes them.
             configuration: The configuration used: a configuration dataclass or a mapping; None leaves it out.
             tolerance: See ``trajectory.associate``, seconds.
-            up: The axis of the world that points up: z (ROS) or -y (a camera's first frame). None takes z with a truth
-                or a robot's body, -y otherwise.
 
         Raises:
             FlowodomError: The file cannot be written.
@@ -236,7 +233,7 @@ class ReportBuilder:
             trajectory=self.trajectory(),
             scale=self.scale,
             metric=self.metric,
-            up=up or ("z" if truth is not None or not self._optical else "-y"),
+            optical=self._optical,
         )
         if truth is not None:
             try:

@@ -228,9 +228,20 @@ class TestPage:
         assert "ATE" not in page.words
         assert page.tags.count("svg") == 4
 
-    def test_which_way_is_up(self, full: tuple[str, Page], bare: tuple[str, Page]) -> None:
-        assert ">up [m]<" in bare[0]  # a camera's first frame: y points down
-        assert ">up [m]<" not in full[0]
+    @pytest.mark.parametrize("optical", [True, False])
+    def test_which_way_is_up(self, tmp_path: Path, optical: bool) -> None:
+        upright = se3.so3_exp(torch.tensor([-np.pi / 2, 0, 0], dtype=torch.float64)).numpy()  # R_ros_optical
+        for turned in (False, True):
+            poses = path(20).numpy()  # of a camera upright in a world whose y points down
+            if turned:
+                poses[:, :3] = upright @ poses[:, :3]
+            if not optical:
+                poses[:, :3, :3] = poses[:, :3, :3] @ upright.T
+            builder = ReportBuilder(optical=optical)
+            for i, pose in enumerate(poses):
+                builder.record(START + i * PERIOD, pose)
+            text, _ = written(builder, tmp_path)
+            assert (">up [m]<" in text) == (not turned)
 
     def test_knows_every_colour(self, bare: tuple[str, Page]) -> None:
         light, dark = bare[0].split("prefers-color-scheme: dark")
