@@ -6,6 +6,7 @@ ROS parameters, command-line ``--set`` flags and ``config/odometry.yaml`` are al
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -258,9 +259,11 @@ class Parameter:
         """Returns ``value`` as this parameter's type.
 
         Raises:
-            ConfigError: It is of another type, out of range or not among the choices.
+            ConfigError: It is of another type, not finite, out of range or not among the choices.
         """
         result = parse(self.kind, self.name, value)
+        if isinstance(result, float) and not math.isfinite(result):
+            raise ConfigError(f"parameter {self.name} must be a finite number, got {result}")
         if self.low is not None and not result >= self.low:
             raise ConfigError(f"parameter {self.name} must be at least {self.low}, got {result}")
         if self.high is not None and not result <= self.high:
@@ -326,7 +329,9 @@ def load(path: Path, config: Config) -> Config:
     inner = [v["ros__parameters"] for v in tree.values() if isinstance(v, dict) and "ros__parameters" in v]
     flat: dict[str, Any] = {}
     for mapping in inner or [tree]:
-        _flatten(mapping, "", flat)
+        if not isinstance(mapping, (dict, type(None))):
+            raise ConfigError(f"ros__parameters in {path} must be a mapping, got {type(mapping).__name__}")
+        _flatten(mapping or {}, "", flat)
     return override(config, flat)
 
 
@@ -356,5 +361,5 @@ def to_yaml(config: Any) -> str:
         notes += [f"({'; '.join(bounds)})"] if bounds else []
         notes += ["(may change while running)"] if p.live else []
         lines.append(" ".join([f"{indent}# {p.description}", *notes]))
-        lines.append(f"{indent}{leaf}: {yaml.safe_dump(p.value).splitlines()[0]}")
+        lines.append(f"{indent}{leaf}: {yaml.safe_dump(p.value, width=float('inf')).splitlines()[0]}")
     return "\n".join(lines) + "\n"
