@@ -147,7 +147,7 @@ def scene(
 def render_bag(
     path: Path | str,
     *,
-    seed: int = 1,
+    seed: int = 11,
     world: str = "room",
     motion: str = "hand_held",
     movers: int = 1,

@@ -13,7 +13,7 @@ from flowodom.worlds.textures import PATTERNS, Atlas
 from flowodom.worlds.threads import one_thread
 from flowodom.worlds.world import Light, Material, Primitive, World
 
-_SPECIAL = ("plaster", "marks", "foliage", "facade", "sky")
+_SPECIAL = ("plaster", "marks", "wallpaper", "foliage", "facade", "sky")
 """Patterns that are used only where they are asked for by name."""
 
 TEXELS = 512
@@ -69,7 +69,7 @@ class _Builder:
 
 
 _ROOM_PATTERNS = [
-    "plaster", "clouds", "clouds", "cells", "bricks", "checker",
+    "plaster", "wallpaper", "wallpaper", "clouds", "clouds", "cells", "bricks", "checker",
     "stripes", "wood", "wood", "speckle", "speckle", "marks", "marks",
 ]  # fmt: skip
 
@@ -109,9 +109,9 @@ def room(
     x, y, z = build.uniform(2.9, 3.5), build.uniform(2.7, 3.3), build.uniform(1.25, 1.45)
     walls = [
         build.material("plaster", period=2.0, detail=0.15),
-        build.material("plaster", "stripes", "bricks", "clouds", period=2.4),
-        build.material("bricks", "clouds", "stripes", "cells", period=2.4),
-        build.material("plaster", "clouds", "stripes", period=2.4),
+        build.material("plaster", "wallpaper", "stripes", "bricks", period=2.4),
+        build.material("bricks", "wallpaper", "clouds", "cells", period=2.4),
+        build.material("plaster", "wallpaper", "stripes", period=2.4),
     ]
     floor = build.material("wood", "checker", "speckle", "cells", period=2.2)
     ceiling = Material(build.patterns.index("plaster"), 2.6, (1.15, 1.15, 1.15), 0.25)

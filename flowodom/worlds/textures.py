@@ -226,6 +226,20 @@ def marks(size: int, generator: torch.Generator) -> Tensor:
     return page * (0.85 + 0.3 * fractal(size, generator, slope=1.0))
 
 
+def wallpaper(size: int, generator: torch.Generator) -> Tensor:
+    """A small repeated motif on pale paper, not quite alike anywhere."""
+    count = 2 * _pick(generator, 4, 9)
+    u, v = _grid(size)
+    bend = 0.15 * (fractal(size, generator, slope=1.6) - 0.5)
+    x, y = 2 * math.pi * (count * u + bend), 2 * math.pi * (count * v + bend.flip(0))
+    leaf = torch.sin(x + _uniform(generator, 0.5, 2) * torch.cos(y)) * torch.cos(0.5 * y + torch.sin(x))
+    motif = _mask(leaf.abs() - _uniform(generator, 0.3, 0.6), 0.25)
+    paper = _colour(generator, 0.5, 0.8, saturation=0.25)
+    ink = (paper * _uniform(generator, 0.55, 0.8))[:, None, None]
+    wear = 0.85 + 0.3 * fractal(size, generator, slope=1.0, lowest=2)
+    return (paper[:, None, None] * (1 - motif) + ink * motif) * wear
+
+
 def foliage(size: int, generator: torch.Generator) -> Tensor:
     """Leaves in light and shade."""
     first, second, owner = _nearest_two(size, 40, generator)
@@ -267,7 +281,22 @@ def fine(size: int, generator: torch.Generator) -> Tensor:
 
 PATTERNS: dict[str, Callable[[int, torch.Generator], Tensor]] = {
     make.__name__: make
-    for make in (clouds, plaster, cells, bricks, checker, stripes, wood, speckle, marks, foliage, facade, sky, fine)
+    for make in (
+        clouds,
+        plaster,
+        cells,
+        bricks,
+        checker,
+        stripes,
+        wood,
+        speckle,
+        marks,
+        wallpaper,
+        foliage,
+        facade,
+        sky,
+        fine,
+    )
 }
 """Every pattern by name: each takes the number of texels across and a generator, and returns (3, size, size)."""
 
