@@ -156,7 +156,7 @@ class Odometry:
             flow = self._flow(previous.dense, view.dense)
         try:
             with self._stage("pose"):
-                track = tracker.track(view, flow, former)
+                track = tracker.track(view, flow)
         except Parallax as wait:
             self._previous = view
             return self._estimate(view, Status.INITIALIZING, reason=str(wait))
@@ -166,6 +166,9 @@ class Odometry:
             to_current, covariance = se3.inverse(track.motion), track.motion_covariance
             if tracker.started:
                 self._field = self._depth.fuse(view.depth, former, flow, dense_camera, to_current, covariance)
+        if track.keyframe:
+            with self._stage("window"):
+                tracker.add_keyframe(view, self._field)
         self._previous, self._lost_since = view, None
         factor = self._measure_scale(track.keyframe)
         unknown = InverseDepth.unknown(dense_camera, self._device)
@@ -173,7 +176,7 @@ class Odometry:
         return self._estimate(
             view,
             Status.TRACKING,
-            pose=track.pose,
+            pose=tracker.pose,
             covariance=track.covariance,
             motion=_scaled(track.motion, factor),
             motion_covariance=track.motion_covariance,

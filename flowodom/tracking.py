@@ -19,6 +19,7 @@ from flowodom.geometry import PinholeCamera, se3
 from flowodom.registration.covariance import compose, fit_covariance
 from flowodom.registration.procrustes import procrustes
 from flowodom.registration.refine import OUTLIER, Fit, Matches, refine, residuals, score
+from flowodom.registration.resection import resection
 from flowodom.registration.two_view import two_view
 from flowodom.registration.window import KeyframeWindow
 
@@ -27,6 +28,9 @@ LEAST_INLIERS = 25
 
 LEAST_INLIER_SHARE = 0.35
 """Share of the matches that must agree with a pose for it to be believed."""
+
+EDGE_DEVIATION = 0.03
+"""Relative deviation of measured inverse depth above which a pixel lies on a depth edge."""
 
 HYPOTHESES = 24
 """Motions proposed from three points each, beside the predicted ones."""
@@ -73,7 +77,7 @@ class Track:
         covariance: (6, 6) of its right perturbation.
         motion: (4, 4) float64 ``T_previous_camera``.
         motion_covariance: (6, 6) of its right perturbation.
-        keyframe: Whether the frame became a keyframe.
+        keyframe: Whether the frame should become a keyframe.
         matches: Points followed into the frame.
         inliers: Those that agree with the pose.
     """
@@ -122,7 +126,8 @@ class Tracker:
         self._key_covariance = covariance
         self._key_view = view
         self._places = torch.zeros(0, 2, dtype=torch.float64)
-        self._add_keyframe(view, pose, torch.zeros(0, dtype=torch.bool), self._places, None)
+        self._seen, self._found = self._places, torch.zeros(0, dtype=torch.bool)
+        self.add_keyframe(view, view.depth)
 
     @property
     def pose(self) -> Tensor:
@@ -151,13 +156,12 @@ class Tracker:
         self._motion = self._motion.clone()
         self._motion[:3, 3] *= factor
 
-    def track(self, view: View, flow: FlowField, depth: InverseDepth | None) -> Track:
+    def track(self, view: View, flow: FlowField) -> Track:
         """Finds the pose of a view.
 
         Args:
             view: The current view.
             flow: Dense flow from the last tracked view to it.
-            depth: Field of the last tracked view, to start new points from.
 
         Raises:
             NotTracked: The view does not tell where the camera is.
@@ -179,17 +183,31 @@ class Tracker:
         motion = se3.inverse(self._pose) @ pose
         motion_covariance = compose(self._relative_covariance, motion, relative)
         covariance = compose(self._key_covariance, se3.inverse(fit.motion), relative)
-        keyframe = self._wants_keyframe(seen, found)
         self._places = torch.where(found[:, None], seen, torch.nan)
+        self._seen, self._found = seen, found
         self._relative_covariance = relative
-        if keyframe:
-            self._key_covariance = covariance
-            self._relative_covariance = torch.zeros_like(relative)
-            self._add_keyframe(view, pose, found, seen, depth)
-            pose = self._window.poses[-1]
-            motion = se3.inverse(self._pose) @ pose
         self._pose, self._covariance, self._motion = pose, covariance, motion
+        keyframe = self._wants_keyframe(seen, found)
         return Track(pose, covariance, motion, motion_covariance, keyframe, len(matches), inliers)
+
+    def add_keyframe(self, view: View, depth: InverseDepth | None) -> None:
+        """Makes the view that was tracked last a keyframe, and refines the window; ``pose`` changes a little.
+
+        Args:
+            view: That view.
+            depth: Its field, from which new points start.
+        """
+        observed, seen = self._found, self._seen
+        rho, variance = self._read(view.depth, seen)
+        fresh = choose(view.grey, self._config.points, taken=seen[observed], ignore=_unfit(view))
+        fresh_rho, fresh_variance = self._read(depth, fresh)
+        self._window.add(self._pose, observed, seen, rho, variance, fresh, fresh_rho, fresh_variance)
+        if self._started:
+            self._window.optimise(max_iterations=self._config.window_iterations)
+        self._key_view, self._key_covariance = view, self._covariance
+        self._pose = self._window.poses[-1]
+        self._relative_covariance = torch.zeros_like(self._covariance)
+        self._places = self._window.pixels
 
     def _follow(self, view: View, flow: FlowField) -> tuple[Tensor, Tensor]:
         """Returns where the keyframe's points are seen (M, 2), and which were found (M,)."""
@@ -213,15 +231,15 @@ class Tracker:
         return seen, found
 
     def _matches(self, view: View, seen: Tensor) -> Matches:
-        rho, variance = self._measured(view, seen)
+        rho, variance = self._read(view.depth, seen)
         return self._window.matches(seen, rho, variance)
 
-    def _measured(self, view: View, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns inverse depth and variance (M,) that the view itself measures at pixels (M, 2)."""
-        if view.depth is None:
+    def _read(self, depth: InverseDepth | None, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns inverse depth and variance (M,) of a field at pixels (M, 2), unknown where there is no field."""
+        if depth is None:
             blank = torch.full((len(pixels),), torch.nan, dtype=torch.float64)
             return blank, torch.full_like(blank, torch.inf)
-        rho, variance = view.depth.at(self._camera, pixels.to(view.depth.mean.device))
+        rho, variance = depth.at(self._camera, pixels.to(depth.mean.device))
         return rho.cpu(), variance.cpu()
 
     def _fit(self, matches: Matches) -> Fit:
@@ -244,20 +262,26 @@ class Tracker:
         """Returns the best of several guesses of ``T_current_keyframe``: as before, at rest, and from scene flow."""
         key = self._window.poses[-1]
         candidates = [se3.inverse(self._pose @ self._motion) @ key, se3.inverse(self._pose) @ key]
-        lifted = matches.seen_variance.isfinite() & (matches.rho_variance < (0.3 * matches.rho) ** 2)
+        known = matches.subset(matches.rho_variance < (0.3 * matches.rho) ** 2)
+        points = known.direction / known.rho[:, None] + known.offset
+        lifted = known.seen_variance.isfinite()
         if int(lifted.sum()) >= LEAST_INLIERS:
-            m = matches.subset(lifted)
-            points = m.direction / m.rho[:, None] + m.offset
-            targets = self._camera.unproject(m.pixels, 1 / m.seen_rho)
-            triples = torch.randint(len(m), (HYPOTHESES, 3), generator=self._random)
-            ones = torch.ones(HYPOTHESES, 3, dtype=torch.float64)
-            candidates += list(procrustes(points[triples], targets[triples], ones))
-            # Metric noise of a lifted point grows with the square of its depth.
-            weight = m.seen_rho**4 / (m.seen_variance + m.rho_variance)
-            candidates.append(procrustes(points, targets, weight))
+            candidates += self._lift(points[lifted], known.subset(lifted))
+        else:
+            sampled = resection(self._camera, points, known.pixels)
+            candidates += [] if sampled is None else [sampled]
         few = torch.linspace(0, len(matches) - 1, min(len(matches), 300)).long()
         motions = torch.stack(candidates)
         return motions[score(self._camera, matches.subset(few), motions).argmin()]
+
+    def _lift(self, points: Tensor, m: Matches) -> list[Tensor]:
+        """Returns fits of scene flow: closed form, from three points each and from all (N, 3) points together."""
+        targets = self._camera.unproject(m.pixels, 1 / m.seen_rho)
+        triples = torch.randint(len(m), (HYPOTHESES, 3), generator=self._random)
+        ones = torch.ones(HYPOTHESES, 3, dtype=torch.float64)
+        # The metric variance of a lifted point grows with the fourth power of its depth.
+        weight = m.seen_rho**4 / (m.seen_variance + m.rho_variance)
+        return [*procrustes(points[triples], targets[triples], ones), procrustes(points, targets, weight)]
 
     def _start(self, matches: Matches) -> Fit:
         """Fits a single camera that has not moved from its first keyframe's place yet, or starts it when it has.
@@ -298,17 +322,17 @@ class Tracker:
         share = float(found.double().mean())
         return moved > KEYFRAME_FLOW * self._camera.width or share < KEYFRAME_SHARE
 
-    def _add_keyframe(
-        self, view: View, pose: Tensor, observed: Tensor, seen: Tensor, depth: InverseDepth | None
-    ) -> None:
-        rho, variance = self._measured(view, seen)
-        fresh = choose(view.grey, self._config.points, taken=seen[observed], ignore=view.frame.ignore)
-        fresh_rho, fresh_variance = self._measured(view, fresh)
-        self._window.add(pose, observed, seen, rho, variance, fresh, fresh_rho, fresh_variance)
-        if self._started:
-            self._window.optimise(max_iterations=self._config.window_iterations)
-        self._key_view = view
-        self._places = self._window.pixels
+
+def _unfit(view: View) -> NDArray[np.bool_] | None:
+    """Returns the (H, W) pixels on which no point may be chosen: what is masked, and the edges of depth.
+
+    A Lucas-Kanade window across a depth edge sees two motions, and a depth camera's own registration is worst there.
+    """
+    if view.depth is None:
+        return view.frame.ignore
+    field = view.depth
+    edge = (field.variance.isfinite() & (field.variance > (EDGE_DEVIATION * field.mean) ** 2)).cpu().numpy()
+    return np.asarray(edge if view.frame.ignore is None else edge | view.frame.ignore)
 
 
 def _epipolar_weight(camera: PinholeCamera, matches: Matches, motion: Tensor) -> Tensor:

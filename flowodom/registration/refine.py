@@ -22,6 +22,13 @@ OUTLIER = 3.0
 """Deviations at which the robust weight of a match has dropped to a quarter."""
 
 
+MOST_SPREAD = 25.0
+"""Greatest factor, squared, by which the stated noise is believed to be too small."""
+
+_MEDIAN_OF_TWO = 1.386
+"""Median of a chi-square variable of two degrees of freedom."""
+
+
 @dataclass(frozen=True)
 class Matches:
     """Points known in a reference camera, and where they are seen now; all float64.
@@ -84,26 +91,32 @@ def residuals(camera: PinholeCamera, matches: Matches, motion: Tensor) -> tuple[
     Returns:
         (..., N, 3) residual (u, v pixels; inverse depth) and (..., N, 3, 3) inverse covariance.
     """
-    error, noise_inverse, by_rho, _ = _linearise(camera, matches, motion)
+    error, noise_inverse, by_rho, *_ = _linearise(camera, matches, motion, matches.rho)
     return error, _marginal_information(noise_inverse, by_rho, matches.rho_variance)
 
 
-def _linearise(camera: PinholeCamera, m: Matches, motion: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Returns residuals (..., N, 3), noise information (N, 3), and the derivatives by rho (..., N, 3) and by the point
-    (..., N, 3, 3), the point being scaled by rho."""
+def _linearise(
+    camera: PinholeCamera, m: Matches, motion: Tensor, rho: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Linearises the residual at a motion and at inverse depths (N,).
+
+    Returns:
+        Residual (..., N, 3), noise information (N, 3), its derivatives by rho (..., N, 3) and by the point
+        (..., N, 3, 3), and the point times rho in the current camera (..., N, 3).
+    """
     rotation, translation = motion[..., None, :3, :3], motion[..., None, :3, 3]
     start = (rotation @ m.offset[..., None])[..., 0] + translation
     ray = (rotation @ m.direction[..., None])[..., 0]
-    point = ray + m.rho[..., None] * start  # rho times the point in the current camera
+    point = ray + rho[..., None] * start  # rho times the point in the current camera
     z = point[..., 2].clamp_min(1e-3)
     by_point = torch.zeros(*point.shape, 3, dtype=point.dtype, device=point.device)
     by_point[..., :2, :] = camera.projection_jacobian(point, min_depth=1e-3)
-    by_point[..., 2, 2] = -m.rho / (z * z)
+    by_point[..., 2, 2] = -rho / (z * z)
     known = m.seen_variance.isfinite()
     error = torch.cat(
         (
             camera.project(point, min_depth=1e-3) - m.pixels,
-            torch.where(known, m.rho / z - m.seen_rho.nan_to_num(), 0)[..., None],
+            torch.where(known, rho / z - m.seen_rho.nan_to_num(), 0)[..., None],
         ),
         dim=-1,
     )
@@ -112,7 +125,7 @@ def _linearise(camera: PinholeCamera, m: Matches, motion: Tensor) -> tuple[Tenso
     by_rho[..., 2] += torch.where(known, 1 / z, 0)
     pixel_information = 1 / m.pixel_variance
     noise_inverse = torch.stack((pixel_information, pixel_information, 1 / m.seen_variance), dim=-1)
-    return error, noise_inverse, by_rho, by_point
+    return error, noise_inverse, by_rho, by_point, point
 
 
 def _marginal_information(noise_inverse: Tensor, by_rho: Tensor, rho_variance: Tensor) -> Tensor:
@@ -121,6 +134,18 @@ def _marginal_information(noise_inverse: Tensor, by_rho: Tensor, rho_variance: T
     denominator = 1 / rho_variance + (scaled * by_rho).sum(-1)
     outer = scaled[..., :, None] * scaled[..., None, :] / denominator[..., None, None]
     return torch.diag_embed(noise_inverse.expand(by_rho.shape)) - outer
+
+
+def spread(squared: Tensor) -> float:
+    """Returns by how much, squared, residuals scatter more than their stated noise, by their median.
+
+    Real cameras add errors that no noise figure states (rolling shutter, calibration, blur): a kernel that ignored them
+    would lock on whatever part of the image happens to agree.
+
+    Args:
+        squared: (N,) squared Mahalanobis residuals of two or three parts.
+    """
+    return float((squared.median() / _MEDIAN_OF_TWO).clamp(1.0, MOST_SPREAD))
 
 
 def score(camera: PinholeCamera, matches: Matches, motions: Tensor, *, outlier: float = OUTLIER) -> Tensor:
@@ -147,16 +172,18 @@ def refine(
         start: (4, 4) float64 first guess of ``T_current_reference``.
         max_iterations: Most Gauss-Newton steps.
         rotation_only: Keep the current camera at the place where ``start`` has it.
-        annealing: By how much the kernel is widened, in deviations squared, at the first step; it shrinks fourfold a step.
+        annealing: By how much the kernel is widened, in deviations squared, at the first step; each step shrinks it
+            fourfold.
 
     Returns:
         The fit; its information has zero rows for what was held.
     """
-    motion = start
+    motion, rho = start, matches.rho
     kernel = OUTLIER * OUTLIER * annealing
+    final = OUTLIER * OUTLIER
     eye = torch.eye(6, dtype=start.dtype, device=start.device)
     for _ in range(max_iterations):
-        hessian, gradient, *_ = _normal_equations(camera, matches, motion, kernel)
+        hessian, gradient, _, squared, rho = _normal_equations(camera, matches, motion, rho, kernel)
         if rotation_only:
             centre = se3.inverse(motion)[:3, 3]
             # Turning about the camera centre in the reference frame leaves the current camera where it is.
@@ -168,34 +195,45 @@ def refine(
             damping = 1e-9 * hessian.diagonal().mean() * eye
             step = torch.linalg.solve(hessian + damping, -gradient)
             motion = se3.exp(step) @ motion
-        converged = step.abs().amax() < 1e-7 and kernel <= OUTLIER * OUTLIER
-        kernel = max(kernel / 4, OUTLIER * OUTLIER)
+        final = OUTLIER * OUTLIER * spread(squared)
+        converged = step.abs().amax() < 1e-7 and kernel <= final
+        kernel = max(kernel / 4, final)
         if converged:
             break
-    hessian, _, weight, squared = _normal_equations(camera, matches, motion, OUTLIER * OUTLIER)
+    hessian, _, weight, squared, _ = _normal_equations(camera, matches, motion, rho, final)
     if rotation_only:
         hessian = hessian.clone()
         hessian[:3, :], hessian[:, :3] = 0, 0
     parts = 2 + matches.seen_variance.isfinite().to(squared.dtype)
     noise_factor = (weight * squared).sum() / ((weight * parts).sum() - 6).clamp_min(1)
-    cost = squared.clamp(max=OUTLIER * OUTLIER).sum()
+    cost = squared.clamp(max=final).sum()
     return Fit(motion, hessian, weight, max(float(noise_factor), 0.25), float(cost))
 
 
 def _normal_equations(
-    camera: PinholeCamera, matches: Matches, motion: Tensor, kernel: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Returns the Hessian (6, 6), gradient (6,), robust weights (N,) and squared Mahalanobis residuals (N,)."""
-    error, noise_inverse, by_rho, by_point = _linearise(camera, matches, motion)
-    information = _marginal_information(noise_inverse, by_rho, matches.rho_variance)
-    whitened = (information @ error[..., None])[..., 0]
-    squared = (error * whitened).sum(-1)
+    camera: PinholeCamera, matches: Matches, motion: Tensor, rho: Tensor, kernel: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Linearises the pose and every inverse depth, and eliminates the depths.
+
+    Returns:
+        Hessian (6, 6), gradient (6,), robust weights (N,), squared Mahalanobis residuals (N,), and the inverse depths
+        (N,) that fit best at ``motion``, from which to linearise next.
+    """
+    error, noise_inverse, by_rho, by_point, scaled_point = _linearise(camera, matches, motion, rho)
+    shift = matches.rho - rho
+    prior_error = error + by_rho * shift[:, None]
+    scaled = noise_inverse * by_rho
+    denominator = 1 / matches.rho_variance + (scaled * by_rho).sum(-1)
+    along = (scaled * prior_error).sum(-1) / denominator
+    whitened = noise_inverse * prior_error - scaled * along[:, None]
+    squared = (prior_error * whitened).sum(-1)
     weight = (kernel / (kernel + squared)) ** 2
     # d(rho exp(xi) X) / d xi = (rho I, -hat(rho X)), rho X being the scaled point.
-    scaled_point = (motion[:3, :3] @ (matches.direction + matches.rho[:, None] * matches.offset)[..., None])[..., 0]
-    scaled_point = scaled_point + matches.rho[:, None] * motion[:3, 3]
-    jacobian = torch.cat((matches.rho[:, None, None] * by_point, -by_point @ se3.hat(scaled_point)), dim=-1)
-    weighted = weight[:, None, None] * (information @ jacobian)
-    hessian = (jacobian.reshape(-1, 6).T @ weighted.reshape(-1, 6)).contiguous()
-    gradient = (weighted * error[..., None]).sum((0, 1))
-    return 0.5 * (hessian + hessian.T), gradient, weight, squared
+    jacobian = torch.cat((rho[:, None, None] * by_point, -by_point @ se3.hat(scaled_point)), dim=-1)
+    projected = (scaled[:, None, :] @ jacobian)[:, 0] / denominator[:, None]
+    information = noise_inverse[..., None] * jacobian - scaled[..., None] * projected[:, None, :]
+    weighted = weight[:, None, None] * information
+    hessian = jacobian.reshape(-1, 6).T @ weighted.reshape(-1, 6)
+    gradient = weighted.reshape(-1, 6).T @ prior_error.reshape(-1)
+    best = (matches.rho - along).clamp_min(1e-3 * matches.rho)
+    return 0.5 * (hessian + hessian.T), gradient, weight, squared, best

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from flowodom.geometry import PinholeCamera, se3
-from flowodom.registration.refine import OUTLIER, Matches
+from flowodom.registration.refine import OUTLIER, Matches, spread
 
-UNKNOWN_DEVIATION = 1.0
-"""Deviation of an unknown inverse depth, as a share of the typical one."""
+UNKNOWN_DEVIATION = 30.0
+"""Deviation of an unknown inverse depth, as a share of the typical one: so large that it says nothing of scale."""
 
 LEAST_RHO = 1e-4
 """Inverse depths are kept above it, as a share of the typical one: a point at 10,000 times the usual depth."""
@@ -327,6 +327,7 @@ class _Problem:
             ),
             dim=-1,
         )
+        self._kernel = 0.0
         self._has_prior = points.prior_variance.isfinite()
 
     def linearise(self, poses: Tensor, rho: Tensor) -> _System:
@@ -350,7 +351,9 @@ class _Problem:
         by_rho = (by_point @ shift[..., None])[..., 0]
         by_rho[:, 2] += torch.where(self._known, 1 / z, 0)
         squared = (error * error * self._information).sum(-1)
-        kernel = OUTLIER * OUTLIER
+        if self._kernel == 0.0:
+            self._kernel = OUTLIER * OUTLIER * spread(squared)
+        kernel = self._kernel
         weight = (kernel / (kernel + squared)) ** 2
         cost = float((kernel * squared / (kernel + squared)).sum())
         behind = scaled[:, 2] <= 1e-3
