@@ -40,8 +40,8 @@ setup(
     entry_points={
         "console_scripts": [
             "flowodom = flowodom.cli:main",
-            "odometry = flowodom.node:main",
-            "drift = flowodom.node:drift_main",
+            "odometry_node = flowodom.node:main",
+            "drift_node = flowodom.node:drift_main",
         ]
     },
 )

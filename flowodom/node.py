@@ -453,3 +453,6 @@ def _tf_transformations() -> Euler | None:
 
 
 __all__ = ["DriftNode", "OdometryNode", "drift_main", "main"]
+
+if __name__ == "__main__":  # where the package is not installed: python -m flowodom.node odometry|drift
+    {"odometry": main, "drift": drift_main}[sys.argv[1]](sys.argv)

@@ -22,7 +22,7 @@ from flowodom.config import SessionConfig
 from flowodom.errors import BagError, FlowodomError, MessageError, TrajectoryError
 from flowodom.evaluation import Evaluation
 from flowodom.frame import Frame
-from flowodom.frames import FrameTree
+from flowodom.frames import FrameTree, clean
 from flowodom.inbox import Inbox
 from flowodom.odometry import Estimate
 from flowodom.report import ReportBuilder
@@ -118,8 +118,8 @@ def replay(
         selection = reader.select(topics)
         names = _session_names(reader, selection)
         config = config or SessionConfig()
-        camera = config.camera_frame or _first(reader, selection.image).header.frame_id
-        config = _adapt(reader, selection, config, camera)
+        config = adapt(reader, selection, config)
+        camera = _camera_frame(reader, selection, config)
         builder = ReportBuilder(optical=config.base_frame == camera)
         real = {name: topic for topic, name in names.items()}
         outputs = {"odom", "/tf", "path", "/diagnostics", *(_CLOUDS if points else ())}
@@ -296,18 +296,32 @@ def _session_names(reader: BagReader, selection: Selection) -> dict[str, str]:
     return names | {topic: topic for topic in ("/tf", _STATIC) if topic in reader.topics}
 
 
-def _adapt(reader: BagReader, selection: Selection, config: SessionConfig, camera: str) -> SessionConfig:
-    """Fills in what the recording itself says: whether images are rectified, and which frame can be the base."""
+def adapt(reader: BagReader, selection: Selection, config: SessionConfig) -> SessionConfig:
+    """Fills in what a recording itself says: whether images are rectified, and which frame can be the base.
+
+    Where no transform connects ``base_frame`` with the camera, the base is the body whose true pose was recorded if
+    that is connected, and the camera's optical frame otherwise.
+
+    Args:
+        reader: The recording, open.
+        selection: Its topics.
+        config: Parameters.
+    """
     if selection.rectified and not config.rectified:
         _log.info("%s is rectified by its name: its distortion is not applied again", selection.image)
         config = dataclasses.replace(config, rectified=True)
     tree = _tree(reader)
+    camera = _camera_frame(reader, selection, config)
     if tree.connected(config.base_frame, camera):
         return config
     body = getattr(_first(reader, selection.ground_truth), "child_frame_id", "") if selection.ground_truth else ""
     base = body if body and tree.connected(body, camera) else camera
     _log.warning("no transform connects %s with the camera: %s is the base instead", config.base_frame, base)
     return dataclasses.replace(config, base_frame=base)
+
+
+def _camera_frame(reader: BagReader, selection: Selection, config: SessionConfig) -> str:
+    return config.camera_frame or clean(_first(reader, selection.image).header.frame_id)
 
 
 def _tree(reader: BagReader) -> FrameTree:
