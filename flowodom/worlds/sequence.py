@@ -38,7 +38,7 @@ class Sensor:
     def frame(self, rendering: Rendering, stamp: int) -> Frame:
         """Returns what the sensor delivers of a rendering that has an image; ``stamp`` in nanoseconds."""
         assert rendering.image is not None
-        generator = torch.Generator().manual_seed((self.seed << 40) ^ stamp)
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + stamp) % (1 << 63))
         image = rendering.image.cpu()
         if self.image_noise > 0:
             noise = torch.randn(image.shape, generator=generator)
