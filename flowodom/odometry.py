@@ -32,6 +32,10 @@ PATIENCE = 1.0
 """Seconds without a trusted pose after which a new segment starts at the last one."""
 
 
+SCALE_WANDER = 0.003
+"""Relative change of a single camera's scale from keyframe to keyframe, one standard deviation."""
+
+
 class Status(enum.Enum):
     """What the odometry knows of where it is."""
 
@@ -241,8 +245,8 @@ class Odometry:
         height, relative = found
         factor, variance = self._config.camera_height / height, relative**2
         if self._scale is Scale.CAMERA_HEIGHT:
-            # Kalman update of the logarithm of the scale; it wanders by a hundredth from keyframe to keyframe.
-            self._height_variance += 0.01**2
+            # Kalman update of the logarithm of the scale; it wanders a little from keyframe to keyframe.
+            self._height_variance += SCALE_WANDER**2
             gain = self._height_variance / (self._height_variance + variance)
             factor = factor**gain
             self._height_variance *= 1 - gain
@@ -254,7 +258,12 @@ class Odometry:
 
     def _estimate(self, view: View, status: Status, **known: object) -> Estimate:
         return Estimate(
-            view.frame.stamp, status, self._segment, scale=self._scale, timing=self._timing, **known  # type: ignore[arg-type]
+            view.frame.stamp,
+            status,
+            self._segment,
+            scale=self._scale,
+            timing=self._timing,
+            **known,  # type: ignore[arg-type]
         )
 
     @contextmanager

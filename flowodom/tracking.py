@@ -18,7 +18,7 @@ from flowodom.frame import Frame
 from flowodom.geometry import PinholeCamera, se3
 from flowodom.registration.covariance import compose, fit_covariance
 from flowodom.registration.procrustes import procrustes
-from flowodom.registration.refine import OUTLIER, Fit, Matches, refine, residuals, score
+from flowodom.registration.refine import Fit, Matches, refine, residuals, score
 from flowodom.registration.resection import resection
 from flowodom.registration.two_view import two_view
 from flowodom.registration.window import KeyframeWindow
@@ -46,6 +46,9 @@ HELD_PARALLAX = 1.2
 
 START_PARALLAX = 0.01
 """Median displacement left after the best rotation, as a share of the image's width, that starts a single camera."""
+
+UNIT_VARIANCE = 1e-6
+"""Variance of the length of the first baseline, which is one by definition."""
 
 STILL = 25.0
 """Drop of the robust cost, per noise factor, that translation must earn to be believed."""
@@ -110,7 +113,9 @@ class Tracker:
         covariance: (6, 6) of its right perturbation.
     """
 
-    def __init__(self, config: RegistrationConfig, view: View, *, metric: bool, pose: Tensor, covariance: Tensor) -> None:
+    def __init__(
+        self, config: RegistrationConfig, view: View, *, metric: bool, pose: Tensor, covariance: Tensor
+    ) -> None:
         self._config = config
         self._camera = view.frame.camera
         self._metric = metric
@@ -212,7 +217,9 @@ class Tracker:
     def _follow(self, view: View, flow: FlowField) -> tuple[Tensor, Tensor]:
         """Returns where the keyframe's points are seen (M, 2), and which were found (M,)."""
         dense_height, dense_width = view.dense.shape
-        scale = torch.tensor((self._camera.width / dense_width, self._camera.height / dense_height), dtype=torch.float64)
+        scale = torch.tensor(
+            (self._camera.width / dense_width, self._camera.height / dense_height), dtype=torch.float64
+        )
         lost = self._places[:, 0].isnan()
         place = self._places.nan_to_num()
         guess = place + sample(flow.forward, (place + 0.5) / scale - 0.5).cpu().double() * scale
@@ -306,14 +313,17 @@ class Tracker:
             motion = two_view(self._camera, self._camera.project(matches.direction), matches.pixels)
             if motion is not None:
                 self._started = True
-                return Fit(
-                    motion,
-                    torch.zeros(6, 6, dtype=torch.float64),
-                    _epipolar_weight(self._camera, matches, motion),
-                    1.0,
-                    0.0,
-                )
+                return self._first_baseline(matches, motion)
         raise Parallax(f"{parallax:.1f} px of parallax since the first view; waiting for a longer baseline")
+
+    def _first_baseline(self, matches: Matches, motion: Tensor) -> Fit:
+        """Refines the first motion of a single camera and makes its length, which nothing observes, the unit."""
+        fit = refine(self._camera, matches, motion, max_iterations=self._config.max_iterations, annealing=1.0)
+        unit = fit.motion.clone()
+        unit[:3, 3] /= unit[:3, 3].norm()
+        along = torch.cat((unit[:3, 3], torch.zeros(3, dtype=torch.float64)))
+        known = fit.information + torch.outer(along, along) / UNIT_VARIANCE
+        return Fit(unit, known, fit.weight, fit.noise_factor, fit.cost)
 
     def _wants_keyframe(self, seen: Tensor, found: Tensor) -> bool:
         if self._started and len(self._window.poses) == 1 and not self._metric:
@@ -333,11 +343,3 @@ def _unfit(view: View) -> NDArray[np.bool_] | None:
     field = view.depth
     edge = (field.variance.isfinite() & (field.variance > (EDGE_DEVIATION * field.mean) ** 2)).cpu().numpy()
     return np.asarray(edge if view.frame.ignore is None else edge | view.frame.ignore)
-
-
-def _epipolar_weight(camera: PinholeCamera, matches: Matches, motion: Tensor) -> Tensor:
-    """Returns one for matches within ``OUTLIER`` deviations of their epipolar line, zero for others."""
-    first, second = camera.rays(camera.project(matches.direction)), camera.rays(matches.pixels)
-    line = (se3.hat(motion[:3, 3]) @ motion[:3, :3] @ first[..., None])[..., 0]
-    distance = (line * second).sum(-1).abs() / line[:, :2].norm(dim=-1).clamp_min(1e-12) * camera.focal
-    return (distance < 2 * OUTLIER * matches.pixel_variance.sqrt()).double()

@@ -106,7 +106,8 @@ def _carry(camera: PinholeCamera, there: Tensor, previous: InverseDepth, motion:
     turned = camera.rays(there) @ rotation[2]
     stretch = (turned + rho * translation[2]).clamp_min(1e-3)
     slope = turned / (stretch * stretch)
-    return rho / stretch, FORGETTING * variance * slope * slope
+    carried = FORGETTING * variance * slope * slope
+    return rho / stretch, torch.where(variance.isfinite(), carried, torch.inf)
 
 
 def _combine(mean_a: Tensor, variance_a: Tensor, mean_b: Tensor, variance_b: Tensor) -> tuple[Tensor, Tensor]:
