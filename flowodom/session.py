@@ -349,7 +349,6 @@ class Session:
         self._anchor = self._base_pose = self._guess = None
         self._path.clear()
         self._path_interval = 0.0
-        self._last_stamp = None
         self._images.clear()
 
     def pause(self) -> None:

@@ -458,6 +458,16 @@ def test_reset_and_set_pose_start_anew(mono: Rig) -> None:
     torch.testing.assert_close(motion_of(mono.odom()[-1].pose.pose), goal)
 
 
+def test_after_a_reset_the_clock_may_have_gone_back(rig: Rig) -> None:
+    for _ in range(2):
+        for i in range(3):
+            rig.image(i * STEP)
+            rig.depth(i * STEP)
+        rig.session.reset()
+    assert rig.stamps() == 2 * [i * STEP for i in range(3)]
+    torch.testing.assert_close(motion_of(rig.odom()[3].pose.pose), se3.identity())
+
+
 def test_pause_ignores_images_and_resume_goes_on_at_the_last_pose(mono: Rig) -> None:
     mono.image(0)
     mono.image(STEP)

@@ -1,0 +1,200 @@
+"""Launches the odometry and drift nodes for real and tests them from outside; run by test_node.py, or launch_test.
+
+Not collected by pytest itself, so that it needs no plugin and holds under every pytest.
+"""
+
+# ruff: noqa: E402
+
+import json
+import sys
+import tempfile
+import time
+import unittest
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import launch_testing
+import launch_testing.actions
+import launch_testing.asserts
+import numpy as np
+import rclpy
+from launch.actions import IncludeLaunchDescription
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+from lifecycle_msgs.msg import State, Transition
+from lifecycle_msgs.srv import ChangeState, GetState
+from rcl_interfaces.msg import ParameterType
+from rcl_interfaces.srv import DescribeParameters, GetParameters, SetParameters
+from rclpy.parameter import Parameter
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from std_srvs.srv import Trigger
+
+from launch import LaunchDescription
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "test"))
+
+from conftest import plane_messages
+
+from flowodom.bags import BagReader, BagWriter
+from flowodom.frames import motion_of, stamp_of
+from flowodom.messages import MessageFactory, deserialize
+from flowodom.node import _message_class
+from flowodom.replay import replay
+
+COUNT = 12
+FOLDER = Path(tempfile.mkdtemp(prefix="flowodom-node-"))
+LOSSLESS = "/**:\n  ros__parameters:\n    qos: {reliable: true, depth: 100}\n    sync: {backlog: 1000}\n"
+TOPICS = {
+    "image": "/camera/image_raw",
+    "camera_info": "/camera/camera_info",
+    "depth": "/camera/depth_registered/image_raw",
+}
+
+
+def generate_test_description() -> LaunchDescription:
+    (FOLDER / "parameters.yaml").write_text(LOSSLESS)
+    odometry = {**TOPICS, "base_frame": "camera_link", "config_file": str(FOLDER / "parameters.yaml")}
+    drift = {"ground_truth": "/ground_truth/odom", "out": str(FOLDER / "drift")}
+    return LaunchDescription(
+        [include("odometry", odometry), include("drift", drift), launch_testing.actions.ReadyToTest()]
+    )
+
+
+def include(name: str, arguments: dict[str, str]) -> IncludeLaunchDescription:
+    source = PythonLaunchDescriptionSource(str(ROOT / "launch" / f"{name}.launch.py"))
+    return IncludeLaunchDescription(source, launch_arguments=arguments.items())
+
+
+class TestNodes(unittest.TestCase):
+    """In order of their names: they share the running nodes."""
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        rclpy.init()
+        cls.node = rclpy.create_node("tester")
+        cls.heard: list[Any] = []
+        cls.node.create_subscription(
+            _message_class("nav_msgs/msg/Odometry"),
+            "/odom",
+            lambda data: cls.heard.append(deserialize(data, "nav_msgs/msg/Odometry")),
+            QoSProfile(depth=1000),
+            raw=True,
+        )
+        cls.publishers: dict[str, Any] = {}
+
+    @classmethod
+    def tearDownClass(cls) -> None:
+        cls.node.destroy_node()
+        rclpy.shutdown()
+
+    def until(self, condition: Callable[[], object], seconds: float = 60.0) -> None:
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, "waited in vain"
+            rclpy.spin_once(self.node, timeout_sec=0.05)
+
+    def call(self, kind: Any, name: str, **fields: Any) -> Any:
+        client = self.node.create_client(kind, name)
+        self.until(client.service_is_ready)
+        future = client.call_async(kind.Request(**fields))
+        self.until(future.done)
+        self.node.destroy_client(client)
+        return future.result()
+
+    def state(self) -> int:
+        return int(self.call(GetState, "/flowodom/get_state").current_state.id)
+
+    def change(self, transition: int) -> bool:
+        return bool(self.call(ChangeState, "/flowodom/change_state", transition=Transition(id=transition)).success)
+
+    def play(self) -> None:
+        """Publishes the recording and waits for the odometry of every frame."""
+        make = MessageFactory()
+        for topic, message, _ in plane_messages(count=COUNT):
+            if topic not in self.publishers:
+                latched = topic == "/tf_static"
+                durability = DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE
+                kind, qos = _message_class(message.__msgtype__), QoSProfile(depth=100, durability=durability)
+                self.publishers[topic] = self.node.create_publisher(kind, topic, qos)
+        for topic in TOPICS.values():
+            self.until(lambda topic=topic: self.publishers[topic].get_subscription_count() > 0)
+        self.heard.clear()
+        for topic, message, _ in plane_messages(count=COUNT):
+            self.publishers[topic].publish(bytes(make.serialize(message)))
+        self.until(lambda: len(self.heard) == COUNT)
+
+    def test_1_it_configures_and_activates_itself(self) -> None:
+        self.until(lambda: self.state() == State.PRIMARY_STATE_ACTIVE)
+
+    def test_2_its_poses_are_those_of_a_replay(self) -> None:
+        with BagWriter(FOLDER / "bag") as writer:
+            for item in plane_messages(count=COUNT):
+                writer.write(*item)
+        replay(FOLDER / "bag", FOLDER / "replayed", report=False, points=False, progress=False)
+        with BagReader(FOLDER / "replayed" / "odometry.mcap") as reader:
+            expected = [message for _, _, message in reader.messages(["/odom"])]
+        self.play()
+        assert [stamp_of(m.header) for m in self.heard] == [stamp_of(m.header) for m in expected]
+        for got, wanted in zip(self.heard, expected, strict=True):
+            np.testing.assert_allclose(motion_of(got.pose.pose), motion_of(wanted.pose.pose), atol=1e-6)
+            assert (got.header.frame_id, got.child_frame_id) == ("odom", "camera_link")
+
+    def test_3_a_second_play_goes_on_at_the_last_pose_and_a_reset_at_the_origin(self) -> None:
+        last = motion_of(self.heard[-1].pose.pose)
+        self.play()
+        np.testing.assert_allclose(motion_of(self.heard[0].pose.pose), last, atol=1e-9)
+        assert self.call(Trigger, "/flowodom/reset").success
+        self.play()
+        np.testing.assert_allclose(motion_of(self.heard[0].pose.pose), np.eye(4), atol=1e-9)
+
+    def test_4_parameters_are_described_and_the_live_ones_can_be_set(self) -> None:
+        names = ["cloud.stride", "registration.points", "base_frame"]
+        described = self.call(DescribeParameters, "/flowodom/describe_parameters", names=names).descriptors
+        assert all(descriptor.description for descriptor in described)
+        assert [descriptor.read_only for descriptor in described] == [False, True, True]
+        assert described[0].integer_range[0].to_value == 16
+        values = self.call(GetParameters, "/flowodom/get_parameters", names=["qos.reliable", "base_frame"]).values
+        assert values[0].type == ParameterType.PARAMETER_BOOL
+        assert values[0].bool_value
+        assert values[1].string_value == "camera_link"
+
+        def set_parameter(name: str, value: Any) -> bool:
+            change = Parameter(name, value=value).to_parameter_msg()
+            answer = self.call(SetParameters, "/flowodom/set_parameters", parameters=[change])
+            return bool(answer.results[0].successful)
+
+        assert set_parameter("cloud.stride", 4)
+        assert not set_parameter("cloud.stride", 99)
+        assert not set_parameter("registration.points", 300)
+        assert not set_parameter("no.such.parameter", 1)
+
+    def test_5_the_lifecycle_goes_down_and_up_again(self) -> None:
+        assert self.change(Transition.TRANSITION_DEACTIVATE)
+        assert not self.call(Trigger, "/flowodom/reset").success
+        assert self.change(Transition.TRANSITION_CLEANUP)
+        assert self.state() == State.PRIMARY_STATE_UNCONFIGURED
+        assert self.change(Transition.TRANSITION_CONFIGURE)
+        assert self.change(Transition.TRANSITION_ACTIVATE)
+        self.play()
+        np.testing.assert_allclose(motion_of(self.heard[0].pose.pose), np.eye(4), atol=1e-9)
+
+    def test_6_pause_and_resume(self) -> None:
+        assert self.call(Trigger, "/flowodom/pause").success
+        assert self.call(Trigger, "/flowodom/resume").success
+        self.play()
+
+
+@launch_testing.post_shutdown_test()
+class TestAfterwards(unittest.TestCase):
+    def test_processes_end_well(self, proc_info: Any) -> None:
+        launch_testing.asserts.assertExitCodes(proc_info)
+
+    def test_nothing_was_thrown(self, proc_output: Any) -> None:
+        printed = "".join(entry.text.decode() for entry in proc_output)
+        assert "Traceback" not in printed
+
+    def test_the_drift_was_written(self) -> None:
+        figures = json.loads((FOLDER / "drift" / "drift.json").read_text())
+        assert figures["poses"] >= COUNT
+        assert (FOLDER / "drift" / "drift.csv").exists()
