@@ -18,6 +18,10 @@ NEAR = 0.02
 """Nothing nearer than this depth is seen, metres."""
 
 
+_EDGES = torch.tensor([[a, a | bit] for bit in (1, 2, 4) for a in range(8) if not a & bit])
+"""The twelve edges of a box, by the binary numbers of its corners."""
+
+
 class Shape(enum.IntEnum):
     """The primitives. All are centred on their own origin; ``half`` are half extents, metres."""
 
@@ -84,27 +88,25 @@ def bounds(
 
     Returns:
         For each the pixels (u0, v0, u1, v1), upper ends excluded, that its bounding box can touch; None when it is out
-        of view. A primitive that reaches behind the camera gets the whole image.
+        of view.
     """
     signs = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=half.dtype)] * 3)
     corners = signs * half[:, None, :] - primitive_from_camera[:, None, :3, 3]
     corners = corners @ primitive_from_camera[:, :3, :3]  # the inverse rotation, on row vectors
-    z = corners[..., 2]
-    pixels = camera.project(corners, min_depth=NEAR)
-    low = (pixels.amin(1) - 1).floor().clamp(-1.0, 1e6)
-    high = (pixels.amax(1) + 2).ceil().clamp(-1.0, 1e6)
-    whole = (0, 0, camera.width, camera.height)
-    result: list[tuple[int, int, int, int] | None] = []
-    rows = zip(low.tolist(), high.tolist(), z.amin(1).tolist(), z.amax(1).tolist(), strict=True)
-    for (u0, v0), (u1, v1), nearest, farthest in rows:
-        box = (max(0, int(u0)), max(0, int(v0)), min(camera.width, int(u1)), min(camera.height, int(v1)))
-        if farthest < NEAR:
-            result.append(None)
-        elif nearest < NEAR:
-            result.append(whole)
-        else:
-            result.append(box if box[0] < box[2] and box[1] < box[3] else None)
-    return result
+    # What is in front of the camera of a box has for vertices the ends of the box's edges, cut where they go behind.
+    ends = corners[:, _EDGES]
+    behind = ends[..., 2] < NEAR
+    step = ends[:, :, 1, 2] - ends[:, :, 0, 2]
+    cut = (NEAR - ends[:, :, 0, 2]) / torch.where(step == 0, 1.0, step)
+    cuts = torch.lerp(ends[:, :, 0], ends[:, :, 1], cut[..., None])
+    ends = torch.where(behind[..., None], cuts[:, :, None], ends).flatten(1, 2)
+    gone = behind.all(-1, keepdim=True).expand(behind.shape).flatten(1)[..., None]
+    pixels = camera.project(ends, min_depth=NEAR)
+    limit = torch.tensor([camera.width, camera.height], dtype=half.dtype)
+    low = torch.where(gone, torch.inf, pixels).amin(1).sub(1).floor().clamp_min(0).minimum(limit)
+    high = torch.where(gone, -torch.inf, pixels).amax(1).add(2).ceil().clamp_min(0).minimum(limit)
+    boxes = torch.cat((low, high), dim=-1).long().tolist()
+    return [(u0, v0, u1, v1) if u0 < u1 and v0 < v1 else None for u0, v0, u1, v1 in boxes]
 
 
 def cast(
