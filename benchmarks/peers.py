@@ -389,7 +389,8 @@ def five_point(matcher: Matcher) -> Callable[[Shot, Shot], Array | None]:
         essential, mask = cv2.findEssentialMat(start, end, k, cv2.RANSAC, 0.999, 0.5)
         if essential is None or essential.shape != (3, 3):
             return None
-        count, r, t, _ = cv2.recoverPose(essential, start, end, k, mask=mask)
+        # The default of 50 baselines refuses nearly every point of a camera that moves slowly.
+        count, r, t, _, _ = cv2.recoverPose(essential, start, end, k, distanceThresh=1000.0, mask=mask)
         if count < 8:
             return None
         length = np.linalg.norm((np.linalg.inv(previous.truth) @ shot.truth)[:3, 3])
