@@ -7,6 +7,7 @@ optical frame), so the parameter along a ray is the depth.
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -20,6 +21,10 @@ NEAR = 0.02
 
 _EDGES = torch.tensor([[a, a | bit] for bit in (1, 2, 4) for a in range(8) if not a & bit])
 """The twelve edges of a box, by the binary numbers of its corners."""
+
+
+Box = tuple[int, int, int, int]
+"""Pixels u0, v0, u1, v1, upper ends excluded."""
 
 
 class Shape(enum.IntEnum):
@@ -76,9 +81,7 @@ def intersect(shape: Shape, origin: Tensor, direction: Tensor, half: Tensor, *, 
     return torch.where((near <= far) & (depth > NEAR), depth, torch.inf)
 
 
-def bounds(
-    half: Tensor, primitive_from_camera: Tensor, camera: PinholeCamera
-) -> list[tuple[int, int, int, int] | None]:
+def bounds(half: Tensor, primitive_from_camera: Tensor, camera: PinholeCamera) -> list[Box | None]:
     """Finds where primitives can be in the image.
 
     Args:
@@ -131,24 +134,22 @@ def cast(
         Depth (H, W) or (R), float64 metres, infinite where nothing is met; and the int64 index of the primitive, -1
         there.
     """
-    grid = rays.ndim == 3
+    boxes = bounds(half, primitive_from_camera, camera)
+    selections: Iterable[Any]
+    order: Tensor | None = None
+    if rays.ndim == 3:
+        selections = (box and (slice(box[1], box[3]), slice(box[0], box[2])) for box in boxes)
+    else:
+        order = rays[1].argsort()
+        rays = rays.index_select(1, order)
+        selections = _among(camera.fx * rays[0] + camera.cx, camera.fy * rays[1] + camera.cy, boxes)
     depth = torch.full(rays.shape[1:], torch.inf, dtype=torch.float64, device=rays.device)
     index = torch.full(rays.shape[1:], -1, dtype=torch.int64, device=rays.device)
     transforms = primitive_from_camera.to(rays.device)
     sizes = half.to(rays.device)
-    extent = bounds(half, primitive_from_camera, camera)
-    if not grid:
-        u, v = camera.fx * rays[0] + camera.cx, camera.fy * rays[1] + camera.cy
-    for k, box in enumerate(extent):
-        if box is None:
+    for k, where in enumerate(selections):
+        if where is None:
             continue
-        where: Any
-        if grid:
-            where = (slice(box[1], box[3]), slice(box[0], box[2]))
-        elif box == (0, 0, camera.width, camera.height):
-            where = (slice(None),)
-        else:
-            where = (((u >= box[0] - 1) & (v >= box[1] - 1) & (u <= box[2]) & (v <= box[3])).nonzero()[:, 0],)
         x, y = rays[0][where], rays[1][where]
         lift = (3,) + (1,) * x.ndim
         columns = transforms[k, :3].unbind(1)
@@ -158,4 +159,19 @@ def cast(
         nearer = found < before
         depth[where] = torch.where(nearer, found, before)
         index[where] = torch.where(nearer, k, index[where])
+    if order is not None:
+        depth = torch.empty_like(depth).index_copy_(0, order, depth)
+        index = torch.empty_like(index).index_copy_(0, order, index)
     return depth, index
+
+
+def _among(u: Tensor, v: Tensor, boxes: list[Box | None]) -> Iterator[Tensor | None]:
+    """Yields for each box the indices of the (R) pixels in it, which are sorted by v; None where there is none."""
+    rows = [(box[1] - 1.0, box[3] + 0.0) if box else (0.0, 0.0) for box in boxes]
+    limits = torch.searchsorted(v, torch.tensor(rows, dtype=v.dtype, device=v.device)).tolist()
+    for box, (first, last) in zip(boxes, limits, strict=True):
+        if box is None or first == last:
+            yield None
+            continue
+        row = u[first:last]
+        yield ((row >= box[0] - 1) & (row <= box[2])).nonzero()[:, 0] + first
