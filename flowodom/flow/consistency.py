@@ -26,7 +26,7 @@ def sample(field: Tensor, pixels: Tensor) -> Tensor:
     values = functional.grid_sample(
         field.permute(2, 0, 1)[None], grid, mode="bilinear", padding_mode="border", align_corners=True
     )
-    return values[0, :, 0].T.reshape(*pixels.shape[:-1], -1)
+    return values[0, :, 0].T.reshape(*pixels.shape[:-1], field.shape[-1])
 
 
 def round_trip(forward: Tensor, backward: Tensor) -> Tensor:
