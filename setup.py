@@ -10,6 +10,7 @@ setup(
     name=NAME,
     version="0.1.0",
     packages=find_packages(include=[NAME, f"{NAME}.*"]),
+    package_data={NAME: ["py.typed"]},
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (f"share/{NAME}", ["package.xml"]),
@@ -35,7 +36,7 @@ setup(
         "test": ["evo", "mypy", "pytest>=7.4", "ruff", "scipy", "types-PyYAML", "types-tqdm"],
     },
     python_requires=">=3.10",
-    zip_safe=True,
+    zip_safe=False,
     maintainer="flowodom maintainers",
     maintainer_email="maintainers@example.org",
     description="Visual odometry from dense optical flow: camera topics in, odom and moving point clouds out.",
