@@ -82,15 +82,18 @@ def topic_overrides(options: argparse.Namespace) -> dict[str, str | None]:
 
 
 def _replay(options: argparse.Namespace) -> int:
+    import torch
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     from flowodom.replay import replay
 
+    config = make_config(options)
+    torch.set_num_threads(config.threads)
     with logging_redirect_tqdm():
         result = replay(
             options.bag,
             options.out or Path("out") / options.bag.resolve().stem,
-            make_config(options),
+            config,
             topics=topic_overrides(options),
             start=options.start,
             duration=options.duration,
@@ -166,6 +169,8 @@ def _dds(options: argparse.Namespace) -> int:
     import signal
     import threading
 
+    import torch
+
     from flowodom import graph
     from flowodom.dds import Participant
     from flowodom.names import Names
@@ -179,6 +184,7 @@ def _dds(options: argparse.Namespace) -> int:
         names, domain=options.ros_domain_id, distribution=options.distro, loopback=options.loopback
     ) as participant:
         if config is not None:
+            torch.set_num_threads(config.threads)
             graph.Odometry(participant, config).run(stop)
         elif options.tool == "play":
             count = graph.play(

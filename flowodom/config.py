@@ -80,6 +80,14 @@ class RegistrationConfig:
     points: int = parameter(1200, "Points tracked per frame, spread over the image.", low=50, high=10000)
     max_iterations: int = parameter(10, "Most iterations of the robust refinement.", low=1, high=100)
     pixel_noise: float = parameter(0.3, "Standard deviation of a tracked point's place.", unit="px", low=0.01, high=5.0)
+    shutter: float = parameter(
+        0.1,
+        "Standard deviation of how far the camera turns while one image is exposed from first to last row; "
+        "0 for a global shutter.",
+        unit="deg",
+        low=0.0,
+        high=5.0,
+    )
     window: int = parameter(7, "Keyframes refined together.", low=2, high=30)
     window_iterations: int = parameter(6, "Most iterations of the window's refinement.", low=1, high=100)
 
@@ -182,6 +190,12 @@ class SessionConfig(OdometryConfig):
     invert_tf: bool = parameter(False, "Whether to publish base_frame -> odom_frame on tf instead.", live=True)
     publish_null_when_lost: bool = parameter(
         False, "Whether to publish an all-zero pose with covariance 9999 while lost, instead of nothing.", live=True
+    )
+    threads: int = parameter(
+        1,
+        "CPU threads of torch. They wait for each other actively, so more than one pays on large idle machines only.",
+        low=1,
+        high=256,
     )
     use_sim_time: bool = parameter(False, "Whether the time is that of the topic /clock.")
     autostart: bool = parameter(True, "Whether the ROS node configures and activates itself.")

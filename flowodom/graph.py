@@ -50,6 +50,7 @@ class Odometry:
             port.name: participant.publisher(port.name, port.types[0], output_quality(port)) for port in OUTPUTS
         }
         session = Session(config, store=participant.store, wanted=self._wanted, resolve=resolve)
+        session.warm_up()
         self._host = Host(session, self._publish, read=self._read, now=self._now)
         if config.use_sim_time:
             quality = Quality(reliable=False, depth=1)

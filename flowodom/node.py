@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 
 from flowodom.config import DriftConfig, Parameter, SessionConfig, override, parameters
 from flowodom.drift import Drift
@@ -86,6 +87,7 @@ class OdometryNode(LifecycleNode):
         """Makes the odometry and its publishers."""
         try:
             config = _config_of(self, SessionConfig())
+            torch.set_num_threads(config.threads)
             self._session = Session(
                 config,
                 store=self._store,
@@ -94,6 +96,7 @@ class OdometryNode(LifecycleNode):
                 convert=_cv_bridge(),
                 euler=_tf_transformations(),
             )
+            self._session.warm_up()
         except FlowodomError as error:
             self.get_logger().error(str(error))
             return TransitionCallbackReturn.FAILURE

@@ -120,7 +120,7 @@ def replay(
         config = config or SessionConfig()
         config = adapt(reader, selection, config)
         camera = _camera_frame(reader, selection, config)
-        builder = ReportBuilder(optical=config.base_frame == camera)
+        builder = ReportBuilder(snapshots=8 if report else 0, optical=config.base_frame == camera)
         real = {name: topic for topic, name in names.items()}
         outputs = {"odom", "/tf", "path", "/diagnostics", *(_CLOUDS if points else ())}
         session = Session(

@@ -26,7 +26,7 @@ from flowodom.config import SessionConfig
 from flowodom.errors import BagError, CalibrationError, FlowodomError, FrameError, MessageError
 from flowodom.frame import Frame
 from flowodom.frames import Euler, FrameTree, clean, motion_of, parse_pose
-from flowodom.geometry import se3
+from flowodom.geometry import PinholeCamera, se3
 from flowodom.messages import DiagnosticStatus, MessageFactory
 from flowodom.odometry import Estimate, Odometry, Status
 
@@ -198,6 +198,14 @@ class Session:
         self._last: dict[str, int] = {}
         self._first_tick: int | None = None
         self._window: deque[tuple[float, float]] = deque(maxlen=100)
+
+    def warm_up(self) -> None:
+        """Has everything loaded and run once, so that the first real frame does not wait for it."""
+        camera = PinholeCamera(fx=200.0, fy=200.0, cx=159.5, cy=119.5, width=320, height=240)
+        image = np.random.default_rng(0).integers(0, 255, (240, 320), dtype=np.uint8)
+        spare = Odometry(self.config)
+        for stamp in (0, 33_333_333):
+            spare.step(Frame(stamp, image, camera, np.full((240, 320), 2.0, dtype=np.float32)))
 
     def decode(self, topic: str, message: Any) -> Any:
         """Does the part of ``handle`` that needs no state, so that a host may do it ahead and elsewhere.
