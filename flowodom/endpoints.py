@@ -55,6 +55,17 @@ def output_quality(port: Port) -> Quality:
     return Quality(port.reliable, port.latched, 1 if port.latched else 10)
 
 
+def likely_type(port: Port, topic: str) -> str:
+    """Returns the type that an input will probably have, so that it need not wait until its publisher is seen.
+
+    Args:
+        port: The input.
+        topic: Its name after remapping; image transports put theirs at the end.
+    """
+    compressed = topic.rpartition("/")[2] in ("compressed", "compressedDepth")
+    return port.types[-1] if compressed else port.types[0]
+
+
 def mismatch(port: Port, offered: Iterable[Endpoint], asked: Quality) -> FlowodomError | None:
     """Returns why nothing will come from some publisher of an input, None when all fits.
 

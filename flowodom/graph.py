@@ -17,7 +17,7 @@ import numpy as np
 from flowodom.bags import BagReader, BagWriter, RawMessage
 from flowodom.config import SessionConfig
 from flowodom.dds import Participant, Publisher
-from flowodom.endpoints import Endpoint, Quality, input_quality, mismatch, output_quality
+from flowodom.endpoints import Endpoint, Quality, input_quality, likely_type, mismatch, output_quality
 from flowodom.errors import ConfigError, MessageError
 from flowodom.host import Host
 from flowodom.messages import MessageFactory
@@ -56,8 +56,7 @@ class Odometry:
             quality = Quality(reliable=False, depth=1)
             participant.subscribe("/clock", "rosgraph_msgs/msg/Clock", self._take_clock, quality)
         for port in INPUTS:
-            if len(port.types) == 1:
-                self._subscribe(port, port.types[0])
+            self._subscribe(port, likely_type(port, resolve(port.name)))
 
     def run(self, stop: threading.Event) -> None:
         """Works until ``stop`` is set."""

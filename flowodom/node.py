@@ -22,7 +22,7 @@ import torch
 
 from flowodom.config import DriftConfig, Parameter, SessionConfig, override, parameters
 from flowodom.drift import Drift
-from flowodom.endpoints import Endpoint, Quality, input_quality, mismatch, output_quality
+from flowodom.endpoints import Endpoint, Quality, input_quality, likely_type, mismatch, output_quality
 from flowodom.errors import ConfigError, FlowodomError
 from flowodom.frames import Euler
 from flowodom.host import Host
@@ -111,8 +111,8 @@ class OdometryNode(LifecycleNode):
         assert self._session is not None
         self._host = Host(self._session, self._publish, read=self._read, now=self._now)
         for port in INPUTS:
-            if len(port.types) == 1 and port.name not in _SERVICES:
-                self._subscribe(port, port.types[0])
+            if port.name not in _SERVICES:
+                self._subscribe(port, likely_type(port, self.resolve_topic_name(port.name)))
         self._look()
         self._timer = self.create_timer(_LOOK, self._look, clock=rclpy.clock.Clock())
         self._host.start()
@@ -245,7 +245,7 @@ class DriftNode(Node):
         self._store = typestore(_distribution())
         self._make = MessageFactory(self._store)
         self._drift = Drift(self._config)
-        self._truth: dict[str, Any] = {}
+        self._truth_types: set[str] = set()
         latched, usual = Quality(latched=True, depth=1), Quality()
         self._outputs = {
             name: self.create_publisher(_message_class(msgtype), name, _profile(quality))
@@ -265,6 +265,7 @@ class DriftNode(Node):
             partial(self._drift.add_transforms, static=True),
             Quality(latched=True, depth=100),
         )
+        self._listen_to_truth(POSE_TYPES[0])
         self.create_timer(_LOOK, self._look, clock=rclpy.clock.Clock())
         self.create_timer(1.0, self._tell, clock=rclpy.clock.Clock())
 
@@ -289,9 +290,12 @@ class DriftNode(Node):
     def _look(self) -> None:
         topic = self.resolve_topic_name("ground_truth")
         for info in self.get_publishers_info_by_topic(topic):
-            if info.topic_type in POSE_TYPES and info.topic_type not in self._truth:
-                self._truth[info.topic_type] = topic
-                self._listen("ground_truth", info.topic_type, self._drift.add_truth, Quality(reliable=False, depth=100))
+            self._listen_to_truth(info.topic_type)
+
+    def _listen_to_truth(self, msgtype: str) -> None:
+        if msgtype in POSE_TYPES and msgtype not in self._truth_types:
+            self._truth_types.add(msgtype)
+            self._listen("ground_truth", msgtype, self._drift.add_truth, Quality(reliable=False, depth=100))
 
     def _tell(self) -> None:
         state = self._drift.tell()

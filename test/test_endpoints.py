@@ -1,7 +1,7 @@
 import pytest
 
 from flowodom.config import SessionConfig, override
-from flowodom.endpoints import Endpoint, Quality, input_quality, mismatch, output_quality
+from flowodom.endpoints import Endpoint, Quality, input_quality, likely_type, mismatch, output_quality
 from flowodom.session import INPUTS, OUTPUTS
 
 PORTS = {port.name: port for port in INPUTS}
@@ -42,3 +42,11 @@ def test_what_does_not_fit_is_named(offered: list[Endpoint], asked: Quality, tex
     error = mismatch(PORTS["image"], offered, asked)
     assert error is not None
     assert text in str(error)
+
+
+@pytest.mark.parametrize(
+    ("topic", "name"), [("/camera/image_raw", "Image"), ("/camera/image_raw/compressed", "CompressedImage")]
+)
+def test_the_type_is_guessed_from_the_transport_at_the_end_of_a_name(topic: str, name: str) -> None:
+    assert likely_type(PORTS["image"], topic) == f"sensor_msgs/msg/{name}"
+    assert likely_type(PORTS["camera_info"], topic) == "sensor_msgs/msg/CameraInfo"
