@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from flowodom.frame import Frame
 from flowodom.geometry import PinholeCamera, se3
 from flowodom.registration.covariance import compose, fit_covariance
 from flowodom.registration.procrustes import procrustes
-from flowodom.registration.refine import Fit, Matches, refine, residuals, score
+from flowodom.registration.refine import Fit, Matches, Shutter, refine, residuals, score
 from flowodom.registration.resection import resection
 from flowodom.registration.two_view import two_view
 from flowodom.registration.window import KeyframeWindow
@@ -128,6 +129,7 @@ class Tracker:
         self._relative_covariance = torch.zeros(6, 6, dtype=torch.float64)
         self._motion = se3.identity()
         self._started = metric
+        self._shutter = Shutter(torch.zeros(3, dtype=torch.float64), math.radians(config.shutter))
         self._key_covariance = covariance
         self._key_view = view
         self._places = torch.zeros(0, 2, dtype=torch.float64)
@@ -182,6 +184,7 @@ class Tracker:
         if inliers < LEAST_INLIERS or inliers < LEAST_INLIER_SHARE * len(matches):
             raise NotTracked(f"only {inliers} of {len(matches)} points agree on one motion")
         found[found.clone()] = inlier
+        self._shutter = replace(self._shutter, shear=fit.shear)
 
         pose = self._window.poses[-1] @ se3.inverse(fit.motion)
         relative = fit_covariance(fit)
@@ -206,13 +209,16 @@ class Tracker:
         rho, variance = self._read(view.depth, seen)
         fresh = choose(view.grey, self._config.points, taken=seen[observed], ignore=_unfit(view))
         fresh_rho, fresh_variance = self._read(depth, fresh)
-        self._window.add(self._pose, observed, seen, rho, variance, fresh, fresh_rho, fresh_variance)
+        self._window.add(
+            self._pose, observed, self._unshear(seen), seen, rho, variance,
+            self._unshear(fresh), fresh, fresh_rho, fresh_variance,
+        )  # fmt: skip
         if self._started:
             self._window.optimise(max_iterations=self._config.window_iterations)
         self._key_view, self._key_covariance = view, self._covariance
         self._pose = self._window.poses[-1]
         self._relative_covariance = torch.zeros_like(self._covariance)
-        self._places = self._window.pixels
+        self._places = self._window.places
 
     def _follow(self, view: View, flow: FlowField) -> tuple[Tensor, Tensor]:
         """Returns where the keyframe's points are seen (M, 2), and which were found (M,)."""
@@ -225,11 +231,11 @@ class Tracker:
         guess = place + sample(flow.forward, (place + 0.5) / scale - 0.5).cpu().double() * scale
         predicted = se3.inverse(self._pose @ self._motion) @ self._window.poses[-1]
         blank = torch.full((len(place),), torch.nan, dtype=torch.float64)
-        known = self._window.matches(place, blank, torch.full_like(blank, torch.inf))
+        known = self._window.matches(place, blank, blank, torch.full_like(blank, torch.inf))
         scaled = (predicted[:3, :3] @ (known.direction + known.rho[:, None] * known.offset)[..., None])[..., 0]
         reprojected = self._camera.project(scaled + known.rho[:, None] * predicted[:3, 3])
         guess = torch.where(lost[:, None], reprojected, guess)
-        seen, found = follow(self._key_view.grey, view.grey, self._window.pixels, guess)
+        seen, found = follow(self._key_view.grey, view.grey, self._window.places, guess)
         if view.frame.ignore is not None:
             column, row = seen.round().long().unbind(-1)
             inside = self._camera.contains(seen)
@@ -239,7 +245,7 @@ class Tracker:
 
     def _matches(self, view: View, seen: Tensor) -> Matches:
         rho, variance = self._read(view.depth, seen)
-        return self._window.matches(seen, rho, variance)
+        return self._window.matches(seen, self._row(seen), rho, variance)
 
     def _read(self, depth: InverseDepth | None, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Returns inverse depth and variance (M,) of a field at pixels (M, 2), unknown where there is no field."""
@@ -249,20 +255,31 @@ class Tracker:
         rho, variance = depth.at(self._camera, pixels.to(depth.mean.device))
         return rho.cpu(), variance.cpu()
 
+    def _row(self, pixels: Tensor) -> Tensor:
+        """Returns the rows (M,) of pixels (M, 2), from -1/2 at the first to 1/2 at the last."""
+        return pixels[:, 1] / (self._camera.height - 1) - 0.5
+
+    def _unshear(self, pixels: Tensor) -> Tensor:
+        """Returns where pixels (M, 2) of the last frame would lie if all rows had been exposed with the middle one."""
+        rays = self._camera.rays(pixels)
+        turn = self._row(pixels)[:, None] * self._shutter.shear
+        return self._camera.project(rays - torch.linalg.cross(turn, rays))
+
     def _fit(self, matches: Matches) -> Fit:
         """Fits the motion from the newest keyframe; holds the camera in its place where translation earns nothing."""
         start = self._propose(matches)
-        fit = refine(self._camera, matches, start, max_iterations=self._config.max_iterations)
+        fit = refine(self._camera, matches, start, max_iterations=self._config.max_iterations, shutter=self._shutter)
         still = refine(
             self._camera,
             matches,
             se3.matrix(fit.motion[:3, :3], torch.zeros(3, dtype=torch.float64)),
             max_iterations=3,
+            shutter=self._shutter,
             rotation_only=True,
             annealing=1.0,
         )
         if still.cost - fit.cost < STILL * fit.noise_factor:
-            return Fit(still.motion, fit.information, still.weight, still.noise_factor, still.cost)
+            return replace(still, information=fit.information)
         return fit
 
     def _propose(self, matches: Matches) -> Tensor:
@@ -302,10 +319,11 @@ class Tracker:
             matches,
             se3.matrix((se3.inverse(self._pose) @ self._window.poses[-1])[:3, :3], centre),
             max_iterations=self._config.max_iterations,
+            shutter=self._shutter,
             rotation_only=True,
             annealing=256.0,
         )
-        error, _ = residuals(self._camera, matches, turned.motion)
+        error, _ = residuals(self._camera, matches, turned.motion, turned.shear)
         parallax = float(error[:, :2].norm(dim=-1).median())
         if parallax < HELD_PARALLAX:
             return turned
@@ -318,17 +336,24 @@ class Tracker:
 
     def _first_baseline(self, matches: Matches, motion: Tensor) -> Fit:
         """Refines the first motion of a single camera and makes its length, which nothing observes, the unit."""
-        fit = refine(self._camera, matches, motion, max_iterations=self._config.max_iterations, annealing=1.0)
+        fit = refine(
+            self._camera,
+            matches,
+            motion,
+            max_iterations=self._config.max_iterations,
+            shutter=self._shutter,
+            annealing=1.0,
+        )
         unit = fit.motion.clone()
         unit[:3, 3] /= unit[:3, 3].norm()
         along = torch.cat((unit[:3, 3], torch.zeros(3, dtype=torch.float64)))
         known = fit.information + torch.outer(along, along) / UNIT_VARIANCE
-        return Fit(unit, known, fit.weight, fit.noise_factor, fit.cost)
+        return replace(fit, motion=unit, information=known)
 
     def _wants_keyframe(self, seen: Tensor, found: Tensor) -> bool:
         if self._started and len(self._window.poses) == 1 and not self._metric:
             return True
-        moved = float((seen - self._window.pixels)[found].norm(dim=-1).median())
+        moved = float((seen - self._window.places)[found].norm(dim=-1).median())
         share = float(found.double().mean())
         return moved > KEYFRAME_FLOW * self._camera.width or share < KEYFRAME_SHARE
 

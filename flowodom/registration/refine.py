@@ -42,6 +42,7 @@ class Matches:
         pixel_variance: (N,) per component, pixels squared.
         seen_rho: (N,) inverse depth measured in the current camera; NaN for none.
         seen_variance: (N,) its variance; infinite for none.
+        row: (N,) where each lies between the first (-1/2) and the last (1/2) row of the current image.
     """
 
     direction: Tensor
@@ -52,6 +53,7 @@ class Matches:
     pixel_variance: Tensor
     seen_rho: Tensor
     seen_variance: Tensor
+    row: Tensor
 
     def __len__(self) -> int:
         return len(self.rho)
@@ -71,6 +73,7 @@ class Fit:
         weight: (N,) robust weight of each match, in [0, 1].
         noise_factor: By how much, squared, the matches scatter more than their stated noise (at least a quarter).
         cost: Robust cost in units of the stated noise squared.
+        shear: (3,) rotation vector, radians, by which the camera turned from the first to the last row, see ``Shutter``.
     """
 
     motion: Tensor
@@ -78,25 +81,50 @@ class Fit:
     weight: Tensor
     noise_factor: float
     cost: float
+    shear: Tensor
 
 
-def residuals(camera: PinholeCamera, matches: Matches, motion: Tensor) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class Shutter:
+    """What is known beforehand of a rolling shutter.
+
+    Rows of most cameras are exposed one after another, so a camera that turns shears its image: a row lies where a
+    camera turned by ``row * shear`` would see it. The fit finds the shear along with the motion.
+
+    Attributes:
+        shear: (3,) the shear of the last frame, from which the search starts.
+        deviation: Standard deviation of a shear, radians; zero for a global shutter.
+    """
+
+    shear: Tensor
+    deviation: float
+
+
+GLOBAL_SHUTTER = Shutter(torch.zeros(3, dtype=torch.float64), 0.0)
+"""All rows at once."""
+
+
+def residuals(
+    camera: PinholeCamera, matches: Matches, motion: Tensor, shear: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Returns how far each match is from where the motion puts it, and the inverse covariance of that.
 
     Args:
         camera: The current camera.
         matches: N matches.
         motion: (..., 4, 4) float64 ``T_current_reference``.
+        shear: (3,) of a rolling shutter; none where None.
 
     Returns:
         (..., N, 3) residual (u, v pixels; inverse depth) and (..., N, 3, 3) inverse covariance.
     """
-    error, noise_inverse, by_rho, *_ = _linearise(camera, matches, motion, matches.rho)
+    turned = GLOBAL_SHUTTER.shear if shear is None else shear
+    error, noise_inverse, by_rho, *_ = _linearise(camera, matches, motion, matches.rho, turned)
     return error, _marginal_information(noise_inverse, by_rho, matches.rho_variance)
 
 
 def _linearise(
-    camera: PinholeCamera, m: Matches, motion: Tensor, rho: Tensor
+    camera: PinholeCamera, m: Matches, motion: Tensor, rho: Tensor, shear: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Linearises the residual at a motion and at inverse depths (N,).
 
@@ -107,7 +135,10 @@ def _linearise(
     rotation, translation = motion[..., None, :3, :3], motion[..., None, :3, 3]
     start = (rotation @ m.offset[..., None])[..., 0] + translation
     ray = (rotation @ m.direction[..., None])[..., 0]
-    point = ray + rho[..., None] * start  # rho times the point in the current camera
+    turn = m.row[..., None] * shear
+    start = start + torch.linalg.cross(turn.expand_as(start), start)
+    ray = ray + torch.linalg.cross(turn.expand_as(ray), ray)
+    point = ray + rho[..., None] * start  # rho times the point in the current camera, as its row saw it
     z = point[..., 2].clamp_min(1e-3)
     by_point = torch.zeros(*point.shape, 3, dtype=point.dtype, device=point.device)
     by_point[..., :2, :] = camera.projection_jacobian(point, min_depth=1e-3)
@@ -161,6 +192,7 @@ def refine(
     start: Tensor,
     *,
     max_iterations: int,
+    shutter: Shutter = GLOBAL_SHUTTER,
     rotation_only: bool = False,
     annealing: float = 16.0,
 ) -> Fit:
@@ -171,6 +203,7 @@ def refine(
         matches: N matches.
         start: (4, 4) float64 first guess of ``T_current_reference``.
         max_iterations: Most Gauss-Newton steps.
+        shutter: The camera's shutter.
         rotation_only: Keep the current camera at the place where ``start`` has it.
         annealing: By how much the kernel is widened, in deviations squared, at the first step; each step shrinks it
             fourfold.
@@ -178,48 +211,52 @@ def refine(
     Returns:
         The fit; its information has zero rows for what was held.
     """
-    motion, rho = start, matches.rho
+    motion, rho, shear = start, matches.rho, shutter.shear
     kernel = OUTLIER * OUTLIER * annealing
     final = OUTLIER * OUTLIER
-    eye = torch.eye(6, dtype=start.dtype, device=start.device)
+    # The unknowns are translation, rotation and shear; what is held has no rows in the system.
+    free = torch.tensor([not rotation_only] * 3 + [True] * 3 + [shutter.deviation > 0] * 3)
+    prior = torch.zeros(9, dtype=start.dtype)
+    prior[6:] = 1 / max(shutter.deviation, 1e-9) ** 2
+    centre = se3.inverse(start)[:3, 3]
     for _ in range(max_iterations):
-        hessian, gradient, _, squared, rho = _normal_equations(camera, matches, motion, rho, kernel)
+        hessian, gradient, _, squared, rho = _normal_equations(camera, matches, motion, rho, shear, kernel)
+        hessian = hessian + torch.diag(prior + 1e-9 * hessian.diagonal().mean())
+        gradient = gradient + prior * torch.cat((torch.zeros(6, dtype=start.dtype), shear))
+        step = torch.zeros(9, dtype=start.dtype)
+        step[free] = torch.linalg.solve(hessian[free][:, free], -gradient[free])
+        motion = se3.exp(step[:6]) @ motion
         if rotation_only:
-            centre = se3.inverse(motion)[:3, 3]
-            # Turning about the camera centre in the reference frame leaves the current camera where it is.
-            turn = torch.linalg.solve(hessian[3:, 3:] + 1e-9 * eye[3:, 3:], -gradient[3:])
-            rotation = se3.so3_exp(turn) @ motion[:3, :3]
-            motion = se3.matrix(rotation, -(rotation @ centre))
-            step = turn
-        else:
-            damping = 1e-9 * hessian.diagonal().mean() * eye
-            step = torch.linalg.solve(hessian + damping, -gradient)
-            motion = se3.exp(step) @ motion
+            motion = se3.matrix(motion[:3, :3], -(motion[:3, :3] @ centre))
+        shear = shear + step[6:]
         final = OUTLIER * OUTLIER * spread(squared)
         converged = step.abs().amax() < 1e-7 and kernel <= final
         kernel = max(kernel / 4, final)
         if converged:
             break
-    hessian, _, weight, squared, _ = _normal_equations(camera, matches, motion, rho, final)
-    if rotation_only:
-        hessian = hessian.clone()
-        hessian[:3, :], hessian[:, :3] = 0, 0
+    hessian, _, weight, squared, _ = _normal_equations(camera, matches, motion, rho, shear, final)
     parts = 2 + matches.seen_variance.isfinite().to(squared.dtype)
     noise_factor = (weight * squared).sum() / ((weight * parts).sum() - 6).clamp_min(1)
     cost = squared.clamp(max=final).sum()
-    return Fit(motion, hessian, weight, max(float(noise_factor), 0.25), float(cost))
+    information = hessian[:6, :6]
+    if shutter.deviation > 0:
+        sheared = hessian[6:, 6:] + torch.diag(prior[6:])
+        information = information - hessian[:6, 6:] @ torch.linalg.solve(sheared, hessian[6:, :6])
+    if rotation_only:
+        information = information * (free[:6, None] & free[None, :6])
+    return Fit(motion, information, weight, max(float(noise_factor), 0.25), float(cost), shear)
 
 
 def _normal_equations(
-    camera: PinholeCamera, matches: Matches, motion: Tensor, rho: Tensor, kernel: float
+    camera: PinholeCamera, matches: Matches, motion: Tensor, rho: Tensor, shear: Tensor, kernel: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Linearises the pose and every inverse depth, and eliminates the depths.
 
     Returns:
-        Hessian (6, 6), gradient (6,), robust weights (N,), squared Mahalanobis residuals (N,), and the inverse depths
+        Hessian (9, 9) and gradient (9,) of translation, rotation and shear, robust weights (N,), squared Mahalanobis residuals (N,), and the inverse depths
         (N,) that fit best at ``motion``, from which to linearise next.
     """
-    error, noise_inverse, by_rho, by_point, scaled_point = _linearise(camera, matches, motion, rho)
+    error, noise_inverse, by_rho, by_point, scaled_point = _linearise(camera, matches, motion, rho, shear)
     shift = matches.rho - rho
     prior_error = error + by_rho * shift[:, None]
     scaled = noise_inverse * by_rho
@@ -229,11 +266,13 @@ def _normal_equations(
     squared = (prior_error * whitened).sum(-1)
     weight = (kernel / (kernel + squared)) ** 2
     # d(rho exp(xi) X) / d xi = (rho I, -hat(rho X)), rho X being the scaled point.
-    jacobian = torch.cat((rho[:, None, None] * by_point, -by_point @ se3.hat(scaled_point)), dim=-1)
+    by_rotation = -by_point @ se3.hat(scaled_point)
+    by_shear = matches.row[:, None, None] * by_rotation
+    jacobian = torch.cat((rho[:, None, None] * by_point, by_rotation, by_shear), dim=-1)
     projected = (scaled[:, None, :] @ jacobian)[:, 0] / denominator[:, None]
     information = noise_inverse[..., None] * jacobian - scaled[..., None] * projected[:, None, :]
     weighted = weight[:, None, None] * information
-    hessian = jacobian.reshape(-1, 6).T @ weighted.reshape(-1, 6)
-    gradient = weighted.reshape(-1, 6).T @ prior_error.reshape(-1)
+    hessian = jacobian.reshape(-1, 9).T @ weighted.reshape(-1, 9)
+    gradient = weighted.reshape(-1, 9).T @ prior_error.reshape(-1)
     best = (matches.rho - along).clamp_min(1e-3 * matches.rho)
     return 0.5 * (hessian + hessian.T), gradient, weight, squared, best

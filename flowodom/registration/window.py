@@ -38,6 +38,7 @@ class _Points:
     pixels: Tensor  # (N, K, 2) where each keyframe sees it, NaN unseen (and in the host, where it lies by definition)
     seen_rho: Tensor  # (N, K) inverse depth measured there, NaN none
     seen_variance: Tensor  # (N, K) infinite for none
+    place: Tensor  # (N, 2) where the newest keyframe's image shows it, shutter and all
 
     def keep(self, mask: Tensor) -> None:
         for name, value in vars(self).items():
@@ -61,11 +62,11 @@ class KeyframeWindow:
         """(4, 4) float64 ``T_odom_keyframe``, oldest first."""
         self._size = size
         self._pixel_variance = pixel_variance
-        empty = torch.zeros(0, dtype=torch.float64)
+        none = torch.zeros(0, dtype=torch.float64)
+        table, pairs = none.reshape(0, 0), none.reshape(0, 2)
         self._points = _Points(
-            empty.long(), empty.reshape(0, 3), empty, empty, empty, empty, empty.reshape(0, 0, 2),
-            empty.reshape(0, 0), empty.reshape(0, 0),
-        )  # fmt: skip
+            none.long(), none.reshape(0, 3), none, none, none, none, none.reshape(0, 0, 2), table, table, pairs
+        )
         self.active = torch.zeros(0, dtype=torch.long)
         """(M,) indices of the points that the newest keyframe sees."""
 
@@ -77,17 +78,16 @@ class KeyframeWindow:
         return float(p.rho[known].median()) if known.any() else 1.0
 
     @property
-    def pixels(self) -> Tensor:
-        """(M, 2) where the newest keyframe sees the active points."""
-        p, last = self._points, len(self.poses) - 1
-        at_home = self.camera.project(p.ray[self.active])
-        return torch.where((p.host[self.active] == last)[:, None], at_home, p.pixels[self.active, last])
+    def places(self) -> Tensor:
+        """(M, 2) pixels at which the newest keyframe's image shows the active points."""
+        return self._points.place[self.active]
 
-    def matches(self, pixels: Tensor, seen_rho: Tensor, seen_variance: Tensor) -> Matches:
+    def matches(self, pixels: Tensor, row: Tensor, seen_rho: Tensor, seen_variance: Tensor) -> Matches:
         """Returns the active points as matches of a new camera against the newest keyframe.
 
         Args:
             pixels: (M, 2) where the new camera sees the active points.
+            row: (M,) in which row, from -1/2 to 1/2.
             seen_rho: (M,) inverse depth measured there, NaN none.
             seen_variance: (M,) its variance, infinite for none.
         """
@@ -104,6 +104,7 @@ class KeyframeWindow:
             pixel_variance=torch.full_like(seen_rho, self._pixel_variance),
             seen_rho=seen_rho,
             seen_variance=seen_variance,
+            row=row,
         )
 
     def add(
@@ -111,9 +112,11 @@ class KeyframeWindow:
         pose: Tensor,
         observed: Tensor,
         pixels: Tensor,
+        places: Tensor,
         seen_rho: Tensor,
         seen_variance: Tensor,
         fresh: Tensor,
+        fresh_places: Tensor,
         fresh_rho: Tensor,
         fresh_variance: Tensor,
     ) -> None:
@@ -122,15 +125,19 @@ class KeyframeWindow:
         Args:
             pose: (4, 4) ``T_odom_keyframe``.
             observed: (M,) bool, which active points it sees.
-            pixels: (M, 2) where it sees them.
+            pixels: (M, 2) where it sees them, freed from the shear of its shutter.
+            places: (M, 2) where its image shows them.
             seen_rho: (M,) inverse depth measured there, NaN none.
             seen_variance: (M,) infinite for none.
-            fresh: (F, 2) pixels of new points.
+            fresh: (F, 2) pixels of new points, freed from the shear.
+            fresh_places: (F, 2) where the image shows them.
             fresh_rho: (F,) their inverse depth, NaN unknown.
             fresh_variance: (F,) its variance, infinite for unknown.
         """
         if len(self.poses) == self._size:
-            observed, pixels, seen_rho, seen_variance = self._drop_oldest(observed, pixels, seen_rho, seen_variance)
+            still = self._drop_oldest()
+            observed, pixels, places = observed[still], pixels[still], places[still]
+            seen_rho, seen_variance = seen_rho[still], seen_variance[still]
         p = self._points
         n, f, k = len(p.rho), len(fresh), len(self.poses)
         self.poses.append(pose)
@@ -160,13 +167,16 @@ class KeyframeWindow:
             seen_variance=torch.cat(
                 (torch.cat((p.seen_variance, variance_column), 1), torch.full_like(blank, torch.inf))
             ),
+            place=torch.cat((p.place.index_copy(0, self.active, places), fresh_places)),
         )
         self.active = torch.cat((self.active[observed], torch.arange(n, n + f)))
 
-    def _drop_oldest(
-        self, observed: Tensor, pixels: Tensor, seen_rho: Tensor, seen_variance: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Drops the oldest keyframe; its points move to the next keyframe that saw them."""
+    def _drop_oldest(self) -> Tensor:
+        """Drops the oldest keyframe; its points move to the next keyframe that saw them.
+
+        Returns:
+            (M,) bool, which of the active points are still there.
+        """
         p = self._points
         seen = p.pixels[..., 0].isfinite()
         orphan = p.host == 0
@@ -195,7 +205,7 @@ class KeyframeWindow:
         p.host -= 1
         p.pixels, p.seen_rho, p.seen_variance = p.pixels[:, 1:], p.seen_rho[:, 1:], p.seen_variance[:, 1:]
         self.poses.pop(0)
-        return observed[still], pixels[still], seen_rho[still], seen_variance[still]
+        return still
 
     def rescale(self, factor: float) -> None:
         """Multiplies every length by ``factor``, leaving the newest keyframe where it is."""
