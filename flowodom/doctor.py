@@ -118,7 +118,8 @@ def _opencv() -> Iterable[Check]:
 
 def _open3d() -> Iterable[Check]:
     version, problem = _try_import("open3d", "open3d.__version__")
-    yield Check("open3d", True, version or problem, "" if version else "pip install open3d (only benchmarks use it)")
+    mend = "pip install open3d" if problem == "missing" else "sudo apt install libusb-1.0-0 libgl1"
+    yield Check("open3d", True, version or problem, "" if version else f"{mend} (only benchmarks use it)")
 
 
 def _bags() -> Iterable[Check]:

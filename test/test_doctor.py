@@ -87,6 +87,13 @@ def test_a_gpu_and_a_torch_that_cannot_use_it(bare):
     assert "unset" in by_name(doctor._torch())["threads"].mend
 
 
+def test_an_open3d_without_its_system_libraries(bare):
+    bare.setattr(doctor, "_try_import", lambda module, expression: ("", "does not load: OSError: libusb-1.0.so.0"))
+    check = by_name(checks())["open3d"]
+    assert check.ok
+    assert "apt install libusb-1.0-0 libgl1" in check.mend
+
+
 def test_two_opencvs_at_once(bare):
     bare.setattr(doctor, "_version", lambda package: "4.10")
     assert "overwrite each other" in by_name(checks())["opencv"].mend
