@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
 DEMO := out/demo
 
 # Torch's threads wait for each other actively: on a small or shared machine that costs more than they bring.
@@ -21,14 +21,15 @@ help:
 # Torch comes first and alone, so that a build for this machine that pip has been shown (a local CPU wheel, another
 # index) is taken before anything else asks for torch.
 $(VENV)/installed: setup.py setup.cfg pyproject.toml constraints.txt
+	@echo 'installing into $(VENV); the first time this takes minutes'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch
 	$(PIP) --editable .
-	touch $@
+	@touch $@
 
 $(VENV)/installed-tests: $(VENV)/installed
 	$(PIP) --editable '.[test,dds]'
-	touch $@
+	@touch $@
 
 test: lint types unit
 
