@@ -16,7 +16,7 @@ from flowodom.flow import FlowField
 from flowodom.flow.consistency import sample
 from flowodom.flow.points import choose, follow
 from flowodom.frame import Frame
-from flowodom.geometry import PinholeCamera, se3
+from flowodom.geometry import se3
 from flowodom.registration.covariance import compose, fit_covariance
 from flowodom.registration.procrustes import procrustes
 from flowodom.registration.refine import Fit, Matches, Shutter, refine, residuals, score
@@ -43,7 +43,7 @@ KEYFRAME_SHARE = 0.6
 """Share of the keyframe's points still followed, below which a new one is due."""
 
 HELD_PARALLAX = 1.2
-"""Median displacement left after the best rotation, pixels, below which a single camera has not moved from its place."""
+"""Median displacement left after the best rotation, pixels, below which a single camera has not left its place."""
 
 START_PARALLAX = 0.01
 """Median displacement left after the best rotation, as a share of the image's width, that starts a single camera."""

@@ -4,8 +4,8 @@ Each frame, the field of the previous frame is carried along the flow and throug
 what epipolar triangulation of the flow measures. Both are Gaussians in inverse depth, in which the error of
 triangulation is close to one.
 
-Source: Matthies, Kanade and Szeliski, "Kalman Filter-based Algorithms for Estimating Depth from Image Sequences" (1989);
-Engel, Sturm and Cremers, "Semi-Dense Visual Odometry for a Monocular Camera" (2013).
+Source: Matthies, Kanade and Szeliski, "Kalman Filter-based Algorithms for Estimating Depth from Image Sequences"
+(1989); Engel, Sturm and Cremers, "Semi-Dense Visual Odometry for a Monocular Camera" (2013).
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def _carry(camera: PinholeCamera, there: Tensor, previous: InverseDepth, motion:
 
 
 def _combine(mean_a: Tensor, variance_a: Tensor, mean_b: Tensor, variance_b: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the product of two Gaussians; where they contradict each other the surer one stays, less sure than before.
+    """Returns the product of two Gaussians; where they contradict each other the surer stays, less sure than before.
 
     An unknown mean (NaN) comes with an infinite variance and leaves the other as it is.
     """

@@ -6,6 +6,7 @@ Source: Kroeger, Timofte, Dai and Van Gool, "Fast Optical Flow using Dense Inver
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import cv2
 import numpy as np
@@ -30,7 +31,7 @@ class DisFlow:
     """
 
     def __init__(self, *, finest_scale: int = 1, iterations: int = 16, variational_iterations: int = 5) -> None:
-        self._searches = []
+        self._searches: list[Any] = []
         for _ in range(2):
             search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
             search.setFinestScale(finest_scale)

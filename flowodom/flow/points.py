@@ -9,6 +9,8 @@ Feature Tracker" (2000), through OpenCV.
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 import torch
@@ -100,7 +102,7 @@ def _search(
     guess: NDArray[np.float32],
     levels: int,
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.float32]]:
-    return cv2.calcOpticalFlowPyrLK(
+    found: Any = cv2.calcOpticalFlowPyrLK(
         source,
         target,
         start,
@@ -111,3 +113,4 @@ def _search(
         flags=cv2.OPTFLOW_USE_INITIAL_FLOW,
         minEigThreshold=1e-4,
     )
+    return found

@@ -9,7 +9,7 @@ from flowodom.geometry import se3
 from flowodom.registration.refine import Fit
 
 CORRELATION = 4.0
-"""How many matches share one error: flow errors of neighbours are alike, so the Hessian counts too many as independent."""
+"""How many matches share one error: those of neighbours are alike, so the Hessian counts too many as independent."""
 
 UNOBSERVED = 1e6
 """Variance, m^2 or rad^2, given to directions of which the matches say nothing."""

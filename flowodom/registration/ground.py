@@ -1,7 +1,7 @@
 """Metric scale for a single camera from its height above flat ground.
 
-On a plane the inverse depth is linear in the ray: ``n . X = h`` with ``X = ray / rho`` gives ``rho = (n / h) . ray``. So
-the plane is a robust linear fit to the inverse-depth field, and the height follows from its length.
+On a plane the inverse depth is linear in the ray: ``n . X = h`` with ``X = ray / rho`` gives ``rho = (n / h) . ray``.
+So the plane is a robust linear fit to the inverse-depth field, and the height follows from its length.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Robust refinement of one camera's pose in pixel space, with depth as a prior.
 
 A point is known in a reference camera on the ray ``direction`` from ``offset`` at inverse depth ``rho``: its place is
-``direction / rho + offset``. Its residual in the current camera has three parts, two pixels and an inverse depth, with a
-full 3x3 covariance: the noise of the match and of the depth seen now, plus what the uncertainty of ``rho`` does to all
-three. So a point of unknown depth still tells the rotation, and depth noise cannot invent translation.
+``direction / rho + offset``. Its residual in the current camera has three parts, two pixels and an inverse depth, with
+a full 3x3 covariance: the noise of the match and of the depth seen now, plus what the uncertainty of ``rho`` does to
+all three. So a point of unknown depth still tells the rotation, and depth noise cannot invent translation.
 
 Source: DF-VO (Zhan et al., 2020) for refining in pixel rather than metric space; MAC-VO (Qiu et al., 2024) for the full
 covariance of each point; Geman and McClure's kernel, annealed as in Yang et al., "Graduated Non-Convexity" (2020).
@@ -73,7 +73,7 @@ class Fit:
         weight: (N,) robust weight of each match, in [0, 1].
         noise_factor: By how much, squared, the matches scatter more than their stated noise (at least a quarter).
         cost: Robust cost in units of the stated noise squared.
-        shear: (3,) rotation vector, radians, by which the camera turned from the first to the last row, see ``Shutter``.
+        shear: (3,) rotation vector, radians, by which the camera turned from first to last row, see ``Shutter``.
     """
 
     motion: Tensor
@@ -253,8 +253,8 @@ def _normal_equations(
     """Linearises the pose and every inverse depth, and eliminates the depths.
 
     Returns:
-        Hessian (9, 9) and gradient (9,) of translation, rotation and shear, robust weights (N,), squared Mahalanobis residuals (N,), and the inverse depths
-        (N,) that fit best at ``motion``, from which to linearise next.
+        Hessian (9, 9) and gradient (9,) of translation, rotation and shear, robust weights (N,), squared Mahalanobis
+        residuals (N,), and the inverse depths (N,) that fit best at ``motion``, from which to linearise next.
     """
     error, noise_inverse, by_rho, by_point, scaled_point = _linearise(camera, matches, motion, rho, shear)
     shift = matches.rho - rho

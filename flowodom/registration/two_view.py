@@ -1,6 +1,7 @@
 """The start of a single camera: rotation from rays, and, once there is parallax, the essential matrix.
 
-Source: Nister, "An Efficient Solution to the Five-Point Relative Pose Problem" (2004), through OpenCV's robust estimator.
+Source: Nister, "An Efficient Solution to the Five-Point Relative Pose Problem" (2004), through OpenCV's robust
+estimator.
 """
 
 from __future__ import annotations
