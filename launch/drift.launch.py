@@ -3,11 +3,10 @@
 import sys
 
 from ament_index_python.packages import PackageNotFoundError, get_package_prefix
+from launch import LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
-
-from launch import LaunchContext, LaunchDescription
 
 ARGUMENTS = {
     "namespace": ("", "namespace of the node"),
@@ -40,6 +39,8 @@ def start(context: LaunchContext) -> list[Node]:
             parameters=[parameters, {"use_sim_time": given["use_sim_time"] == "true"}],
             remappings=[(topic, given[topic]) for topic in ("odom", "ground_truth") if given[topic] != topic],
             output="screen",
+            sigterm_timeout="60",  # seconds to write the report in, once it is told to end
+            sigkill_timeout="60",
         )
     ]
 
