@@ -10,13 +10,14 @@ DEMO := out/demo
 # Torch's threads wait for each other actively: on a small or shared machine that costs more than they bring.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help test demo lint types unit clean
+.PHONY: help test demo lint types unit parameters clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo 'make test    lint, types and tests'
-	@echo 'make demo    render a bag of a room, run the odometry on it, report in $(DEMO)'
-	@echo 'make clean   remove what these made, .venv included'
+	@echo 'make test         lint, types and tests'
+	@echo 'make demo         render a bag of a room, run the odometry on it, report in $(DEMO)'
+	@echo 'make parameters   write config/odometry.yaml and docs/parameters.md anew after a change of flowodom/config.py'
+	@echo 'make clean        remove what these made, .venv included'
 
 # Torch comes first and alone, so that a build for this machine that pip has been shown (a local CPU wheel, another
 # index) is taken before anything else asks for torch.
@@ -51,6 +52,10 @@ $(DEMO)/room.mcap: | $(VENV)/installed
 demo: | $(VENV)/installed $(DEMO)/room.mcap
 	$(BIN)/flowodom replay $(DEMO)/room.mcap --out $(DEMO)
 	@echo 'open $(DEMO)/report.html in a browser, $(DEMO)/odometry.mcap in Foxglove'
+
+# The parameter file and the page of parameters, made from flowodom/config.py; tests hold them equal to it.
+parameters: $(VENV)/installed
+	$(BIN)/python test/test_pages.py
 
 clean:
 	rm -rf $(VENV) out .mypy_cache .pytest_cache .ruff_cache build ./*.egg-info

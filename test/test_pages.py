@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from flowodom.cli import main
-from flowodom.config import SessionConfig, parameters
+from flowodom.config import SessionConfig, parameters, to_yaml
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
@@ -40,7 +40,7 @@ def parameters_page() -> str:
 
 
 def test_the_page_of_parameters_is_that_of_the_code() -> None:
-    assert PARAMETERS.read_text(encoding="utf-8") == parameters_page(), f"run python {Path(__file__).name}"
+    assert PARAMETERS.read_text(encoding="utf-8") == parameters_page(), "run make parameters"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -87,3 +87,4 @@ def test_every_dependency_has_its_reason() -> None:
 
 if __name__ == "__main__":
     PARAMETERS.write_text(parameters_page(), encoding="utf-8")
+    (ROOT / "config" / "odometry.yaml").write_text(to_yaml(SessionConfig()), encoding="utf-8")
