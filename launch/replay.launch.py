@@ -5,6 +5,7 @@ Topics and the base frame are found in the bag as ``flowodom replay`` finds them
 
 from pathlib import Path
 
+from launch import LaunchContext, LaunchDescription
 from launch.actions import (
     DeclareLaunchArgument,
     ExecuteProcess,
@@ -22,7 +23,6 @@ from launch.substitutions import LaunchConfiguration
 from flowodom.bags import BagReader
 from flowodom.config import SessionConfig
 from flowodom.replay import adapt
-from launch import LaunchContext, LaunchDescription
 
 HERE = Path(__file__).resolve().parent
 TOPICS = ("image", "camera_info", "depth", "ground_truth")
