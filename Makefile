@@ -50,7 +50,7 @@ $(DEMO)/room.mcap: | $(VENV)/installed
 	mv $(DEMO)/rendering.mcap $@
 
 demo: | $(VENV)/installed $(DEMO)/room.mcap
-	$(BIN)/flowodom replay $(DEMO)/room.mcap --out $(DEMO)
+	$(BIN)/flowodom replay $(DEMO)/room.mcap --out $(DEMO) --set base_frame=camera_link
 	@echo 'open $(DEMO)/report.html in a browser, $(DEMO)/odometry.mcap in Foxglove'
 
 # The parameter file and the page of parameters, made from flowodom/config.py; tests hold them equal to it.
