@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import numpy as np
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -23,7 +25,9 @@ from flowodom.errors import BagError, FlowodomError, MessageError, TrajectoryErr
 from flowodom.evaluation import Evaluation
 from flowodom.frame import Frame
 from flowodom.frames import FrameTree, clean
+from flowodom.geometry import se3
 from flowodom.inbox import Inbox
+from flowodom.messages import MessageFactory
 from flowodom.odometry import Estimate
 from flowodom.report import ReportBuilder
 from flowodom.scene_flow import PropertySet
@@ -127,15 +131,16 @@ def replay(
             config,
             inputs=set(names.values()),
             wanted=outputs.__contains__,
-            on_estimate=lambda frame, estimate, placement: _collect(builder, frame, estimate, placement),
+            on_estimate=lambda frame, estimate, placement: run.observe(frame, estimate, placement),
             resolve=lambda name: real.get(name, name),
         )
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise BagError(f"cannot make the folder {out}: {error.strerror or error}") from error
+        truth = _truth(bag, selection, config)
         with BagWriter(out / "odometry.mcap", overwrite=True) as writer:
-            run = _Run(session, writer, names, selection.ground_truth)
+            run = _Run(session, writer, names, selection.ground_truth, builder, truth)
             for raw in reader.raw_messages([_STATIC]):
                 run.take_static(raw)
             wanted = [*names, *([selection.ground_truth] if selection.ground_truth else [])]
@@ -148,7 +153,6 @@ def replay(
         if problem is not None and not interrupted:
             raise problem
         files = [out / "odometry.mcap"]
-        truth = _truth(bag, selection, config)
         evaluation = _write_results(out, bag, builder, truth, config, report, files)
     counts = session.counts
     return Result(
@@ -159,35 +163,66 @@ def replay(
 class _Run:
     """Moves messages from a bag through the session into another."""
 
-    def __init__(self, session: Session, writer: BagWriter, names: Mapping[str, str], truth: str | None) -> None:
+    def __init__(
+        self,
+        session: Session,
+        writer: BagWriter,
+        names: Mapping[str, str],
+        truth_topic: str | None,
+        builder: ReportBuilder,
+        truth: Trajectory | None,
+    ) -> None:
         self._session = session
         self._writer = writer
         self._names = names
+        self._truth_topic = truth_topic
+        self._builder = builder
         self._truth = truth
+        self._now = 0
 
     def take_static(self, raw: RawMessage) -> None:
         """Takes in the fixed transforms, which hold for the whole recording wherever they were recorded."""
         self._writer.copy(raw)
         self._session.handle(_STATIC, raw.message())
 
+    def observe(self, frame: Frame, estimate: Estimate, placement: Placement | None) -> None:
+        """Collects what the report and the evaluation need: the base's pose in the place of the camera's."""
+        pose = None if placement is None else placement.pose
+        covariance = None if placement is None else placement.covariance
+        lift = None if estimate.lift is None else lambda: cast(PropertySet, estimate.properties)
+        self._builder.add(frame, dataclasses.replace(estimate, pose=pose, covariance=covariance, lift=lift))
+        if pose is not None:
+            self._tie(estimate.stamp, pose)
+
+    def _tie(self, stamp: int, pose: Tensor) -> None:
+        """Places the odometry's frame in the world of the truth, once, so that a viewer shows both together."""
+        truth, odom = self._truth, self._session.config.odom_frame
+        if truth is None or not truth.frame or truth.frame == odom or not len(truth):
+            return
+        if truth.stamps[0] <= stamp <= truth.stamps[-1]:
+            true = torch.from_numpy(truth.at(np.array([stamp]))[0])
+            make = MessageFactory(self._writer.store)
+            transform = make.transform(stamp, truth.frame, odom, true @ se3.inverse(pose))
+            self._writer.write(_STATIC, make.tf_message([transform]), self._now)
+            self._truth = None
+
     def drive(self, messages: Iterable[RawMessage], rate: float | None, total: int | None, progress: bool) -> bool:
         """Works off all messages; returns whether it was interrupted."""
         decoded = self._decode(messages)
         stack = contextlib.ExitStack()
         bar = stack.enter_context(tqdm(total=total, unit="frame", disable=not progress))
-        last = 0
         try:
             with stack:
                 entries = stack.enter_context(_ahead(decoded) if rate is None else _paced(decoded, rate, self._session))
                 for entry in entries:
                     if self._names.get(entry.raw.topic) == "image":
                         bar.update()
-                    last = entry.time
+                    self._now = entry.time
                     self._take(entry)
-                self._write(self._session.flush(), last)
+                self._write(self._session.flush(), self._now)
         except KeyboardInterrupt:
             _log.warning("stopped; evaluating what was done")
-            self._write(self._session.flush(), last)
+            self._write(self._session.flush(), self._now)
             return True
         return False
 
@@ -205,7 +240,7 @@ class _Run:
             yield _Entry(name, raw.time, message, raw)
 
     def _take(self, entry: _Entry) -> None:
-        if entry.raw.topic == self._truth:
+        if entry.raw.topic == self._truth_topic:
             self._writer.copy(entry.raw)
         if entry.topic:
             self._write(self._session.handle(entry.topic, entry.message, entry.time), entry.time)
@@ -342,13 +377,6 @@ def _first(reader: BagReader, topic: str) -> Any:
     for _, _, message in reader.messages([topic]):
         return message
     raise BagError(f"no message of {topic} can be read")
-
-
-def _collect(builder: ReportBuilder, frame: Frame, estimate: Estimate, placement: Placement | None) -> None:
-    pose: Tensor | None = None if placement is None else placement.pose
-    covariance = None if placement is None else placement.covariance
-    lift = None if estimate.lift is None else lambda: cast(PropertySet, estimate.properties)
-    builder.add(frame, dataclasses.replace(estimate, pose=pose, covariance=covariance, lift=lift))
 
 
 def _truth(bag: Path, selection: Selection, config: SessionConfig) -> Trajectory | None:

@@ -15,7 +15,7 @@ from flowodom import replay as module
 from flowodom.bags import BagReader, BagWriter
 from flowodom.config import SessionConfig, override
 from flowodom.errors import BagError, CalibrationError, FlowodomError
-from flowodom.frames import motion_of
+from flowodom.frames import FrameTree, motion_of
 from flowodom.messages import MessageFactory
 from flowodom.replay import replay
 from flowodom.trajectory import read_tum
@@ -36,7 +36,7 @@ def test_a_bag_gives_odometry_transforms_clouds_trajectory_and_drift(make_bag: M
         counts = {topic.name: topic.count for topic in reader.topics.values()}
         odom = [message for _, _, message in reader.messages(["/odom"])]
     assert counts["/odom"] == counts["/tf"] == counts["/ground_truth/odom"] == 8
-    assert counts["/tf_static"] == 1
+    assert counts["/tf_static"] == 2
     assert {"/path", "/points", "/dynamic_points", "/diagnostics"} <= set(counts)
     assert (odom[0].header.frame_id, odom[0].child_frame_id) == ("odom", "camera_link")
     # The camera slides 1 cm to its right with every frame, which is -y of its link.
@@ -50,6 +50,19 @@ def test_a_bag_gives_odometry_transforms_clouds_trajectory_and_drift(make_bag: M
     drift = json.loads((out / "drift.json").read_text())
     assert drift["tracked"] == 100
     assert drift["ate_se3_rmse"] == result.evaluation.ate_se3_rmse < 4e-3
+
+
+def test_truth_and_odometry_share_one_tree_of_frames(make_bag: MakeBag, tmp_path: Path) -> None:
+    run(make_bag(count=4), tmp_path / "out")
+    tree = FrameTree()
+    with BagReader(tmp_path / "out" / "odometry.mcap") as reader:
+        for _, _, message in reader.messages(["/tf_static"]):
+            tree.insert_message(message, static=True)
+        odom = [message for _, _, message in reader.messages(["/odom"])]
+        truth = [message for _, _, message in reader.messages(["/ground_truth/odom"])]
+    world_from_odom = tree.lookup("world", "odom", 0)
+    seen = world_from_odom @ motion_of(odom[0].pose.pose)
+    torch.testing.assert_close(seen, motion_of(truth[0].pose.pose), atol=1e-9, rtol=0)
 
 
 def test_two_runs_give_the_same_bytes(make_bag: MakeBag, tmp_path: Path) -> None:
