@@ -1,0 +1,51 @@
+"""The start of a single camera against motions known exactly."""
+
+import math
+
+import pytest
+import torch
+
+from flowodom.geometry import se3
+from flowodom.registration.two_view import two_view
+
+MOTION = se3.exp(torch.tensor([0.3, -0.1, 0.2, 0.02, 0.05, -0.03], dtype=torch.float64))
+
+
+def angle(a, b):
+    return math.degrees(float(torch.acos((a @ b / a.norm() / b.norm()).clamp(-1, 1))))
+
+
+def views(camera, points, motion, noise=0.0, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    a, b = camera.project(points), camera.project(se3.act(motion, points))
+    return a, b + noise * torch.randn(b.shape, generator=generator, dtype=torch.float64)
+
+
+def test_exact_views_give_rotation_and_direction(camera, scatter):
+    found = two_view(camera, *views(camera, scatter(200), MOTION))
+    assert se3.so3_log(found[:3, :3] @ MOTION[:3, :3].T).norm() < 1e-4
+    assert angle(found[:3, 3], MOTION[:3, 3]) < 0.02
+    assert found[:3, 3].norm() == pytest.approx(1)
+
+
+def test_outliers_and_noise_are_borne(camera, scatter):
+    a, b = views(camera, scatter(300), MOTION, noise=0.2)
+    b[::4] = b[::4].flip(0)
+    found = two_view(camera, a, b)
+    assert math.degrees(se3.so3_log(found[:3, :3] @ MOTION[:3, :3].T).norm()) < 0.3
+    assert angle(found[:3, 3], MOTION[:3, 3]) < 3
+
+
+def test_the_same_views_give_the_same_answer(camera, scatter):
+    a, b = views(camera, scatter(200), MOTION, noise=0.5)
+    torch.testing.assert_close(two_view(camera, a, b), two_view(camera, a, b), rtol=0, atol=0)
+
+
+def test_views_without_agreement_give_none(camera):
+    generator = torch.Generator().manual_seed(1)
+    a, b = 200 * torch.rand(2, 150, 2, generator=generator, dtype=torch.float64)
+    assert two_view(camera, a, b) is None
+
+
+def test_too_few_points_give_none(camera, scatter):
+    assert two_view(camera, *views(camera, scatter(19), MOTION)) is None
