@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from flowodom import __version__
 from flowodom.cli import main
 from flowodom.config import SessionConfig, parameters, to_yaml
 
@@ -83,6 +84,13 @@ def test_every_dependency_has_its_reason() -> None:
     text = (ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8")
     names = [re.split(r"[<>=!]", requirement)[0] for requirement in wanted]
     assert not [name for name in names if not re.search(rf"\b{name}\b", text)]
+
+
+def test_everybody_says_the_same_version() -> None:
+    said = [re.search(r"<version>(.*)</version>", (ROOT / "package.xml").read_text(encoding="utf-8"))]
+    said.append(re.search(r'version="(.*)"', (ROOT / "setup.py").read_text(encoding="utf-8")))
+    said.append(re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.MULTILINE))
+    assert [match and match[1] for match in said] == [__version__] * 3
 
 
 if __name__ == "__main__":
