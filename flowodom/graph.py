@@ -28,6 +28,8 @@ _log = logging.getLogger(__name__)
 _LOOK = 0.2
 """Seconds between looks at who has come to the graph."""
 _CLOCK_PERIOD = 0.01
+_SETTLED = 1.0
+"""Seconds without another subscriber after which the player no longer waits for more."""
 _LATCHED_DEPTH = 100
 _CAMERA_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage", "sensor_msgs/msg/CameraInfo")
 
@@ -133,7 +135,7 @@ def play(
         start: Seconds to skip.
         duration: Seconds to play; all when None.
         topics: Topics to play; all when None.
-        wait: Most seconds to wait before beginning until somebody subscribes to every camera topic.
+        wait: Most seconds to wait before beginning until somebody subscribes to the camera's topics.
         stop: Ends the play when set.
 
     Returns:
@@ -200,13 +202,16 @@ class _Player:
             self._cameras.add(raw.topic)
 
     def wait_for_subscribers(self, seconds: float) -> None:
-        """Waits until every camera topic has one."""
-        end = time.monotonic() + seconds
-        waiting = set(self._cameras)
-        while waiting and time.monotonic() < end and not self._stop.wait(0.05):
-            waiting = {topic for topic in waiting if not self._publishers[topic].subscribers}
-        if seconds and waiting:
-            _log.warning("nobody subscribes to %s", ", ".join(sorted(waiting)))
+        """Waits until somebody subscribes to a camera topic and for a second nobody has come after."""
+        end, settled, before = time.monotonic() + seconds, 0.0, -1
+        while time.monotonic() < end and not self._stop.wait(_LOOK):
+            now = sum(self._publishers[topic].subscribers for topic in self._cameras)
+            settled = time.monotonic() + _SETTLED if now != before else settled
+            before = now
+            if now and time.monotonic() > settled:
+                return
+        if seconds and before < 1:
+            _log.warning("nobody subscribes to %s", ", ".join(sorted(self._cameras)))
 
     def play(self, raw: RawMessage) -> bool:
         """Publishes a message when it is due; False when the play was stopped before."""

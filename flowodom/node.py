@@ -97,6 +97,7 @@ class OdometryNode(LifecycleNode):
                 euler=_tf_transformations(),
             )
             self._session.warm_up()
+            self._session.report("parameters", _unknown_parameters(self))
         except FlowodomError as error:
             self.get_logger().error(str(error))
             return TransitionCallbackReturn.FAILURE
@@ -374,6 +375,15 @@ def _declare(node: Any, config: Any) -> None:
     for p in parameters(config):
         if not node.has_parameter(p.name):
             node.declare_parameter(p.name, p.value, _descriptor(p))
+
+
+def _unknown_parameters(node: Any) -> ConfigError | None:
+    """Returns what was given to a node that it does not know, which rclpy passes over in silence."""
+    given: Sequence[str] = list(getattr(node, "_parameter_overrides", ()))
+    unknown = [name for name in given if not node.has_parameter(name) and not name.startswith("qos_overrides.")]
+    if not unknown:
+        return None
+    return ConfigError(f"unknown parameter {', '.join(unknown)}: not used; config/odometry.yaml lists those there are")
 
 
 def _descriptor(p: Parameter) -> ParameterDescriptor:

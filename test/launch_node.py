@@ -43,7 +43,9 @@ from flowodom.replay import replay
 
 COUNT = 12
 FOLDER = Path(tempfile.mkdtemp(prefix="flowodom-node-"))
-LOSSLESS = "/**:\n  ros__parameters:\n    qos: {reliable: true, depth: 100}\n    sync: {backlog: 1000}\n"
+LOSSLESS = (
+    "/**:\n  ros__parameters:\n    qos: {reliable: true, depth: 100}\n    sync: {backlog: 1000}\n    no_such_thing: 1\n"
+)
 TOPICS = {
     "image": "/camera/image_raw",
     "camera_info": "/camera/camera_info",
@@ -192,6 +194,10 @@ class TestAfterwards(unittest.TestCase):
     def test_nothing_was_thrown(self, proc_output: Any) -> None:
         printed = "".join(entry.text.decode() for entry in proc_output)
         assert "Traceback" not in printed
+
+    def test_an_unknown_parameter_is_named(self, proc_output: Any) -> None:
+        printed = "".join(entry.text.decode() for entry in proc_output)
+        assert "unknown parameter no_such_thing" in printed
 
     def test_the_drift_was_written(self) -> None:
         figures = json.loads((FOLDER / "drift" / "drift.json").read_text())
