@@ -34,7 +34,7 @@ class Walk:
         if not depth:
             rho = torch.full_like(rho, torch.nan)
         every = torch.arange(len(self.points))
-        _, all_rho, visible = self.observe(every, pose)
+        _, _, visible = self.observe(every, pose)
         new = every[visible & ~torch.isin(every, self.which)][:fresh]
         new_pixels, new_rho, _ = self.observe(new, pose)
         self.window.add(

@@ -1,0 +1,162 @@
+"""The recursive inverse-depth filter on planes whose flow is exact."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from flowodom.depth import InverseDepth
+from flowodom.depth.filter import LEAST_RELATIVE, FilterDepth
+from flowodom.flow import FlowField
+from flowodom.flow.consistency import FLOW_NOISE
+from flowodom.geometry import se3
+from flowodom.worlds import pinhole
+
+CAMERA = pinhole(48, 36)
+STEP = torch.tensor([0.05, 0.01, 0.02, 0.004, -0.006, 0.003], dtype=torch.float64)
+CERTAIN = torch.zeros(6, 6, dtype=torch.float64)
+
+
+class Plane:
+    """A tilted plane seen by a camera that moves by ``STEP`` a frame: its inverse depth and flow in any frame."""
+
+    normal = torch.tensor([0.25, -0.15, 1.0], dtype=torch.float64)
+    level = 3.0
+
+    def pose(self, k):
+        return se3.exp(k * STEP)
+
+    def rho(self, k, pixels=None):
+        """n . (R ray / rho + t) = level."""
+        pose = self.pose(k)
+        rays = CAMERA.rays(CAMERA.pixels(dtype=torch.float64) if pixels is None else pixels)
+        return (rays @ pose[:3, :3].T @ self.normal) / (self.level - self.normal @ pose[:3, 3])
+
+    def flow(self, k, to):
+        pixels = CAMERA.pixels(dtype=torch.float64)
+        points = CAMERA.unproject(pixels, 1 / self.rho(k))
+        return CAMERA.project(se3.act(se3.inverse(self.pose(to)) @ self.pose(k), points)) - pixels
+
+    def field(self, k, noise=0.0, seed=0):
+        """Flow from frame ``k - 1`` to ``k``, with noise of the stated kind."""
+        generator = torch.Generator().manual_seed(1000 * seed + k)
+        forward, backward = self.flow(k - 1, k), self.flow(k, k - 1)
+        forward = forward + noise * torch.randn(forward.shape, generator=generator, dtype=torch.float64)
+        backward = backward + noise * torch.randn(backward.shape, generator=generator, dtype=torch.float64)
+        variance = torch.full(forward.shape[:2], FLOW_NOISE**2)
+        return FlowField(forward.float(), backward.float(), variance, variance.clone())
+
+    def motion(self, k):
+        return se3.inverse(self.pose(k)) @ self.pose(k - 1)
+
+
+PLANE = Plane()
+
+
+def run(count, noise, seed=0):
+    source, fields = FilterDepth(), [None]
+    for k in range(1, count + 1):
+        flow = PLANE.field(k, noise, seed)
+        fields.append(source.fuse(None, fields[-1], flow, CAMERA, PLANE.motion(k), CERTAIN))
+    return fields[1:]
+
+
+def test_it_knows_nothing_without_motion():
+    assert not FilterDepth.metric
+    assert FilterDepth().observe(None) is None
+
+
+def test_exact_flow_gives_exact_depth_at_once():
+    (field,) = run(1, 0.0)
+    known = field.mean.isfinite()
+    assert known.double().mean() > 0.8
+    torch.testing.assert_close(field.mean[known].double(), PLANE.rho(1)[known], atol=1e-4, rtol=1e-4)
+
+
+def test_it_converges_and_knows_how_well():
+    fields = run(10, FLOW_NOISE)
+    medians = [float(f.variance[f.variance.isfinite()].median()) for f in fields]
+    assert medians[5] < 0.35 * medians[0]
+    assert all(b < 1.15 * a for a, b in pairwise(medians))
+    errors = []
+    for k, field in enumerate(fields, start=1):
+        known = field.mean.isfinite()
+        miss = (field.mean - PLANE.rho(k))[known].abs()
+        assert (miss <= 3 * field.variance[known].sqrt()).double().mean() > 0.95
+        errors.append(float(miss.median()))
+    assert errors[-1] < 0.5 * errors[0]
+    assert fields[-1].mean.isfinite().double().mean() > 0.7
+
+
+def test_it_never_claims_more_than_it_can_know():
+    field = run(10, 0.0)[-1]
+    known = field.mean.isfinite()
+    assert (field.variance[known].sqrt() >= 0.999 * LEAST_RELATIVE * field.mean[known]).all()
+
+
+def test_what_was_hidden_starts_anew():
+    fields = run(6, 0.0)
+    flow = PLANE.field(7)
+    hidden = torch.zeros(36, 48, dtype=torch.bool)
+    hidden[10:20, 20:30] = True
+    backward_variance = torch.where(hidden, FLOW_NOISE**2 + 0.5 * 4.0**2, flow.backward_variance)
+    flow = FlowField(flow.forward, flow.backward, flow.forward_variance, backward_variance)
+    source = FilterDepth()
+    field = source.fuse(None, fields[-1], flow, CAMERA, PLANE.motion(7), CERTAIN)
+    assert field.mean[hidden].isnan().all()
+    assert field.variance[hidden].isinf().all()
+    later = source.fuse(None, field, PLANE.field(8), CAMERA, PLANE.motion(8), CERTAIN)
+    middle, beside = later.variance[13:17, 23:27], later.variance[13:17, 8:12]
+    assert middle.isfinite().all()
+    assert middle.min() > 1.5 * beside.max()
+
+
+def test_a_wrong_past_is_given_up_after_a_while():
+    wrong = InverseDepth(CAMERA, 3.0 * PLANE.rho(0).float(), torch.full((36, 48), 0.02**2))
+    source, field = FilterDepth(), wrong
+    for k in range(1, 13):
+        field = source.fuse(None, field, PLANE.field(k), CAMERA, PLANE.motion(k), CERTAIN)
+    known = field.mean.isfinite()
+    relative = ((field.mean / PLANE.rho(12)).float()[known] - 1).abs()
+    assert relative.median() < 0.05
+
+
+def test_an_uncertain_baseline_makes_depth_uncertain():
+    doubt = torch.diag(torch.tensor([0.01] * 3 + [0.0] * 3, dtype=torch.float64)) ** 2
+    flow = PLANE.field(1)
+    certain = FilterDepth().fuse(None, None, flow, CAMERA, PLANE.motion(1), CERTAIN)
+    doubtful = FilterDepth().fuse(None, None, flow, CAMERA, PLANE.motion(1), doubt)
+    both = certain.mean.isfinite() & doubtful.mean.isfinite()
+    assert both.any()
+    assert (doubtful.variance[both] > certain.variance[both]).all()
+
+
+@pytest.mark.parametrize("previous", [None, InverseDepth.unknown(CAMERA)])
+def test_a_camera_that_only_turns_learns_nothing(previous):
+    turn = se3.exp(torch.tensor([0, 0, 0, 0.01, 0.02, 0.0], dtype=torch.float64))
+    pixels = CAMERA.pixels(dtype=torch.float64)
+    forward = (CAMERA.project(se3.act(turn, CAMERA.rays(pixels))) - pixels).float()
+    backward = (CAMERA.project(se3.act(se3.inverse(turn), CAMERA.rays(pixels))) - pixels).float()
+    variance = torch.full((36, 48), FLOW_NOISE**2)
+    field = FilterDepth().fuse(
+        None, previous, FlowField(forward, backward, variance, variance), CAMERA, turn, 1e-8 * torch.eye(6).double()
+    )
+    assert field.mean.isnan().all()
+    assert field.variance.isinf().all()
+
+
+def test_turning_carries_what_was_known():
+    turn = se3.exp(torch.tensor([0, 0, 0, 0.0, 0.03, 0.0], dtype=torch.float64))
+    known = InverseDepth(CAMERA, PLANE.rho(0).float(), torch.full((36, 48), 0.01**2))
+    pixels = CAMERA.pixels(dtype=torch.float64)
+    back_rays = se3.act(se3.inverse(turn), CAMERA.rays(pixels))
+    forward = (CAMERA.project(se3.act(turn, CAMERA.rays(pixels))) - pixels).float()
+    backward = (CAMERA.project(back_rays) - pixels).float()
+    variance = torch.full((36, 48), FLOW_NOISE**2)
+    flow = FlowField(forward, backward, variance, variance)
+    field = FilterDepth().fuse(None, known, flow, CAMERA, turn, CERTAIN)
+    seen = field.mean.isfinite()
+    assert seen.double().mean() > 0.85
+    # The point at rho seen along ray r before is at r' now: the same point, by the turned frame's depth.
+    expected = PLANE.rho(0, CAMERA.project(back_rays)) / (se3.act(turn, back_rays / back_rays[..., 2:]))[..., 2]
+    torch.testing.assert_close(field.mean[seen].double(), expected[seen], atol=1e-4, rtol=1e-3)

@@ -1,0 +1,111 @@
+"""Choosing and following points."""
+
+import numpy as np
+import pytest
+import torch
+
+from flowodom.flow.points import choose, follow
+
+
+@pytest.fixture
+def image(picture):
+    return picture(120, 160).numpy()
+
+
+def inner(pixels):
+    """Returns whether all that a search window sees lies in both pictures."""
+    return ((pixels > 17) & (pixels < torch.tensor((142, 102)))).all(-1)
+
+
+def test_points_are_spread_over_the_image(image):
+    points = choose(image, 120)
+    assert 80 <= len(points) <= 200
+    assert points.dtype == torch.float64
+    quadrant = (points[:, 0] > 79.5).long() + 2 * (points[:, 1] > 59.5).long()
+    assert torch.bincount(quadrant, minlength=4).min() > 0.15 * len(points)
+    assert (points >= 0).all()
+    assert (points < torch.tensor((160, 120))).all()
+
+
+def test_more_are_chosen_when_more_are_asked_for(image):
+    assert len(choose(image, 300)) > 1.5 * len(choose(image, 100))
+
+
+def test_nothing_is_chosen_where_there_is_nothing(image):
+    assert len(choose(np.full((120, 160), 77, np.uint8), 100)) == 0
+    half = image.copy()
+    half[:, 80:] = 77
+    assert choose(half, 100)[:, 0].max() < 90
+
+
+def test_nothing_is_chosen_along_an_edge():
+    edge = np.full((120, 160), 60, np.uint8)
+    edge[:, 80:] = 200
+    assert len(choose(edge, 100)) == 0
+
+
+def test_cells_that_are_taken_get_no_new_point(image):
+    points = choose(image, 120)
+    assert len(choose(image, 120, taken=points)) == 0
+    left = points[points[:, 0] < 70]
+    fresh = choose(image, 120, taken=left)
+    assert len(fresh)
+    assert torch.cdist(fresh, left).min() > 0
+    assert len(fresh) + len(left) == pytest.approx(len(points), abs=4)
+    assert len(choose(image, 120, taken=points[:0])) == len(points)
+
+
+def test_nothing_is_chosen_in_what_is_to_be_ignored(image):
+    ignore = np.zeros((120, 160), bool)
+    ignore[30:80, 50:120] = True
+    points = choose(image, 200, ignore=ignore).round().long()
+    assert not ignore[points[:, 1], points[:, 0]].any()
+    assert len(choose(image, 200, ignore=~np.zeros((120, 160), bool))) == 0
+
+
+def test_colours_of_odd_sizes_do_not_matter(picture):
+    assert len(choose(picture(121, 163).numpy(), 100)) > 40
+
+
+@pytest.mark.parametrize("step", [(0.0, 0.0), (0.4, -0.3), (3.3, 2.6)])
+def test_points_are_followed_to_a_hundredth_of_a_pixel(translated, step):
+    previous, current, _ = translated(*step)
+    points = choose(previous.numpy(), 120)
+    there, found = follow(previous.numpy(), current.numpy(), points, points + torch.tensor(step).round())
+    error = (there - points - torch.tensor(step, dtype=torch.float64)).norm(dim=-1)
+    assert found.double().mean() > 0.85
+    error = error[found & inner(there)]
+    assert error.median() < 0.02
+    assert error.quantile(0.95) < 0.06
+
+
+def test_a_guess_that_is_a_few_pixels_off_does_no_harm(translated):
+    previous, current, _ = translated(5.0, -4.0)
+    points = choose(previous.numpy(), 120)
+    there, found = follow(previous.numpy(), current.numpy(), points, points + torch.tensor((7.0, -2.0)))
+    assert found.double().mean() > 0.6
+    error = (there - points - torch.tensor((5.0, -4.0)))[found & inner(there)].norm(dim=-1)
+    assert error.quantile(0.9) < 0.1
+
+
+def test_points_that_leave_the_image_are_not_found(translated):
+    previous, current, _ = translated(20.0, 0.0)
+    points = choose(previous.numpy(), 200)
+    _, found = follow(previous.numpy(), current.numpy(), points, points + torch.tensor((20.0, 0.0)))
+    gone = points[:, 0] + 20 > 159
+    assert gone.any()
+    assert not found[gone].any()
+
+
+def test_points_are_not_found_in_another_picture(image, picture):
+    points = choose(image, 150)
+    other = picture(120, 160, lambda pixels: pixels.flip(-1) * 1.7 + 400).numpy()
+    _, found = follow(image, other, points, points)
+    assert found.double().mean() < 0.2
+
+
+def test_no_points_are_followed_nowhere(image):
+    none = torch.zeros(0, 2, dtype=torch.float64)
+    there, found = follow(image, image, none, none)
+    assert there.shape == (0, 2)
+    assert found.shape == (0,)
