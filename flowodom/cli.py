@@ -6,15 +6,22 @@ Each subcommand imports what it needs when it runs, so that ``flowodom --help`` 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flowodom import __version__
 from flowodom.config import SessionConfig, load, override
 from flowodom.errors import ConfigError, FlowodomError
+
+if TYPE_CHECKING:
+    from flowodom.dds import Participant
 
 TOPIC_ROLES = {
     "image": "camera image",
@@ -166,48 +173,72 @@ def _render(options: argparse.Namespace) -> int:
 
 
 def _dds(options: argparse.Namespace) -> int:
-    import signal
-    import threading
-
-    import torch
-
-    from flowodom import graph
     from flowodom.dds import Participant
     from flowodom.names import Names
 
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    signal.signal(signal.SIGINT, lambda *_: stop.set())
-    config = make_config(options) if options.tool is None else None
-    names = Names({None: "flowodom"}.get(options.tool, f"flowodom_{options.tool}"), remappings=options.remap)
-    with Participant(
-        names, domain=options.ros_domain_id, distribution=options.distro, loopback=options.loopback
-    ) as participant:
-        if config is not None:
-            torch.set_num_threads(config.threads)
-            graph.Odometry(participant, config).run(stop)
-        elif options.tool == "play":
-            count = graph.play(
-                participant,
-                options.bag,
-                rate=options.rate,
-                loop=options.loop,
-                clock=options.clock,
-                start=options.start,
-                duration=options.duration,
-                topics=options.topics,
-                wait=options.wait,
-                stop=stop,
-            )
-            print(f"played {count} messages")
-        elif options.tool == "record":
-            count = graph.record(
-                participant, options.out, topics=options.topics or None, stop=stop, overwrite=options.overwrite
-            )
-            print(f"recorded {count} messages in {options.out}")
-        else:
-            graph.echo(participant, options.topic, count=options.count, stop=stop)
+    tool: Callable[[argparse.Namespace, Participant, threading.Event], None] = options.tool
+    names = Names(options.node, remappings=options.remap)
+    with (
+        _stopped_by_signals() as stop,
+        Participant(
+            names, domain=options.ros_domain_id, distribution=options.distro, loopback=options.loopback
+        ) as participant,
+    ):
+        tool(options, participant, stop)
     return 0
+
+
+def _dds_odometry(options: argparse.Namespace, participant: Participant, stop: threading.Event) -> None:
+    import torch
+
+    from flowodom.graph import Odometry
+
+    config = make_config(options)
+    torch.set_num_threads(config.threads)
+    Odometry(participant, config).run(stop)
+
+
+def _dds_play(options: argparse.Namespace, participant: Participant, stop: threading.Event) -> None:
+    from flowodom.graph import play
+
+    count = play(
+        participant,
+        options.bag,
+        rate=options.rate,
+        loop=options.loop,
+        clock=options.clock,
+        start=options.start,
+        duration=options.duration,
+        topics=options.topics,
+        wait=options.wait,
+        stop=stop,
+    )
+    print(f"played {count} messages")
+
+
+def _dds_record(options: argparse.Namespace, participant: Participant, stop: threading.Event) -> None:
+    from flowodom.graph import record
+
+    count = record(participant, options.out, topics=options.topics or None, stop=stop, overwrite=options.overwrite)
+    print(f"recorded {count} messages in {options.out}")
+
+
+def _dds_echo(options: argparse.Namespace, participant: Participant, stop: threading.Event) -> None:
+    from flowodom.graph import echo
+
+    echo(participant, options.topic, count=options.count, stop=stop)
+
+
+@contextlib.contextmanager
+def _stopped_by_signals() -> Iterator[threading.Event]:
+    """Gives an event that Ctrl-C and a request to end set, in place of what they would do."""
+    stop = threading.Event()
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -290,16 +321,16 @@ def _add_dds(dds: argparse.ArgumentParser) -> None:
         "-p", dest="set", action="append", metavar="NAME:=VALUE", help="one parameter, as ros2 run takes it"
     )
     dds.add_argument("--params-file", dest="config", type=Path, metavar="YAML", help="parameter file, same as --config")
-    dds.set_defaults(tool=None)
+    dds.set_defaults(tool=_dds_odometry, node="flowodom")
     tools = dds.add_subparsers(title="tools", metavar="TOOL", help="the odometry runs when none is named")
 
-    def tool(name: str, text: str) -> argparse.ArgumentParser:
+    def tool(name: str, run: Callable[..., None], text: str) -> argparse.ArgumentParser:
         added = tools.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         _add_graph_arguments(added, {})
-        added.set_defaults(tool=name)
+        added.set_defaults(tool=run, node=f"flowodom_{name}")
         return added
 
-    play = tool("play", "play a bag onto the graph at its own pace")
+    play = tool("play", _dds_play, "play a bag onto the graph at its own pace")
     play.add_argument("bag", type=Path, help="rosbag2 folder, .mcap, .db3 or ROS 1 .bag")
     play.add_argument("--rate", type=_positive, default=1.0, help="multiple of the recorded speed (%(default)s)")
     play.add_argument("--loop", action="store_true", help="begin again at the end")
@@ -311,12 +342,12 @@ def _add_dds(dds: argparse.ArgumentParser) -> None:
         "--wait", type=float, default=0.0, metavar="S", help="most seconds to wait for subscribers before beginning"
     )
 
-    record = tool("record", "record topics into a bag until stopped")
+    record = tool("record", _dds_record, "record topics into a bag until stopped")
     record.add_argument("topics", nargs="*", metavar="TOPIC", help="topics to record (default: all)")
     record.add_argument("--out", type=Path, required=True, help="where to; a path that ends in .mcap becomes one file")
     record.add_argument("--overwrite", action="store_true", help="replace a recording that is there")
 
-    echo = tool("echo", "show the messages of a topic")
+    echo = tool("echo", _dds_echo, "show the messages of a topic")
     echo.add_argument("topic", metavar="TOPIC")
     echo.add_argument("--count", type=int, help="how many messages (default: until stopped)")
 

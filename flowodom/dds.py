@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import threading
 import time
 import weakref
@@ -47,8 +48,9 @@ except ImportError as _error:
 
 _log = logging.getLogger(__name__)
 
-_INTERFACES = '<NetworkInterface autodetermine="true"/><NetworkInterface name="lo" multicast="true"/>'
-_LOOPBACK = '<NetworkInterface name="lo" multicast="true"/>'
+_LOOPBACK_NAME = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), "lo")
+_LOOPBACK = f'<NetworkInterface name="{_LOOPBACK_NAME}" multicast="true"/>'
+_INTERFACES = f'<NetworkInterface autodetermine="true"/>{_LOOPBACK}'
 _CONFIG = """<CycloneDDS><Domain>
 <General><Interfaces>{interfaces}</Interfaces></General>
 <Discovery><ParticipantIndex>auto</ParticipantIndex><MaxAutoParticipantIndex>32</MaxAutoParticipantIndex>

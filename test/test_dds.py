@@ -17,13 +17,13 @@ from flowodom.messages import MessageFactory, typestore
 from flowodom.names import Names
 
 make = MessageFactory()
-_domains = itertools.count(os.getpid() % 200)
+_domains = itertools.count(os.getpid() % 40)
 
 
 @pytest.fixture
 def domain() -> int:
     """A domain that no other test uses."""
-    return next(_domains) % 230
+    return 1 + next(_domains) % 45
 
 
 Join = Callable[..., Participant]

@@ -16,7 +16,7 @@ import torch
 
 pytest.importorskip("cyclonedds", reason="Cyclone DDS for Python is not installed (pip install cyclonedds)")
 
-from flowodom import graph
+from flowodom import cli, graph
 from flowodom.bags import BagReader
 from flowodom.config import SessionConfig, override
 from flowodom.dds import Participant
@@ -29,7 +29,7 @@ from flowodom.replay import replay
 
 MakeBag = Callable[..., Path]
 make = MessageFactory()
-_domains = itertools.count(100 + os.getpid() % 100)
+_domains = itertools.count(os.getpid() % 40)
 REMAPPINGS = (
     "image:=/camera/image_raw",
     "camera_info:=/camera/camera_info",
@@ -40,7 +40,7 @@ LOSSLESS = {"base_frame": "camera_link", "qos.reliable": True, "qos.depth": 100,
 
 @pytest.fixture
 def domain() -> int:
-    return next(_domains) % 230
+    return 50 + next(_domains) % 40
 
 
 @pytest.fixture
@@ -279,3 +279,30 @@ def test_everything_is_recorded_when_no_topic_is_named(tmp_path: Path, join: Cal
     thread.join()
     assert [message.data for message in recorded(tmp_path / "bag", "/a")] == ["a"]
     assert [message.data for message in recorded(tmp_path / "bag", "/b")] == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--distro", "nowhere"], "unknown ROS 2 distribution 'nowhere'"),
+        (["-r", "image"], "from:=to"),
+        (["-p", "no.such:=1"], "unknown parameter 'no.such'"),
+        (["--ros-domain-id", "233"], "0 to 232"),
+        (["play", "nowhere"], "there is no recording nowhere"),
+        (["record", "--out", "/dev/null/x"], "cannot write"),
+    ],
+)
+def test_errors_of_the_command_line_are_one_line(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROS_DOMAIN_ID", "49")
+    before = signal.getsignal(signal.SIGINT)
+    assert cli.main(["dds", "--loopback", *words]) == 2
+    assert message in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_flags_of_the_graph_may_stand_before_and_after_the_tool() -> None:
+    for words in (["--distro", "humble", "play", "bag"], ["play", "--distro", "humble", "bag"]):
+        options = cli._parser().parse_args(["dds", *words])
+        assert (options.distro, options.loopback, options.node) == ("humble", False, "flowodom_play")
