@@ -287,7 +287,8 @@ class Session:
             self._first_tick = now
         if now - self._first_tick > _PATIENCE * 1e9:
             for topic in ("image", "camera_info", "depth"):
-                if topic not in self._inputs or (topic == "depth" and self._without_depth):
+                optional = topic == "depth" and self.config.depth.source != "sensor"
+                if topic not in self._inputs or optional:
                     continue
                 if self._received[topic]:
                     self._clear(f"missing {topic}")

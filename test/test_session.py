@@ -600,13 +600,22 @@ def test_the_path_stays_bounded() -> None:
 
 
 def test_a_missing_topic_is_named_by_its_real_name_after_five_seconds() -> None:
-    rig = Rig(resolve={"image": "/front/image", "camera_info": "/front/camera_info", "depth": "/front/depth"}.get)
+    values = {"depth.source": "sensor"}
+    rig = Rig(
+        values, resolve={"image": "/front/image", "camera_info": "/front/camera_info", "depth": "/front/depth"}.get
+    )
     assert "front" not in rig.session.tick(0)[0][1].status[0].message
     message = rig.session.tick(6 * SECOND)[0][1].status[0].message
     assert "/front/image" in message
     assert "/front/depth" in message
     rig.info()
     assert "/front/camera_info" not in rig.session.tick(8 * SECOND)[0][1].status[0].message
+
+
+def test_depth_that_may_be_left_out_is_not_missed() -> None:
+    rig = Rig(inputs=("depth",))
+    rig.session.tick(0)
+    assert rig.session.tick(6 * SECOND)[0][1].status[0].level == 0
 
 
 def test_diagnostics_come_once_a_second(mono: Rig) -> None:
