@@ -11,7 +11,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -123,6 +123,14 @@ class Placement:
     extrinsic: Tensor
 
 
+class _Mounting(NamedTuple):
+    """Where the camera is on its base, with what is made of that for every frame."""
+
+    motion: Tensor
+    inverse: Tensor
+    adjoint: Tensor
+
+
 class Session:
     """The odometry in message clothes.
 
@@ -191,6 +199,7 @@ class Session:
         self._anchor: Tensor | None = None
         self._base_pose: Tensor | None = None
         self._guess: Tensor | None = None
+        self._mounting: _Mounting | None = None
         self._segment = 0
         self._estimate: Estimate | None = None
         self._path: list[Any] = []
@@ -623,6 +632,8 @@ class Session:
         if extrinsic is None:
             self.counts["unplaced"] += 1
             return None
+        if self._mounting is None or self._mounting.motion is not extrinsic:
+            self._mounting = _Mounting(extrinsic, se3.inverse(extrinsic), se3.adjoint(extrinsic))
         guess = None
         if self.config.guess_frame:
             guess = self._lookup("guess", self.config.guess_frame, self.config.base_frame, estimate.stamp)
@@ -633,11 +644,10 @@ class Session:
         elif self._anchor is None:
             self._anchor = self._start @ extrinsic @ se3.inverse(estimate.pose)
         self._segment, self._guess = estimate.segment, guess
-        self._base_pose = self._anchor @ estimate.pose @ se3.inverse(extrinsic)
+        self._base_pose = self._anchor @ estimate.pose @ self._mounting.inverse
         covariance = None
         if estimate.covariance is not None:
-            adjoint = se3.adjoint(extrinsic)
-            covariance = adjoint @ estimate.covariance @ adjoint.T
+            covariance = self._mounting.adjoint @ estimate.covariance @ self._mounting.adjoint.T
         return Placement(self._base_pose, covariance, extrinsic)
 
     def _publish(self, frame: Frame, camera: str, estimate: Estimate, placement: Placement | None) -> list[Publication]:
@@ -665,10 +675,12 @@ class Session:
         covariance = twist_covariance = torch.eye(6, dtype=torch.float64) * _UNKNOWN_VARIANCE
         if placement.covariance is not None:
             # Position and a small rotation along the axes of odom, from the body's own.
-            turn = torch.kron(torch.eye(2, dtype=torch.float64), placement.pose[:3, :3].contiguous())
+            turn = torch.zeros(6, 6, dtype=torch.float64)
+            turn[:3, :3] = turn[3:, 3:] = placement.pose[:3, :3]
             covariance = turn @ placement.covariance @ turn.T
         if estimate.motion is not None and estimate.interval > 0:
-            adjoint = se3.adjoint(placement.extrinsic)
+            assert self._mounting is not None
+            adjoint = self._mounting.adjoint
             twist = adjoint @ se3.log(estimate.motion) / estimate.interval
             if estimate.motion_covariance is not None:
                 # The Jacobian of the logarithm is left out: it is the identity up to half the angle of one frame.
