@@ -1,0 +1,336 @@
+"""The odometry on short procedural clips, whose truth is exact."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from flowodom.config import OdometryConfig, override
+from flowodom.frame import Frame
+from flowodom.geometry import se3
+from flowodom.odometry import Odometry, Scale, Status, resolve_device
+from flowodom.worlds import Sensor, hand_held, pinhole, room, rotation, sequence, straight, street
+
+QVGA = pinhole()
+SMALL = pinhole(160, 120)
+RATE = 15.0
+HEIGHT = 1.65
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Frames and their true poses ``T_world_camera`` (N, 4, 4)."""
+
+    frames: list[Frame]
+    poses: Tensor
+
+
+def clip(world, path, camera, frames, *, rate=RATE, depth=True, seed=0):
+    sensor = Sensor(image_noise=1.5, depth=depth, seed=seed)
+    steps = list(sequence(world, path, camera, frames=frames, rate=rate, sensor=sensor))
+    return Clip([s.frame for s in steps], torch.stack([s.pose for s in steps]))
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the odometry made of a clip.
+
+    Attributes:
+        estimates: One a frame.
+        truth: (N, 4, 4) true poses seen from the first camera.
+    """
+
+    estimates: list
+    truth: Tensor
+
+    @property
+    def poses(self):
+        return torch.stack([e.pose for e in self.estimates])
+
+    @property
+    def errors(self):
+        """(N, 6) right perturbations from the estimated to the true poses."""
+        return se3.log(se3.inverse(self.poses) @ self.truth)
+
+    @property
+    def drift(self):
+        """Distance between the last positions, over the length of the path."""
+        steps = (self.truth[1:, :3, 3] - self.truth[:-1, :3, 3]).norm(dim=-1)
+        return float((self.poses - self.truth)[-1, :3, 3].norm() / steps.sum())
+
+    def steps(self):
+        """Returns estimated and true motions from frame to frame, (N - 1, 4, 4) each."""
+        found, true = self.poses, self.truth
+        return se3.inverse(found[:-1]) @ found[1:], se3.inverse(true[:-1]) @ true[1:]
+
+
+def follow(frames, config=None):
+    odometry = Odometry(config)
+    return [odometry.step(frame) for frame in frames]
+
+
+def run(clip, config=None):
+    return Run(follow(clip.frames, config), se3.inverse(clip.poses[0]) @ clip.poses)
+
+
+def blind(clip):
+    """Returns a clip as a single camera sees it."""
+    return Clip([replace(f, depth=None) for f in clip.frames], clip.poses)
+
+
+@pytest.fixture(scope="module")
+def calm():
+    """Three clips of a camera in a hand in a room where nothing moves."""
+    return [run(clip(room(s, movers=0), hand_held(s), QVGA, 28, seed=s)) for s in (1, 2, 3)]
+
+
+@pytest.fixture(scope="module")
+def turning():
+    return clip(room(2, movers=0), rotation(2), QVGA, 35, rate=30.0)
+
+
+@pytest.fixture(scope="module")
+def short():
+    """A small clip for what need not be accurate."""
+    return clip(room(4, movers=0, texels=256), hand_held(4), SMALL, 24, rate=30.0)
+
+
+@pytest.fixture(scope="module")
+def lane():
+    path = straight(position=(0.0, 0.0, HEIGHT), speed=8.0)
+    return clip(street(2, texels=256), path, pinhole(480, 180, field_of_view=80.0), 30, rate=10.0, depth=False)
+
+
+def test_drift_is_under_half_a_percent_of_the_path(calm):
+    assert sum(r.drift for r in calm) / len(calm) < 0.005
+
+
+def test_covariance_holds_the_true_error_and_is_not_far_too_wide(calm):
+    errors = torch.cat([r.errors[1:] for r in calm]).abs()
+    sigma = torch.stack([e.covariance.diagonal().sqrt() for r in calm for e in r.estimates[1:]])
+    assert (errors <= 3 * sigma).all(-1).double().mean() >= 0.95
+    # For a Gaussian the median of error over sigma is 0.674.
+    assert (errors / sigma).median() > 0.674 / 5
+
+
+def test_covariance_of_the_motion_holds_its_error(calm):
+    errors, sigma = [], []
+    for r in calm:
+        found, true = r.steps()
+        errors.append(se3.log(se3.inverse(found) @ true).abs())
+        sigma += [e.motion_covariance.diagonal().sqrt() for e in r.estimates[1:]]
+    assert (torch.cat(errors) <= 3 * torch.stack(sigma)).all(-1).double().mean() >= 0.95
+
+
+def test_motion_joins_one_pose_to_the_next(calm):
+    for before, after in zip(calm[0].estimates[:-1], calm[0].estimates[1:], strict=True):
+        # The window moves keyframes a little after their pose was given out.
+        torch.testing.assert_close(before.pose @ after.motion, after.pose, atol=5e-3, rtol=0)
+        assert after.interval == pytest.approx(1 / RATE, abs=1e-6)
+
+
+def test_every_frame_with_depth_is_tracked_in_metres(calm):
+    for r in calm:
+        assert all(e.status is Status.TRACKING and e.scale is Scale.SENSOR and e.reason == "" for e in r.estimates)
+        assert {e.segment for e in r.estimates} == {0}
+        assert r.estimates[0].keyframe
+        torch.testing.assert_close(r.estimates[0].pose, se3.identity())
+        assert r.estimates[0].motion is None
+        assert r.estimates[0].properties is None
+        assert all(0 < e.inliers <= e.matches for e in r.estimates[1:])
+
+
+def test_covariances_are_symmetric_positive_and_grow(calm):
+    for e in calm[0].estimates[1:]:
+        for covariance in (e.covariance, e.motion_covariance):
+            torch.testing.assert_close(covariance, covariance.T)
+            assert torch.linalg.eigvalsh(covariance).min() > 0
+    traces = [float(e.covariance[:3, :3].trace()) for e in calm[0].estimates]
+    assert traces[-1] > traces[5] > traces[0]
+
+
+def test_properties_are_lifted_when_asked_for(calm):
+    last = calm[0].estimates[-1]
+    found = last.properties
+    assert found is last.properties
+    assert found.weight.shape == (found.camera.height, found.camera.width)
+    known = found.weight > 0
+    assert known.double().mean() > 0.5
+    # Nothing moves in this room.
+    assert found.residual[known].norm(dim=-1).median() < 0.01
+    assert found.weight[known].median() > 0.7
+
+
+@pytest.mark.xfail(reason="a slow mover can draw the robust fit into a compromise for a few frames", strict=False)
+def test_a_mover_over_a_quarter_of_the_image_changes_little(calm):
+    drifts = []
+    for s in (1, 2, 3):
+        path = hand_held(s)
+        drifts.append(run(clip(room(s, coverage=0.25, path=path), path, QVGA, 28, seed=s)).drift)
+    # Not less than what drift may be is asked for where there is next to none.
+    assert sum(drifts) < 1.5 * max(sum(r.drift for r in calm), 3 * 0.002)
+
+
+def test_pure_rotation_is_tracked_without_inventing_translation(turning):
+    r = run(turning)
+    found, true = r.steps()
+    assert se3.log(se3.inverse(found) @ true)[:, 3:].norm(dim=-1).rad2deg().max() < 0.05
+    assert found[:, :3, 3].norm(dim=-1).max() < 1e-3
+
+
+def test_a_single_camera_tracks_pure_rotation_too(turning):
+    r = run(blind(turning))
+    assert all(e.status is Status.TRACKING for e in r.estimates)
+    found, true = r.steps()
+    assert se3.log(se3.inverse(found) @ true)[:, 3:].norm(dim=-1).rad2deg().max() < 0.05
+    assert found[:, :3, 3].abs().max() == 0
+    assert {e.scale for e in r.estimates} == {Scale.UNKNOWN}
+
+
+def test_a_single_camera_starts_with_its_first_baseline_as_the_unit(lane):
+    estimates = follow(lane.frames[:16])
+    waiting = [e for e in estimates if e.status is Status.INITIALIZING]
+    assert all(e.pose is None and e.reason for e in waiting)
+    assert estimates[-1].status is Status.TRACKING
+    assert estimates[-1].scale is Scale.FIRST_BASELINE
+    first = next(k for k, e in enumerate(estimates) if e.scale is Scale.FIRST_BASELINE)
+    assert float(estimates[first].pose[:3, 3].norm()) == pytest.approx(1, rel=0.02)
+    truth = se3.inverse(lane.poses[0]) @ lane.poses
+    unit = float(truth[first, :3, 3].norm())
+    assert float(estimates[-1].pose[:3, 3].norm()) == pytest.approx(float(truth[15, :3, 3].norm()) / unit, rel=0.05)
+
+
+def test_camera_height_makes_a_single_camera_metric(lane):
+    estimates = follow(lane.frames, OdometryConfig(camera_height=HEIGHT))
+    metric = [k for k, e in enumerate(estimates) if e.scale is Scale.CAMERA_HEIGHT and e.pose is not None]
+    assert metric[0] < 10
+    assert metric[-1] == len(estimates) - 1
+    first, last = metric[len(metric) // 3], metric[-1]
+    found = (estimates[last].pose[:3, 3] - estimates[first].pose[:3, 3]).norm()
+    true = (lane.poses[last][:3, 3] - lane.poses[first][:3, 3]).norm()
+    assert float(found) == pytest.approx(float(true), rel=0.05)
+
+
+def black(frame):
+    return replace(frame, image=np.zeros_like(frame.image), depth=np.full_like(frame.depth, np.nan))
+
+
+def test_a_short_blackout_is_lost_and_found_again_without_a_pose_between(short):
+    frames = [*short.frames[:6], *(black(f) for f in short.frames[6:9]), *short.frames[9:14]]
+    estimates = follow(frames)
+    for e in estimates[6:9]:
+        assert e.status is Status.LOST
+        assert e.reason
+        assert e.pose is e.covariance is e.motion is e.properties is None
+    assert estimates[-1].status is Status.TRACKING
+    assert estimates[-1].segment == 0
+    truth = se3.inverse(short.poses[0]) @ short.poses[13]
+    assert se3.log(se3.inverse(estimates[-1].pose) @ truth)[:3].norm() < 0.02
+
+
+def test_a_long_blackout_starts_a_new_segment_at_the_last_trusted_pose(short):
+    later = [replace(f, stamp=f.stamp + 1_500_000_000) for f in short.frames[12:]]
+    dark = [replace(black(short.frames[6]), stamp=short.frames[6].stamp + k * 250_000_000) for k in range(6)]
+    estimates = follow([*short.frames[:6], *dark, *later])
+    assert all(e.pose is None for e in estimates[6:12])
+    after = [e for e in estimates[12:] if e.pose is not None]
+    assert len(after) >= len(later) - 2
+    assert {e.segment for e in after} == {1}
+    torch.testing.assert_close(after[0].pose, estimates[5].pose, atol=2e-3, rtol=0)
+    assert after[-1].covariance[:3, :3].trace() > estimates[5].covariance[:3, :3].trace()
+
+
+def test_a_cut_to_elsewhere_is_never_believed(short):
+    elsewhere = clip(room(9, movers=0, texels=256), hand_held(9), SMALL, 12, rate=10.0)
+    start = short.frames[7].stamp
+    cut = [replace(f, stamp=start + 33_333_333 + k * 100_000_000) for k, f in enumerate(elsewhere.frames)]
+    estimates = follow([*short.frames[:8], *cut])
+    assert estimates[8].status is Status.LOST
+    believed = [e for e in estimates[8:] if e.pose is not None]
+    assert all(e.segment == 1 for e in believed)
+    assert estimates[-1].status is not Status.LOST
+    for e in estimates[8:]:
+        assert (e.pose is None) == (e.status is not Status.TRACKING)
+
+
+def test_constant_images_are_never_tracked(short):
+    dull = [replace(f, image=np.full_like(f.image, 120)) for f in short.frames[:4]]
+    for frames in (dull, [replace(f, depth=None) for f in dull]):
+        estimates = follow(frames)
+        assert all(e.pose is None and e.reason for e in estimates[1:])
+
+
+def test_another_size_starts_a_new_segment_where_the_last_one_ended(short):
+    other = clip(room(4, movers=0, texels=256), hand_held(4), pinhole(200, 150), 3, rate=30.0)
+    moved = [replace(f, stamp=f.stamp + 1_000_000_000) for f in other.frames]
+    estimates = follow([*short.frames[:4], *moved])
+    assert [e.segment for e in estimates] == [0] * 4 + [1] * 3
+    assert all(e.status is Status.TRACKING for e in estimates)
+    torch.testing.assert_close(estimates[4].pose, estimates[3].pose, atol=2e-3, rtol=0)
+    assert estimates[4].motion is None
+
+
+@pytest.mark.parametrize("value", [np.nan, 0.0])
+def test_without_valid_depth_in_the_first_frame_it_waits(short, value):
+    frames = [replace(f, depth=np.full_like(f.depth, value)) for f in short.frames[:2]] + short.frames[2:6]
+    estimates = follow(frames)
+    for e in estimates[:2]:
+        assert e.status is Status.INITIALIZING
+        assert "depth" in e.reason
+        assert e.pose is None
+    assert all(e.status is Status.TRACKING for e in estimates[2:])
+
+
+def test_frames_that_lack_depth_for_a_while_are_tracked_all_the_same(short):
+    frames = [f if k % 3 == 0 else replace(f, depth=np.full_like(f.depth, np.nan)) for k, f in enumerate(short.frames)]
+    r = Run(follow(frames), se3.inverse(short.poses[0]) @ short.poses)
+    assert all(e.status is Status.TRACKING for e in r.estimates)
+    assert r.errors[-1, :3].norm() < 0.02
+
+
+def test_what_is_to_be_ignored_does_not_matter(short):
+    ignore = np.zeros((120, 160), bool)
+    ignore[70:, 40:120] = True
+    garbage = np.random.default_rng(0)
+    frames = []
+    for f in short.frames[:8]:
+        image = f.image.copy()
+        image[ignore] = garbage.integers(0, 255, (int(ignore.sum()), 3))
+        frames.append(replace(f, image=image, ignore=ignore))
+    r = Run(follow(frames), se3.inverse(short.poses[0]) @ short.poses[:8])
+    assert all(e.status is Status.TRACKING for e in r.estimates)
+    assert r.errors[-1, :3].norm() < 0.01
+
+
+def test_reset_starts_anew_at_the_pose_that_is_given(short):
+    odometry = Odometry()
+    for frame in short.frames[:4]:
+        last = odometry.step(frame)
+    odometry.reset()
+    after = odometry.step(short.frames[4])
+    assert after.segment == 1
+    torch.testing.assert_close(after.pose, last.pose, atol=2e-3, rtol=0)
+    home = se3.exp(torch.tensor([1.0, 2, 3, 0.1, 0.2, 0.3], dtype=torch.float64))
+    odometry.reset(home)
+    after = odometry.step(short.frames[5])
+    assert after.segment == 2
+    torch.testing.assert_close(after.pose, home)
+    assert (after.covariance == 0).all()
+
+
+def test_the_same_frames_give_the_same_poses(short):
+    one, two = follow(short.frames[:8]), follow(short.frames[:8])
+    for a, b in zip(one, two, strict=True):
+        torch.testing.assert_close(a.pose, b.pose, rtol=0, atol=0)
+
+
+def test_depth_is_left_unused_where_the_filter_is_asked_for(short):
+    estimates = follow(short.frames[:3], override(OdometryConfig(), {"depth.source": "filter"}))
+    assert all(e.scale is not Scale.SENSOR for e in estimates)
+
+
+def test_devices_are_found_by_name():
+    assert resolve_device("cpu") == torch.device("cpu")
+    assert resolve_device("auto").type in ("cpu", "cuda")
