@@ -79,7 +79,9 @@ class RegistrationConfig:
 
     points: int = parameter(1200, "Points tracked per frame, spread over the image.", low=50, high=10000)
     max_iterations: int = parameter(10, "Most iterations of the robust refinement.", low=1, high=100)
-    pixel_noise: float = parameter(0.3, "Standard deviation of a tracked point's place.", unit="px", low=0.01, high=5.0)
+    pixel_noise: float = parameter(
+        0.15, "Standard deviation of a tracked point's place.", unit="px", low=0.01, high=5.0
+    )
     shutter: float = parameter(
         0.05,
         "Standard deviation of how far the camera turns while one image is exposed from first to last row; "

@@ -14,12 +14,12 @@ from flowodom.config import RegistrationConfig
 from flowodom.depth import InverseDepth
 from flowodom.flow import FlowField
 from flowodom.flow.consistency import sample
-from flowodom.flow.points import choose, follow
+from flowodom.flow.points import choose, follow, turn
 from flowodom.frame import Frame
 from flowodom.geometry import se3
 from flowodom.registration.covariance import compose, fit_covariance
 from flowodom.registration.procrustes import procrustes
-from flowodom.registration.refine import Fit, Matches, Shutter, refine, residuals, score
+from flowodom.registration.refine import ANNEALING, Fit, Matches, Shutter, refine, residuals, score
 from flowodom.registration.resection import resection
 from flowodom.registration.two_view import two_view
 from flowodom.registration.window import KeyframeWindow
@@ -48,8 +48,17 @@ HELD_PARALLAX = 1.2
 START_PARALLAX = 0.01
 """Median displacement left after the best rotation, as a share of the image's width, that starts a single camera."""
 
+SHUTTER_RATE = 0.05
+"""Share by which one frame's shear changes what is expected of the next."""
+
+LEAST_SHUTTER = 0.1
+"""Share of the configured deviation down to which a camera can show its shutter to be global."""
+
 UNIT_VARIANCE = 1e-6
 """Variance of the length of the first baseline, which is one by definition."""
+
+MOST_STILL = 2.0
+"""Displacement of a typical point by translation, pixels, above which the camera has moved beyond doubt."""
 
 STILL = 25.0
 """Drop of the robust cost, per noise factor, that translation must earn to be believed."""
@@ -120,9 +129,7 @@ class Tracker:
         self._config = config
         self._camera = view.frame.camera
         self._metric = metric
-        self._window = KeyframeWindow(
-            self._camera, size=config.window, pixel_variance=config.pixel_noise**2, metric=metric
-        )
+        self._window = self._new_window()
         self._random = torch.Generator().manual_seed(0)
         self._pose = pose
         self._covariance = covariance
@@ -135,6 +142,14 @@ class Tracker:
         self._places = torch.zeros(0, 2, dtype=torch.float64)
         self._seen, self._found = self._places, torch.zeros(0, dtype=torch.bool)
         self.add_keyframe(view, view.depth)
+
+    def _new_window(self) -> KeyframeWindow:
+        return KeyframeWindow(
+            self._camera,
+            size=self._config.window,
+            pixel_variance=self._config.pixel_noise**2,
+            metric=self._metric,
+        )
 
     @property
     def pose(self) -> Tensor:
@@ -178,13 +193,17 @@ class Tracker:
         matches = self._matches(view, seen).subset(found)
         if len(matches) < LEAST_INLIERS:
             raise NotTracked(f"only {len(matches)} points could be followed, {LEAST_INLIERS} are needed")
-        fit = self._fit(matches) if self._started else self._start(matches)
+        try:
+            fit = self._fit(matches) if self._started else self._start(matches)
+        except Parallax:
+            self._places = torch.where(found[:, None], seen, torch.nan)
+            raise
         inlier = fit.weight > 0.25
         inliers = int(inlier.sum())
         if inliers < LEAST_INLIERS or inliers < LEAST_INLIER_SHARE * len(matches):
             raise NotTracked(f"only {inliers} of {len(matches)} points agree on one motion")
         found[found.clone()] = inlier
-        self._shutter = replace(self._shutter, shear=fit.shear)
+        self._shutter = self._learn_shutter(fit.shear)
 
         pose = self._window.poses[-1] @ se3.inverse(fit.motion)
         relative = fit_covariance(fit)
@@ -201,10 +220,15 @@ class Tracker:
     def add_keyframe(self, view: View, depth: InverseDepth | None) -> None:
         """Makes the view that was tracked last a keyframe, and refines the window; ``pose`` changes a little.
 
+        A single camera that has not left its place needs only the newest: older ones tell no depth.
+
         Args:
             view: That view.
             depth: Its field, from which new points start.
         """
+        if not self._started:
+            self._window = self._new_window()
+            self._seen, self._found = torch.zeros(0, 2, dtype=torch.float64), torch.zeros(0, dtype=torch.bool)
         observed, seen = self._found, self._seen
         rho, variance = self._read(view.depth, seen)
         fresh = choose(view.grey, self._config.points, taken=seen[observed], ignore=_unfit(view))
@@ -235,7 +259,11 @@ class Tracker:
         scaled = (predicted[:3, :3] @ (known.direction + known.rho[:, None] * known.offset)[..., None])[..., 0]
         reprojected = self._camera.project(scaled + known.rho[:, None] * predicted[:3, 3])
         guess = torch.where(lost[:, None], reprojected, guess)
-        seen, found = follow(self._key_view.grey, view.grey, self._window.places, guess)
+        rotation = predicted[:3, :3]
+        turned = turn(self._key_view.grey, self._camera.homography(rotation))
+        places = self._camera.project(self._camera.rays(self._window.places) @ rotation.T)
+        seen, found = follow(turned, view.grey, places, guess)
+        found &= self._camera.contains(places)
         if view.frame.ignore is not None:
             column, row = seen.round().long().unbind(-1)
             inside = self._camera.contains(seen)
@@ -255,6 +283,13 @@ class Tracker:
         rho, variance = depth.at(self._camera, pixels.to(depth.mean.device))
         return rho.cpu(), variance.cpu()
 
+    def _learn_shutter(self, shear: Tensor) -> Shutter:
+        """Returns the shutter with a new shear, its deviation following how large the shears of this camera are."""
+        widest = math.radians(self._config.shutter)
+        seen = float(shear.square().mean())
+        deviation = math.sqrt((1 - SHUTTER_RATE) * self._shutter.deviation**2 + SHUTTER_RATE * seen)
+        return Shutter(shear, min(max(deviation, LEAST_SHUTTER * widest), widest))
+
     def _row(self, pixels: Tensor) -> Tensor:
         """Returns the rows (M,) of pixels (M, 2), from -1/2 at the first to 1/2 at the last."""
         return pixels[:, 1] / (self._camera.height - 1) - 0.5
@@ -268,7 +303,18 @@ class Tracker:
     def _fit(self, matches: Matches) -> Fit:
         """Fits the motion from the newest keyframe; holds the camera in its place where translation earns nothing."""
         start = self._propose(matches)
-        fit = refine(self._camera, matches, start, max_iterations=self._config.max_iterations, shutter=self._shutter)
+        fit = refine(
+            self._camera,
+            matches,
+            start,
+            max_iterations=self._config.max_iterations,
+            shutter=self._shutter,
+            # Starts from scene flow are good; a wide kernel would only invite a compromise with what moves.
+            annealing=1.0 if self._metric else ANNEALING,
+        )
+        shift = self._camera.focal * float(matches.rho.median() * fit.motion[:3, 3].norm())
+        if shift > MOST_STILL:
+            return fit
         still = refine(
             self._camera,
             matches,
@@ -278,7 +324,8 @@ class Tracker:
             rotation_only=True,
             annealing=1.0,
         )
-        if still.cost - fit.cost < STILL * fit.noise_factor:
+        cost = score(self._camera, matches, torch.stack((fit.motion, still.motion)))
+        if float(cost[1] - cost[0]) < STILL * fit.noise_factor:
             return replace(still, information=fit.information)
         return fit
 
@@ -319,7 +366,6 @@ class Tracker:
             matches,
             se3.matrix((se3.inverse(self._pose) @ self._window.poses[-1])[:3, :3], centre),
             max_iterations=self._config.max_iterations,
-            shutter=self._shutter,
             rotation_only=True,
             annealing=256.0,
         )

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-PATCH = (21, 21)
+PATCH = (11, 11)
 """Lucas-Kanade window, pixels."""
 
 ROUND_TRIP = 0.7
@@ -66,6 +66,25 @@ def choose(
     v = (index // columns) * side + place[index] // side
     u = (index % columns) * side + place[index] % side
     return torch.stack((u, v), dim=-1).to(torch.float64) * 2 + 0.5
+
+
+def turn(grey: NDArray[np.uint8], homography: Tensor) -> NDArray[np.uint8]:
+    """Returns an image as a camera turned about its centre would have seen it.
+
+    Lucas-Kanade shifts a window and does nothing else to it: where the camera has turned, the window is turned and
+    stretched as well, and the match is biased. Undoing the rotation first removes that bias.
+
+    Args:
+        grey: (H, W) uint8 image.
+        homography: (3, 3) float64, from its pixels to those of the turned camera, ``K R K^-1``.
+    """
+    height, width = grey.shape
+    return np.asarray(
+        cv2.warpPerspective(
+            grey, homography.numpy(), (width, height), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
+        ),
+        dtype=np.uint8,
+    )
 
 
 def follow(

@@ -86,6 +86,11 @@ class PinholeCamera:
         y = (pixels[..., 1] - self.cy) / self.fy
         return torch.stack((x, y, torch.ones_like(x)), dim=-1)
 
+    def homography(self, rotation: Tensor) -> Tensor:
+        """Returns the (3, 3) map of homogeneous pixels that turning the camera by a (3, 3) ``R_new_old`` makes."""
+        k = rotation.new_tensor(((self.fx, 0, self.cx), (0, self.fy, self.cy), (0, 0, 1)))
+        return k @ rotation @ torch.linalg.inv(k)
+
     def unproject(self, pixels: Tensor, depth: Tensor) -> Tensor:
         """Lifts pixels to points.
 

@@ -15,6 +15,9 @@ from flowodom.depth import InverseDepth
 MOST_TILT = math.radians(25)
 """Angle between the camera's downward axis and the ground's normal, up to which a plane can be the ground."""
 
+LEAST_SLOPE = 0.12
+"""Least slope of a ray below the optical axis: ground farther than eight heights is too uncertain to help."""
+
 LEAST_PIXELS = 200
 """Pixels on the plane needed to believe it."""
 
@@ -29,7 +32,7 @@ def ground_height(field: InverseDepth) -> tuple[float, float] | None:
         Height in the field's unit of length and its relative standard deviation; None where no ground is seen.
     """
     rays = field.camera.rays(field.camera.pixels(device=field.mean.device))
-    below = (rays[..., 1] > 0.05) & (rays[..., 0].abs() < 2.5 * rays[..., 1]) & field.variance.isfinite()
+    below = (rays[..., 1] > LEAST_SLOPE) & (rays[..., 0].abs() < 1.5 * rays[..., 1]) & field.variance.isfinite()
     ray, rho, variance = rays[below].double(), field.mean[below].double(), field.variance[below].double()
     if len(rho) < LEAST_PIXELS:
         return None

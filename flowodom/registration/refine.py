@@ -22,11 +22,23 @@ OUTLIER = 3.0
 """Deviations at which the robust weight of a match has dropped to a quarter."""
 
 
+ANNEALING = 4.0
+"""By how much, in deviations squared, the kernel is widened for a first guess."""
+
+LEAST_SPREAD = 0.05
+"""Least factor, squared, by which the stated noise can turn out too large."""
+
 MOST_SPREAD = 25.0
 """Greatest factor, squared, by which the stated noise is believed to be too small."""
 
-_MEDIAN_OF_TWO = 1.386
-"""Median of a chi-square variable of two degrees of freedom."""
+CONVERGED = 5e-6
+"""Step, radians and metres, below which the refinement has ended: a hundredth of what a pixel's noise leaves."""
+
+SPREAD_QUANTILE = 0.35
+"""Quantile of the residuals that measures their scatter: true while up to two thirds of the image move on their own."""
+
+_QUANTILE_OF_TWO = 0.862
+"""That quantile of a chi-square variable of two degrees of freedom."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +84,6 @@ class Fit:
         information: (6, 6) float64, of the left perturbation ``exp(xi) @ motion``, in units of the stated noise.
         weight: (N,) robust weight of each match, in [0, 1].
         noise_factor: By how much, squared, the matches scatter more than their stated noise (at least a quarter).
-        cost: Robust cost in units of the stated noise squared.
         shear: (3,) rotation vector, radians, by which the camera turned from first to last row, see ``Shutter``.
     """
 
@@ -80,7 +91,6 @@ class Fit:
     information: Tensor
     weight: Tensor
     noise_factor: float
-    cost: float
     shear: Tensor
 
 
@@ -168,7 +178,7 @@ def _marginal_information(noise_inverse: Tensor, by_rho: Tensor, rho_variance: T
 
 
 def spread(squared: Tensor) -> float:
-    """Returns by how much, squared, residuals scatter more than their stated noise, by their median.
+    """Returns by how much, squared, residuals scatter more than their stated noise, by a low quantile.
 
     Real cameras add errors that no noise figure states (rolling shutter, calibration, blur): a kernel that ignored them
     would lock on whatever part of the image happens to agree.
@@ -176,14 +186,17 @@ def spread(squared: Tensor) -> float:
     Args:
         squared: (N,) squared Mahalanobis residuals of two or three parts.
     """
-    return float((squared.median() / _MEDIAN_OF_TWO).clamp(1.0, MOST_SPREAD))
+    return float((squared.quantile(SPREAD_QUANTILE) / _QUANTILE_OF_TWO).clamp(LEAST_SPREAD, MOST_SPREAD))
 
 
-def score(camera: PinholeCamera, matches: Matches, motions: Tensor, *, outlier: float = OUTLIER) -> Tensor:
+def score(camera: PinholeCamera, matches: Matches, motions: Tensor) -> Tensor:
     """Returns the (H,) truncated cost of (H, 4, 4) candidate motions: how badly each explains the matches."""
-    error, information = residuals(camera, matches, motions)
-    squared = (error[..., None, :] @ information @ error[..., None])[..., 0, 0]
-    return squared.clamp(max=outlier * outlier).sum(-1)
+    return _squared(*residuals(camera, matches, motions)).clamp(max=ANNEALING * OUTLIER * OUTLIER).sum(-1)
+
+
+def _squared(error: Tensor, information: Tensor) -> Tensor:
+    """Returns the (..., N) squared Mahalanobis length of (..., N, 3) residuals."""
+    return (error * (information @ error[..., None])[..., 0]).sum(-1)
 
 
 def refine(
@@ -194,7 +207,7 @@ def refine(
     max_iterations: int,
     shutter: Shutter = GLOBAL_SHUTTER,
     rotation_only: bool = False,
-    annealing: float = 16.0,
+    annealing: float = ANNEALING,
 ) -> Fit:
     """Refines a motion by robust, iteratively reweighted Gauss-Newton.
 
@@ -212,8 +225,8 @@ def refine(
         The fit; its information has zero rows for what was held.
     """
     motion, rho, shear = start, matches.rho, shutter.shear
-    kernel = OUTLIER * OUTLIER * annealing
-    final = OUTLIER * OUTLIER
+    final = OUTLIER * OUTLIER * spread(_squared(*residuals(camera, matches, motion, shear)))
+    kernel = final * annealing
     # The unknowns are translation, rotation and shear; what is held has no rows in the system.
     free = torch.tensor([not rotation_only] * 3 + [True] * 3 + [shutter.deviation > 0] * 3)
     prior = torch.zeros(9, dtype=start.dtype)
@@ -230,21 +243,20 @@ def refine(
             motion = se3.matrix(motion[:3, :3], -(motion[:3, :3] @ centre))
         shear = shear + step[6:]
         final = OUTLIER * OUTLIER * spread(squared)
-        converged = step.abs().amax() < 1e-7 and kernel <= final
+        converged = step[:6].abs().amax() < CONVERGED and kernel <= final
         kernel = max(kernel / 4, final)
         if converged:
             break
     hessian, _, weight, squared, _ = _normal_equations(camera, matches, motion, rho, shear, final)
     parts = 2 + matches.seen_variance.isfinite().to(squared.dtype)
     noise_factor = (weight * squared).sum() / ((weight * parts).sum() - 6).clamp_min(1)
-    cost = squared.clamp(max=final).sum()
     information = hessian[:6, :6]
     if shutter.deviation > 0:
         sheared = hessian[6:, 6:] + torch.diag(prior[6:])
         information = information - hessian[:6, 6:] @ torch.linalg.solve(sheared, hessian[6:, :6])
     if rotation_only:
         information = information * (free[:6, None] & free[None, :6])
-    return Fit(motion, information, weight, max(float(noise_factor), 0.25), float(cost), shear)
+    return Fit(motion, information, weight, max(float(noise_factor), 0.25), shear)
 
 
 def _normal_equations(

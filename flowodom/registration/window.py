@@ -138,6 +138,10 @@ class KeyframeWindow:
             still = self._drop_oldest()
             observed, pixels, places = observed[still], pixels[still], places[still]
             seen_rho, seen_variance = seen_rho[still], seen_variance[still]
+        active = torch.zeros(len(self._points.rho), dtype=torch.bool)
+        active[self.active] = True
+        # A point that nobody follows and no other keyframe ever saw tells nothing.
+        self._forget(active | self._points.pixels[..., 0].isfinite().any(1))
         p = self._points
         n, f, k = len(p.rho), len(fresh), len(self.poses)
         self.poses.append(pose)
@@ -198,14 +202,18 @@ class KeyframeWindow:
         p.seen_rho[moved, to] = torch.nan
         p.seen_variance[moved, to] = torch.inf
 
-        renumber = torch.cumsum(alive.long(), 0) - 1
         still = alive[self.active]
-        self.active = renumber[self.active[still]]
-        p.keep(alive)
+        self._forget(alive)
         p.host -= 1
         p.pixels, p.seen_rho, p.seen_variance = p.pixels[:, 1:], p.seen_rho[:, 1:], p.seen_variance[:, 1:]
         self.poses.pop(0)
         return still
+
+    def _forget(self, keep: Tensor) -> None:
+        """Forgets all points but those of a bool mask."""
+        renumber = torch.cumsum(keep.long(), 0) - 1
+        self.active = renumber[self.active[keep[self.active]]]
+        self._points.keep(keep)
 
     def rescale(self, factor: float) -> None:
         """Multiplies every length by ``factor``, leaving the newest keyframe where it is."""
@@ -241,7 +249,7 @@ class KeyframeWindow:
                 gain = (system.cost - candidate.cost) / system.cost
                 poses, rho, system = new_poses, new_rho, candidate
                 damping = max(damping / 10, 1e-8)
-                if gain < 1e-4:
+                if gain < 1e-3:
                     break
             else:
                 damping *= 10
