@@ -22,7 +22,6 @@ from flowodom.flow import FlowMethod
 from flowodom.flow.methods import make_flow
 from flowodom.frame import Frame
 from flowodom.geometry import PinholeCamera, se3
-from flowodom.registration.ground import ground_height
 from flowodom.scene_flow import PropertySet, lift
 from flowodom.tracking import NotTracked, Parallax, Tracker, View
 
@@ -239,7 +238,7 @@ class Odometry:
             self._scale = Scale.FIRST_BASELINE
         if not keyframe or self._depth.metric or self._config.camera_height == 0 or self._field is None:
             return 1.0
-        found = ground_height(self._field)
+        found = self._tracker.ground_height()
         if found is None:
             return 1.0
         height, relative = found

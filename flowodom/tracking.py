@@ -18,6 +18,7 @@ from flowodom.flow.points import choose, follow, turn
 from flowodom.frame import Frame
 from flowodom.geometry import se3
 from flowodom.registration.covariance import compose, fit_covariance
+from flowodom.registration.ground import ground_height
 from flowodom.registration.procrustes import procrustes
 from flowodom.registration.refine import ANNEALING, Fit, Matches, Shutter, refine, residuals, score
 from flowodom.registration.resection import resection
@@ -165,6 +166,10 @@ class Tracker:
     def started(self) -> bool:
         """Whether translation is observed: at once with depth, after enough parallax with a single camera."""
         return self._started
+
+    def ground_height(self) -> tuple[float, float] | None:
+        """Returns the height of the newest keyframe above the ground and its relative deviation; None where unseen."""
+        return ground_height(*self._window.points())
 
     def rescale(self, factor: float) -> None:
         """Multiplies all lengths by ``factor`` from here on; the last pose stays where it is."""

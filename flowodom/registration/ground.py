@@ -1,7 +1,7 @@
 """Metric scale for a single camera from its height above flat ground.
 
 On a plane the inverse depth is linear in the ray: ``n . X = h`` with ``X = ray / rho`` gives ``rho = (n / h) . ray``.
-So the plane is a robust linear fit to the inverse-depth field, and the height follows from its length.
+So the plane is a robust linear fit to the inverse depths of points, and the height follows from its length.
 """
 
 from __future__ import annotations
@@ -9,32 +9,29 @@ from __future__ import annotations
 import math
 
 import torch
-
-from flowodom.depth import InverseDepth
+from torch import Tensor
 
 MOST_TILT = math.radians(25)
 """Angle between the camera's downward axis and the ground's normal, up to which a plane can be the ground."""
 
-LEAST_SLOPE = 0.12
-"""Least slope of a ray below the optical axis: ground farther than eight heights is too uncertain to help."""
-
-LEAST_PIXELS = 200
-"""Pixels on the plane needed to believe it."""
+LEAST_POINTS = 40
+"""Points on the plane needed to believe it."""
 
 
-def ground_height(field: InverseDepth) -> tuple[float, float] | None:
+def ground_height(rays: Tensor, rho: Tensor, variance: Tensor) -> tuple[float, float] | None:
     """Finds the height of the camera above the ground plane.
 
     Args:
-        field: Inverse depth of the current frame.
+        rays: (N, 3) float64 rays of points, z = 1, optical frame.
+        rho: (N,) float64 their inverse depths.
+        variance: (N,) float64 of those.
 
     Returns:
-        Height in the field's unit of length and its relative standard deviation; None where no ground is seen.
+        Height in the unit of length of the depths and its relative standard deviation; None where no ground is seen.
     """
-    rays = field.camera.rays(field.camera.pixels(device=field.mean.device))
-    below = (rays[..., 1] > LEAST_SLOPE) & (rays[..., 0].abs() < 1.5 * rays[..., 1]) & field.variance.isfinite()
-    ray, rho, variance = rays[below].double(), field.mean[below].double(), field.variance[below].double()
-    if len(rho) < LEAST_PIXELS:
+    below = (rays[:, 1] > 0.05) & (rays[:, 0].abs() < 2.5 * rays[:, 1]) & (variance < (0.3 * rho) ** 2) & (rho > 0)
+    ray, rho, variance = rays[below], rho[below], variance[below]
+    if len(rho) < LEAST_POINTS:
         return None
     # On level ground rho / y is the same everywhere: its mode starts the fit.
     ratio = (rho / ray[:, 1]).log()
@@ -56,9 +53,9 @@ def ground_height(field: InverseDepth) -> tuple[float, float] | None:
         relative = max(0.7 * relative, 0.02)
     on_plane = squared < 4
     normal = plane / plane.norm()
-    if int(on_plane.sum()) < max(LEAST_PIXELS, 0.3 * len(rho)) or float(normal[1]) < math.cos(MOST_TILT):
+    if int(on_plane.sum()) < max(LEAST_POINTS, 0.3 * len(rho)) or float(normal[1]) < math.cos(MOST_TILT):
         return None
-    # Errors of neighbouring pixels are alike: one independent pixel in a hundred is a cautious count.
+    # Errors of neighbouring points are alike: one independent point in ten is a cautious count.
     scatter = float((weight[on_plane] * (rho - expected)[on_plane] ** 2).sum() / weight[on_plane].sum())
     level = float((weight[on_plane] * rho[on_plane] ** 2).sum() / weight[on_plane].sum())
-    return 1 / float(plane.norm()), max(math.sqrt(scatter / level / (on_plane.sum() / 100)), 0.01)
+    return 1 / float(plane.norm()), max(math.sqrt(scatter / level / (on_plane.sum() / 10)), 0.01)

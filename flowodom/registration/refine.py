@@ -31,8 +31,8 @@ LEAST_SPREAD = 0.05
 MOST_SPREAD = 25.0
 """Greatest factor, squared, by which the stated noise is believed to be too small."""
 
-CONVERGED = 5e-6
-"""Step, radians and metres, below which the refinement has ended: a hundredth of what a pixel's noise leaves."""
+CONVERGED = 3e-5
+"""Step, radians and metres, below which the refinement has ended: far below what the noise of the matches leaves."""
 
 SPREAD_QUANTILE = 0.35
 """Quantile of the residuals that measures their scatter: true while up to two thirds of the image move on their own."""

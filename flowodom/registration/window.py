@@ -82,6 +82,15 @@ class KeyframeWindow:
         """(M, 2) pixels at which the newest keyframe's image shows the active points."""
         return self._points.place[self.active]
 
+    def points(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns what the newest keyframe sees: rays (M, 3) with z = 1, inverse depths (M,), their variances (M,)."""
+        p = self._points
+        to_last = se3.inverse(self.poses[-1]) @ torch.stack(self.poses)[p.host[self.active]]
+        rho, variance = p.rho[self.active], p.variance[self.active]
+        scaled = (to_last[:, :3, :3] @ p.ray[self.active][..., None])[..., 0] + rho[:, None] * to_last[:, :3, 3]
+        z = scaled[:, 2:].clamp_min(1e-3)
+        return scaled / z, rho / z[:, 0], variance / z[:, 0] ** 2
+
     def matches(self, pixels: Tensor, row: Tensor, seen_rho: Tensor, seen_variance: Tensor) -> Matches:
         """Returns the active points as matches of a new camera against the newest keyframe.
 

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from flowodom.depth import InverseDepth
 from flowodom.geometry import se3
 from flowodom.registration.ground import ground_height
 from flowodom.worlds import pinhole
@@ -26,14 +25,13 @@ def ground(height=HEIGHT, pitch=0.0, roll=0.0, relative=0.0, seed=0, horizon=0.0
 
 
 def field(rho, variance, known):
-    return InverseDepth(
-        CAMERA, torch.where(known, rho, torch.nan).float(), torch.where(known, variance, torch.inf).float()
-    )
+    """Rays, inverse depths and variances of the pixels at which something is known."""
+    return CAMERA.rays(CAMERA.pixels(dtype=torch.float64))[known], rho[known], variance[known]
 
 
 @pytest.mark.parametrize(("pitch", "roll"), [(0, 0), (8, 0), (-6, 3), (12, -8)])
 def test_height_of_an_exact_plane(pitch, roll):
-    height, relative = ground_height(field(*ground(pitch=pitch, roll=roll)))
+    height, relative = ground_height(*field(*ground(pitch=pitch, roll=roll)))
     assert height == pytest.approx(HEIGHT, rel=1e-3)
     assert 0 < relative < 0.05
 
@@ -45,31 +43,31 @@ def test_noise_and_things_that_stand_on_the_ground(seed):
     rho[40:65, 70:95] = 0.2
     variance = (0.05 * rho) ** 2
     # Where the wall meets the ground it cannot be told from it: that pulls the plane by a few percent.
-    assert ground_height(field(rho, variance, known))[0] == pytest.approx(HEIGHT, rel=0.05)
+    assert ground_height(*field(rho, variance, known))[0] == pytest.approx(HEIGHT, rel=0.05)
     plain = ground(pitch=5, roll=2, relative=0.05, seed=seed)
-    height, relative = ground_height(field(*plain))
+    height, relative = ground_height(*field(*plain))
     assert abs(height / HEIGHT - 1) < 3 * relative
 
 
 def test_the_unit_of_length_is_the_fields_own():
     rho, variance, known = ground(height=7.0)
-    assert ground_height(field(rho, variance, known))[0] == pytest.approx(7.0, rel=1e-3)
+    assert ground_height(*field(rho, variance, known))[0] == pytest.approx(7.0, rel=1e-3)
 
 
 def test_a_wall_is_no_ground():
     rho = torch.full((80, 160), 0.5, dtype=torch.float64)
-    assert ground_height(field(rho, (0.02 * rho) ** 2, rho > 0)) is None
+    assert ground_height(*field(rho, (0.02 * rho) ** 2, rho > 0)) is None
 
 
 def test_nothing_known_is_no_ground():
-    assert ground_height(InverseDepth.unknown(CAMERA)) is None
     rho, variance, known = ground()
+    assert ground_height(*field(rho, variance, torch.zeros_like(known))) is None
     known[:, 10:] = False
     known[:75] = False
-    assert ground_height(field(rho, variance, known)) is None
+    assert ground_height(*field(rho, variance, known)) is None
 
 
 def test_clutter_without_a_plane_is_no_ground():
     generator = torch.Generator().manual_seed(4)
     rho = 0.05 + torch.rand(80, 160, generator=generator, dtype=torch.float64)
-    assert ground_height(field(rho, (0.02 * rho) ** 2, rho > 0)) is None
+    assert ground_height(*field(rho, (0.02 * rho) ** 2, rho > 0)) is None
