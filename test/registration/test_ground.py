@@ -63,7 +63,7 @@ def test_nothing_known_is_no_ground():
     rho, variance, known = ground()
     assert ground_height(*field(rho, variance, torch.zeros_like(known))) is None
     known[:, 10:] = False
-    known[:75] = False
+    known[:78] = False
     assert ground_height(*field(rho, variance, known)) is None
 
 
