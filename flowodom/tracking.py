@@ -22,7 +22,7 @@ from flowodom.registration.ground import ground_height
 from flowodom.registration.procrustes import procrustes
 from flowodom.registration.refine import ANNEALING, Fit, Matches, Shutter, refine, residuals, score
 from flowodom.registration.resection import resection
-from flowodom.registration.two_view import two_view
+from flowodom.registration.two_view import triangulate, two_view
 from flowodom.registration.window import KeyframeWindow
 
 LEAST_INLIERS = 25
@@ -54,6 +54,9 @@ SHUTTER_RATE = 0.05
 
 LEAST_SHUTTER = 0.1
 """Share of the configured deviation down to which a camera can show its shutter to be global."""
+
+LEAST_START = 1e-3
+"""Least inverse depth, per first baseline, from which a single camera's points start."""
 
 UNIT_VARIANCE = 1e-6
 """Variance of the length of the first baseline, which is one by definition."""
@@ -387,9 +390,12 @@ class Tracker:
 
     def _first_baseline(self, matches: Matches, motion: Tensor) -> Fit:
         """Refines the first motion of a single camera and makes its length, which nothing observes, the unit."""
+        turned = matches.direction @ motion[:3, :3].T
+        numerator, denominator = triangulate(self._camera, turned, motion[:3, 3], matches.pixels)
+        rho = (numerator / denominator.clamp_min(1e-12)).clamp_min(LEAST_START)
         fit = refine(
             self._camera,
-            matches,
+            replace(matches, rho=rho),
             motion,
             max_iterations=self._config.max_iterations,
             shutter=self._shutter,

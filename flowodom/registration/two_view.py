@@ -52,3 +52,25 @@ def two_view(camera: PinholeCamera, pixels: Tensor, seen: Tensor) -> Tensor | No
     if support < LEAST_SUPPORT * len(pixels):
         return None
     return se3.matrix(torch.from_numpy(rotation), torch.from_numpy(translation[:, 0] / np.linalg.norm(translation)))
+
+
+def triangulate(camera: PinholeCamera, ray: Tensor, shift: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Finds the inverse depths of points by linear least squares.
+
+    A point at inverse depth rho is seen at ``ray + rho shift``, up to scale; its two rows are linear in rho, so the
+    rows of several views add up.
+
+    Args:
+        camera: The camera of the second view.
+        ray: (N, 3) ray of each point in its first view, turned into the second.
+        shift: (N, 3) or (3,) place of the first view in the second.
+        pixels: (N, 2) where the second view sees each.
+
+    Returns:
+        (N,) numerator and (N,) denominator: rho is their quotient, and the denominator times the focal length squared,
+        over the variance of a pixel, its information.
+    """
+    seen = camera.rays(pixels)[:, :2]
+    a = ray[:, :2] - seen * ray[:, 2:]
+    b = shift[..., :2] - seen * shift[..., 2:]
+    return -(a * b).sum(-1), (b * b).sum(-1)

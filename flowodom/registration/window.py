@@ -17,6 +17,7 @@ from torch import Tensor
 
 from flowodom.geometry import PinholeCamera, se3
 from flowodom.registration.refine import OUTLIER, Matches, spread
+from flowodom.registration.two_view import triangulate
 
 UNKNOWN_DEVIATION = 30.0
 """Deviation of an unknown inverse depth, as a share of the typical one: so large that it says nothing of scale."""
@@ -292,15 +293,11 @@ class KeyframeWindow:
         poses = torch.stack(self.poses)
         change = se3.inverse(poses[frame]) @ poses[p.host[point]]
         ray = (change[:, :3, :3] @ p.ray[point][..., None])[..., 0]
-        shift = change[:, :3, 3]
-        seen = self.camera.rays(p.pixels[point, frame])[:, :2]
-        # (ray + rho shift) x seen = 0, two rows: a + rho b = 0.
-        a = ray[:, :2] - seen * ray[:, 2:]
-        b = shift[:, :2] - seen * shift[:, 2:]
-        total = torch.zeros_like(p.rho).index_add_(0, point, (b * b).sum(-1))
-        cross = torch.zeros_like(p.rho).index_add_(0, point, (a * b).sum(-1))
+        numerator, denominator = triangulate(self.camera, ray, change[:, :3, 3], p.pixels[point, frame])
+        cross = torch.zeros_like(p.rho).index_add_(0, point, numerator)
+        total = torch.zeros_like(p.rho).index_add_(0, point, denominator)
         variance = self._pixel_variance / self.camera.focal**2 / total.clamp_min(1e-18)
-        rho = -cross / total.clamp_min(1e-18)
+        rho = cross / total.clamp_min(1e-18)
         floor = LEAST_RHO * self.typical_rho
         better = (p.variance > (0.3 * p.rho) ** 2) & (variance < p.variance) & (rho > floor)
         p.rho = torch.where(better, rho, p.rho)
