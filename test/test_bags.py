@@ -483,10 +483,11 @@ sys.path.insert(0, {folder!r})
 from conftest import START, plane_messages
 from flowodom.bags import BagWriter
 messages = list(plane_messages(4))
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born ignoring it
 try:
     with BagWriter({path!r}) as writer:
         print("ready", flush=True)
-        for k in range(10**9):
+        for k in range(2000):
             for topic, message, time in messages:
                 writer.write(topic, message, time + k * 10**9)
             if k == 20:
