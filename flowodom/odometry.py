@@ -18,6 +18,7 @@ from flowodom.config import OdometryConfig
 from flowodom.depth import DepthSource, InverseDepth
 from flowodom.depth.filter import FilterDepth
 from flowodom.depth.sensor import SensorDepth
+from flowodom.errors import ConfigError
 from flowodom.flow import FlowMethod
 from flowodom.flow.methods import make_flow
 from flowodom.frame import Frame
@@ -273,10 +274,19 @@ class Odometry:
 
 
 def resolve_device(name: str) -> torch.device:
-    """Returns the torch device of a parameter: ``auto`` is CUDA where there is one, else the CPU."""
+    """Returns the torch device of a parameter: ``auto`` is CUDA where there is one, else the CPU.
+
+    Raises:
+        ConfigError: The name is no torch device, or the device is not there.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device {name!r} cannot be used: {error}; try auto or cpu") from error
+    return device
 
 
 def _dense_camera(camera: PinholeCamera, dense: Tensor) -> PinholeCamera:
