@@ -86,10 +86,7 @@ def _triangulate(
     back = se3.inverse(motion).to(here)
     ray = camera.rays(here) @ back[:3, :3].T
     shift = back[:3, 3]
-    seen = camera.rays(there)[..., :2]
-    # The point's former image is (ray + rho shift): a + rho b = 0 in two rows.
-    a = ray[..., :2] - seen * ray[..., 2:]
-    b = shift[:2] - seen * shift[2]
+    a, b = camera.epipolar_rows(ray, shift, there)
     bb = (b * b).sum(-1).clamp_min(1e-12)
     rho = -(a * b).sum(-1) / bb
     off_line = (a + rho[..., None] * b).norm(dim=-1) * camera.focal

@@ -91,6 +91,20 @@ class PinholeCamera:
         k = rotation.new_tensor(((self.fx, 0, self.cx), (0, self.fy, self.cy), (0, 0, 1)))
         return k @ rotation @ torch.linalg.inv(k)
 
+    def epipolar_rows(self, ray: Tensor, shift: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns what a match says of inverse depth: two rows ``a + rho b = 0``, linear in it.
+
+        Args:
+            ray: (..., 3) ray of each point in another view, turned into this one.
+            shift: (..., 3) place of that view in this one.
+            pixels: (..., 2) where this view sees each; it would be at ``ray + rho shift``, up to scale.
+
+        Returns:
+            a and b, each (..., 2), on the plane of unit depth.
+        """
+        seen = self.rays(pixels)[..., :2]
+        return ray[..., :2] - seen * ray[..., 2:], shift[..., :2] - seen * shift[..., 2:]
+
     def unproject(self, pixels: Tensor, depth: Tensor) -> Tensor:
         """Lifts pixels to points.
 

@@ -70,7 +70,5 @@ def triangulate(camera: PinholeCamera, ray: Tensor, shift: Tensor, pixels: Tenso
         (N,) numerator and (N,) denominator: rho is their quotient, and the denominator times the focal length squared,
         over the variance of a pixel, its information.
     """
-    seen = camera.rays(pixels)[:, :2]
-    a = ray[:, :2] - seen * ray[:, 2:]
-    b = shift[..., :2] - seen * shift[..., 2:]
+    a, b = camera.epipolar_rows(ray, shift, pixels)
     return -(a * b).sum(-1), (b * b).sum(-1)
