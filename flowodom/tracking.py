@@ -378,7 +378,7 @@ class Tracker:
             annealing=256.0,
         )
         error, _ = residuals(self._camera, matches, turned.motion, turned.shear)
-        parallax = float(error[:, :2].norm(dim=-1).median())
+        parallax = float(error[:2].norm(dim=0).median())
         if parallax < HELD_PARALLAX:
             return turned
         if parallax > START_PARALLAX * self._camera.width:

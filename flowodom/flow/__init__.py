@@ -8,15 +8,39 @@ from typing import Protocol
 from torch import Tensor
 
 
+class FlowField(Protocol):
+    """Flow between two images, both ways, with its uncertainty."""
+
+    @property
+    def forward(self) -> Tensor:
+        """(H, W, 2) float32, pixels (u, v), from the previous image to the current one."""
+        ...
+
+    @property
+    def backward(self) -> Tensor:
+        """(H, W, 2) float32, pixels, from the current image to the previous one."""
+        ...
+
+    @property
+    def forward_variance(self) -> Tensor:
+        """(H, W) float32, pixels squared, per component."""
+        ...
+
+    @property
+    def backward_variance(self) -> Tensor:
+        """(H, W) float32, pixels squared, per component."""
+        ...
+
+
 @dataclass(frozen=True)
-class FlowField:
-    """Flow between two images, both ways, with its uncertainty.
+class DenseFlow:
+    """A ``FlowField`` of which everything is known at once.
 
     Attributes:
-        forward: (H, W, 2) float32, pixels (u, v), from the previous image to the current one.
-        backward: (H, W, 2) float32, pixels, from the current image to the previous one.
-        forward_variance: (H, W) float32, pixels squared, per component.
-        backward_variance: (H, W) float32, pixels squared, per component.
+        forward: See ``FlowField``, as for the others.
+        backward: (H, W, 2) float32, pixels.
+        forward_variance: (H, W) float32, pixels squared.
+        backward_variance: (H, W) float32, pixels squared.
     """
 
     forward: Tensor

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cached_property
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -30,15 +33,17 @@ def sample(field: Tensor, pixels: Tensor) -> Tensor:
 
 
 def round_trip(forward: Tensor, backward: Tensor) -> Tensor:
-    """Returns the (H, W) distance, pixels, by which going forward and back misses the start."""
+    """Returns the (H, W) squared distance, pixels squared, by which going forward and back misses the start."""
     height, width = forward.shape[:2]
-    v, u = torch.meshgrid(
-        torch.arange(height, device=forward.device, dtype=forward.dtype),
-        torch.arange(width, device=forward.device, dtype=forward.dtype),
-        indexing="ij",
-    )
-    target = torch.stack((u, v), dim=-1) + forward
-    return (forward + sample(backward, target)).norm(dim=-1)
+    u = torch.arange(width, device=forward.device, dtype=forward.dtype)
+    v = torch.arange(height, device=forward.device, dtype=forward.dtype)
+    there_u, there_v = forward[..., 0] + u, forward[..., 1] + v[:, None]
+    grid = torch.stack((there_u * (2 / max(width - 1, 1)) - 1, there_v * (2 / max(height - 1, 1)) - 1), dim=-1)
+    back = functional.grid_sample(
+        backward.permute(2, 0, 1)[None], grid[None], mode="bilinear", padding_mode="border", align_corners=True
+    )[0]
+    miss_u, miss_v = forward[..., 0] + back[0], forward[..., 1] + back[1]
+    return miss_u * miss_u + miss_v * miss_v
 
 
 def consistency_variance(forward: Tensor, backward: Tensor) -> Tensor:
@@ -46,5 +51,32 @@ def consistency_variance(forward: Tensor, backward: Tensor) -> Tensor:
 
     A round trip carries the errors of both directions, so half its square is what one of them contributes.
     """
-    miss = round_trip(forward, backward)
-    return FLOW_NOISE**2 + 0.5 * miss * miss
+    return FLOW_NOISE**2 + 0.5 * round_trip(forward, backward)
+
+
+class RoundTripFlow:
+    """A ``FlowField`` that says how sure it is by going there and back, once somebody asks.
+
+    Args:
+        forward: (H, W, 2) float32, pixels.
+        backward: Gives the (H, W, 2) flow the other way; called at most once.
+    """
+
+    def __init__(self, forward: Tensor, backward: Callable[[], Tensor]) -> None:
+        self._find_backward = backward
+        self.forward = forward
+
+    @cached_property
+    def backward(self) -> Tensor:
+        """See ``FlowField``."""
+        return self._find_backward()
+
+    @cached_property
+    def forward_variance(self) -> Tensor:
+        """See ``FlowField``."""
+        return consistency_variance(self.forward, self.backward)
+
+    @cached_property
+    def backward_variance(self) -> Tensor:
+        """See ``FlowField``."""
+        return consistency_variance(self.backward, self.forward)

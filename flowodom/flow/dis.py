@@ -14,15 +14,14 @@ import torch
 from torch import Tensor
 
 from flowodom.errors import ShapeError
-from flowodom.flow import FlowField
-from flowodom.flow.consistency import consistency_variance
+from flowodom.flow.consistency import RoundTripFlow
 
 MINIMUM_SIZE = 16
 """Shortest image side, pixels, on which the search has a pyramid to run on."""
 
 
 class DisFlow:
-    """DIS flow, forward and backward at the same time on two threads.
+    """DIS flow; the way back is searched on a second thread, while the caller goes on with the way there.
 
     Args:
         finest_scale: Pyramid level at which the search ends; 1 searches down to half the image's size.
@@ -40,7 +39,7 @@ class DisFlow:
             self._searches.append(search)
         self._backward_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="dis-backward")
 
-    def __call__(self, previous: Tensor, current: Tensor, initial: Tensor | None = None) -> FlowField:
+    def __call__(self, previous: Tensor, current: Tensor, initial: Tensor | None = None) -> RoundTripFlow:
         """Finds the flow; see ``FlowMethod``."""
         if previous.shape != current.shape or previous.ndim != 2 or min(previous.shape) < MINIMUM_SIZE:
             raise ShapeError(
@@ -53,7 +52,4 @@ class DisFlow:
         start = None if initial is None else initial.cpu().numpy().astype(np.float32)
         pending = self._backward_thread.submit(self._searches[1].calc, second, first, None if start is None else -start)
         forward = torch.from_numpy(self._searches[0].calc(first, second, start)).to(previous.device)
-        backward = torch.from_numpy(pending.result()).to(previous.device)
-        return FlowField(
-            forward, backward, consistency_variance(forward, backward), consistency_variance(backward, forward)
-        )
+        return RoundTripFlow(forward, lambda: torch.from_numpy(pending.result()).to(previous.device))

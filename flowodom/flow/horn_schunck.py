@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from flowodom.flow import FlowField
+from flowodom.flow import DenseFlow
 from flowodom.flow.pyramid import blur, gradient, residual, solve
 
 PRESMOOTHING = 0.8
@@ -41,7 +41,7 @@ class HornSchunckFlow:
         self._iterations = iterations
         self._smoothness = smoothness
 
-    def __call__(self, previous: Tensor, current: Tensor, initial: Tensor | None = None) -> FlowField:
+    def __call__(self, previous: Tensor, current: Tensor, initial: Tensor | None = None) -> DenseFlow:
         """Finds the flow; see ``FlowMethod``."""
         return solve(previous, current, initial, self._refine, levels=self._levels, support=SUPPORT)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flowodom.flow import FlowField
+from flowodom.flow import DenseFlow
 from flowodom.flow.pyramid import blur, gradient, residual, solve
 
 
@@ -36,7 +36,7 @@ class LucasKanadeFlow:
         self._window = window
         self._damping = damping
 
-    def __call__(self, previous: Tensor, current: Tensor, initial: Tensor | None = None) -> FlowField:
+    def __call__(self, previous: Tensor, current: Tensor, initial: Tensor | None = None) -> DenseFlow:
         """Finds the flow; see ``FlowMethod``."""
         return solve(previous, current, initial, self._refine, levels=self._levels, support=self._window)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from flowodom.errors import ShapeError
-from flowodom.flow import FlowField
+from flowodom.flow import DenseFlow
 from flowodom.flow.consistency import round_trip
 
 MINIMUM_SIZE = 16
@@ -49,7 +49,7 @@ def solve(
     *,
     levels: int,
     support: float,
-) -> FlowField:
+) -> DenseFlow:
     """Runs a method from the coarsest level to the finest, forward and backward, and judges the outcome.
 
     Args:
@@ -82,11 +82,11 @@ def solve(
     forward, backward = flow.permute(0, 2, 3, 1).contiguous()
     variance = noise_variance(images, images.flip(0), flow, support)
     # A round trip carries the errors of both directions, so half its square is what one of them contributes.
-    return FlowField(
+    return DenseFlow(
         forward,
         backward,
-        variance[0] + 0.5 * round_trip(forward, backward) ** 2,
-        variance[1] + 0.5 * round_trip(backward, forward) ** 2,
+        variance[0] + 0.5 * round_trip(forward, backward),
+        variance[1] + 0.5 * round_trip(backward, forward),
     )
 
 

@@ -120,9 +120,13 @@ def identity(*, dtype: torch.dtype = torch.float64, device: torch.device | str =
 
 def exp(xi: Tensor) -> Tensor:
     """Returns the (..., 4, 4) motions of (..., 6) tangents (rho, phi)."""
-    rho, phi = xi[..., :3], xi[..., 3:]
-    translation = (so3_left_jacobian(phi) @ rho[..., None])[..., 0]
-    return matrix(so3_exp(phi), translation)
+    rho, phi = xi[..., :3, None], xi[..., 3:]
+    a, b, c = (coefficient[..., None, None] for coefficient in _coefficients(phi))
+    k = hat(phi)
+    kk = k @ k
+    eye = torch.eye(3, dtype=xi.dtype, device=xi.device)
+    translation = rho + b * (k @ rho) + c * (kk @ rho)
+    return matrix(eye + a * k + b * kk, translation[..., 0])
 
 
 def log(motion: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from flowodom.geometry import PinholeCamera, se3
+from flowodom.registration.reprojection import Reprojection, cross, motion_jacobian, reproject
 
 OUTLIER = 3.0
 """Deviations at which the robust weight of a match has dropped to a quarter."""
@@ -31,8 +32,8 @@ LEAST_SPREAD = 0.05
 MOST_SPREAD = 25.0
 """Greatest factor, squared, by which the stated noise is believed to be too small."""
 
-CONVERGED = 3e-5
-"""Step, radians and metres, below which the refinement has ended: far below what the noise of the matches leaves."""
+CONVERGED = 0.1
+"""Step, in standard deviations of the motion, below which the refinement has ended: nothing that could be told."""
 
 SPREAD_QUANTILE = 0.35
 """Quantile of the residuals that measures their scatter: true while up to two thirds of the image move on their own."""
@@ -117,7 +118,7 @@ GLOBAL_SHUTTER = Shutter(torch.zeros(3, dtype=torch.float64), 0.0)
 def residuals(
     camera: PinholeCamera, matches: Matches, motion: Tensor, shear: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Returns how far each match is from where the motion puts it, and the inverse covariance of that.
+    """Returns how far each match is from where the motion puts it.
 
     Args:
         camera: The current camera.
@@ -126,55 +127,47 @@ def residuals(
         shear: (3,) of a rolling shutter; none where None.
 
     Returns:
-        (..., N, 3) residual (u, v pixels; inverse depth) and (..., N, 3, 3) inverse covariance.
+        (3, ..., N) residual (u, v pixels; inverse depth) and (..., N) squared Mahalanobis length, the inverse depth of
+        each point being uncertain.
     """
-    turned = GLOBAL_SHUTTER.shear if shear is None else shear
-    error, noise_inverse, by_rho, *_ = _linearise(camera, matches, motion, matches.rho, turned)
-    return error, _marginal_information(noise_inverse, by_rho, matches.rho_variance)
+    seen = _look(camera, matches, motion, matches.rho, shear)
+    return seen.error, _Elimination(matches, seen, 0.0).squared
 
 
-def _linearise(
-    camera: PinholeCamera, m: Matches, motion: Tensor, rho: Tensor, shear: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Linearises the residual at a motion and at inverse depths (N,).
+def _look(camera: PinholeCamera, m: Matches, motion: Tensor, rho: Tensor, shear: Tensor | None) -> Reprojection:
+    """Predicts where points of inverse depth ``rho`` (N,) are seen from motions (..., 4, 4), each by its row."""
+    rotation, translation = motion[..., :3, :3], motion[..., :3, 3]
+    ray = (m.direction @ rotation.mT).movedim(-1, 0)
+    start = (m.offset @ rotation.mT + translation[..., None, :]).movedim(-1, 0)
+    if shear is not None:
+        turn = m.row * shear[:, None]
+        ray, start = ray + cross(turn, ray), start + cross(turn, start)
+    return reproject(camera, ray, start, rho, m.pixels, m.seen_rho, m.seen_variance)
 
-    Returns:
-        Residual (..., N, 3), noise information (N, 3), its derivatives by rho (..., N, 3) and by the point
-        (..., N, 3, 3), and the point times rho in the current camera (..., N, 3).
+
+class _Elimination:
+    """The inverse depth of every match, eliminated from its three residuals.
+
+    The covariance of a residual is ``N + j v j^T``: the noise of match and depth seen now, N, diagonal, and what the
+    variance v of the point's own inverse depth does through ``j = by_rho``. Its inverse is applied by the
+    Sherman-Morrison formula.
+
+    Args:
+        m: N matches.
+        seen: Them, linearised at some inverse depth.
+        shift: The expected inverse depth minus that at which they are linearised.
     """
-    rotation, translation = motion[..., None, :3, :3], motion[..., None, :3, 3]
-    start = (rotation @ m.offset[..., None])[..., 0] + translation
-    ray = (rotation @ m.direction[..., None])[..., 0]
-    turn = m.row[..., None] * shear
-    start = start + torch.linalg.cross(turn.expand_as(start), start)
-    ray = ray + torch.linalg.cross(turn.expand_as(ray), ray)
-    point = ray + rho[..., None] * start  # rho times the point in the current camera, as its row saw it
-    z = point[..., 2].clamp_min(1e-3)
-    by_point = torch.zeros(*point.shape, 3, dtype=point.dtype, device=point.device)
-    by_point[..., :2, :] = camera.projection_jacobian(point, min_depth=1e-3)
-    by_point[..., 2, 2] = -rho / (z * z)
-    known = m.seen_variance.isfinite()
-    error = torch.cat(
-        (
-            camera.project(point, min_depth=1e-3) - m.pixels,
-            torch.where(known, rho / z - m.seen_rho.nan_to_num(), 0)[..., None],
-        ),
-        dim=-1,
-    )
-    by_point[..., 2, :] = torch.where(known[..., None], by_point[..., 2, :], 0)
-    by_rho = (by_point @ start[..., None])[..., 0]
-    by_rho[..., 2] += torch.where(known, 1 / z, 0)
-    pixel_information = 1 / m.pixel_variance
-    noise_inverse = torch.stack((pixel_information, pixel_information, 1 / m.seen_variance), dim=-1)
-    return error, noise_inverse, by_rho, by_point, point
 
-
-def _marginal_information(noise_inverse: Tensor, by_rho: Tensor, rho_variance: Tensor) -> Tensor:
-    """Returns ``(N + j v j^T)^-1`` for diagonal N, by the Sherman-Morrison formula: (..., N, 3, 3)."""
-    scaled = noise_inverse * by_rho
-    denominator = 1 / rho_variance + (scaled * by_rho).sum(-1)
-    outer = scaled[..., :, None] * scaled[..., None, :] / denominator[..., None, None]
-    return torch.diag_embed(noise_inverse.expand(by_rho.shape)) - outer
+    def __init__(self, m: Matches, seen: Reprojection, shift: Tensor | float) -> None:
+        pixel = 1 / m.pixel_variance
+        noise = torch.stack((pixel, pixel, 1 / m.seen_variance))
+        self.noise = noise.reshape(3, *(1,) * (seen.error.ndim - 2), -1)
+        self.scaled = self.noise * seen.by_rho
+        self.denominator = 1 / m.rho_variance + (self.scaled * seen.by_rho).sum(0)
+        self.error = seen.error + seen.by_rho * shift
+        self.along = (self.scaled * self.error).sum(0) / self.denominator
+        self.whitened = self.noise * self.error - self.scaled * self.along
+        self.squared = (self.error * self.whitened).sum(0)
 
 
 def spread(squared: Tensor) -> float:
@@ -186,17 +179,14 @@ def spread(squared: Tensor) -> float:
     Args:
         squared: (N,) squared Mahalanobis residuals of two or three parts.
     """
-    return float((squared.quantile(SPREAD_QUANTILE) / _QUANTILE_OF_TWO).clamp(LEAST_SPREAD, MOST_SPREAD))
+    rank = 1 + int(SPREAD_QUANTILE * (len(squared) - 1))
+    return min(max(float(squared.kthvalue(rank).values) / _QUANTILE_OF_TWO, LEAST_SPREAD), MOST_SPREAD)
 
 
 def score(camera: PinholeCamera, matches: Matches, motions: Tensor) -> Tensor:
     """Returns the (H,) truncated cost of (H, 4, 4) candidate motions: how badly each explains the matches."""
-    return _squared(*residuals(camera, matches, motions)).clamp(max=ANNEALING * OUTLIER * OUTLIER).sum(-1)
-
-
-def _squared(error: Tensor, information: Tensor) -> Tensor:
-    """Returns the (..., N) squared Mahalanobis length of (..., N, 3) residuals."""
-    return (error * (information @ error[..., None])[..., 0]).sum(-1)
+    _, squared = residuals(camera, matches, motions)
+    return squared.clamp(max=ANNEALING * OUTLIER * OUTLIER).sum(-1)
 
 
 def refine(
@@ -225,25 +215,27 @@ def refine(
         The fit; its information has zero rows for what was held.
     """
     motion, rho, shear = start, matches.rho, shutter.shear
-    final = OUTLIER * OUTLIER * spread(_squared(*residuals(camera, matches, motion, shear)))
+    rolling = shutter.deviation > 0
+    final = OUTLIER * OUTLIER * spread(residuals(camera, matches, motion, shear)[1])
     kernel = final * annealing
-    # The unknowns are translation, rotation and shear; what is held has no rows in the system.
-    free = torch.tensor([not rotation_only] * 3 + [True] * 3 + [shutter.deviation > 0] * 3)
+    # The unknowns are translation, rotation and shear, of which a part can be held.
+    free = slice(3 if rotation_only else 0, 9 if rolling else 6)
     prior = torch.zeros(9, dtype=start.dtype)
     prior[6:] = 1 / max(shutter.deviation, 1e-9) ** 2
     centre = se3.inverse(start)[:3, 3]
     for _ in range(max_iterations):
         hessian, gradient, _, squared, rho = _normal_equations(camera, matches, motion, rho, shear, kernel)
-        hessian = hessian + torch.diag(prior + 1e-9 * hessian.diagonal().mean())
-        gradient = gradient + prior * torch.cat((torch.zeros(6, dtype=start.dtype), shear))
+        hessian.diagonal().add_(prior + 1e-9 * hessian.diagonal().mean())
+        gradient[6:] += prior[6:] * shear
         step = torch.zeros(9, dtype=start.dtype)
-        step[free] = torch.linalg.solve(hessian[free][:, free], -gradient[free])
+        step[free] = torch.linalg.solve(hessian[free, free], -gradient[free])
+        decrement = -float(step @ gradient)
         motion = se3.exp(step[:6]) @ motion
         if rotation_only:
             motion = se3.matrix(motion[:3, :3], -(motion[:3, :3] @ centre))
         shear = shear + step[6:]
         final = OUTLIER * OUTLIER * spread(squared)
-        converged = step[:6].abs().amax() < CONVERGED and kernel <= final
+        converged = decrement < CONVERGED**2 * final / OUTLIER**2 and kernel <= final * (1 + CONVERGED)
         kernel = max(kernel / 4, final)
         if converged:
             break
@@ -251,11 +243,12 @@ def refine(
     parts = 2 + matches.seen_variance.isfinite().to(squared.dtype)
     noise_factor = (weight * squared).sum() / ((weight * parts).sum() - 6).clamp_min(1)
     information = hessian[:6, :6]
-    if shutter.deviation > 0:
+    if rolling:
         sheared = hessian[6:, 6:] + torch.diag(prior[6:])
         information = information - hessian[:6, 6:] @ torch.linalg.solve(sheared, hessian[6:, :6])
     if rotation_only:
-        information = information * (free[:6, None] & free[None, :6])
+        information = information.clone()
+        information[:3], information[:, :3] = 0, 0
     return Fit(motion, information, weight, max(float(noise_factor), 0.25), shear)
 
 
@@ -268,23 +261,15 @@ def _normal_equations(
         Hessian (9, 9) and gradient (9,) of translation, rotation and shear, robust weights (N,), squared Mahalanobis
         residuals (N,), and the inverse depths (N,) that fit best at ``motion``, from which to linearise next.
     """
-    error, noise_inverse, by_rho, by_point, scaled_point = _linearise(camera, matches, motion, rho, shear)
-    shift = matches.rho - rho
-    prior_error = error + by_rho * shift[:, None]
-    scaled = noise_inverse * by_rho
-    denominator = 1 / matches.rho_variance + (scaled * by_rho).sum(-1)
-    along = (scaled * prior_error).sum(-1) / denominator
-    whitened = noise_inverse * prior_error - scaled * along[:, None]
-    squared = (prior_error * whitened).sum(-1)
-    weight = (kernel / (kernel + squared)) ** 2
-    # d(rho exp(xi) X) / d xi = (rho I, -hat(rho X)), rho X being the scaled point.
-    by_rotation = -by_point @ se3.hat(scaled_point)
-    by_shear = matches.row[:, None, None] * by_rotation
-    jacobian = torch.cat((rho[:, None, None] * by_point, by_rotation, by_shear), dim=-1)
-    projected = (scaled[:, None, :] @ jacobian)[:, 0] / denominator[:, None]
-    information = noise_inverse[..., None] * jacobian - scaled[..., None] * projected[:, None, :]
-    weighted = weight[:, None, None] * information
-    hessian = jacobian.reshape(-1, 9).T @ weighted.reshape(-1, 9)
-    gradient = weighted.reshape(-1, 9).T @ prior_error.reshape(-1)
-    best = (matches.rho - along).clamp_min(1e-3 * matches.rho)
-    return 0.5 * (hessian + hessian.T), gradient, weight, squared, best
+    seen = _look(camera, matches, motion, rho, shear)
+    point = _Elimination(matches, seen, matches.rho - rho)
+    weight = (kernel / (kernel + point.squared)) ** 2
+    by_motion = motion_jacobian(camera, seen)
+    jacobian = torch.cat((by_motion, matches.row * by_motion[3:]))
+    projected = (point.scaled * jacobian).sum(1)
+    weighted = (weight * point.noise) * jacobian
+    hessian = weighted.reshape(9, -1) @ jacobian.reshape(9, -1).T
+    hessian = hessian - (projected * (weight / point.denominator)) @ projected.T
+    gradient = jacobian.reshape(9, -1) @ (weight * point.whitened).reshape(-1)
+    best = torch.maximum(matches.rho - point.along, 1e-3 * matches.rho)
+    return hessian, gradient, weight, point.squared, best

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from flowodom.geometry import PinholeCamera, se3
 from flowodom.registration.refine import OUTLIER, Matches, spread
+from flowodom.registration.reprojection import motion_jacobian, reproject
 from flowodom.registration.two_view import triangulate
 
 UNKNOWN_DEVIATION = 30.0
@@ -339,77 +340,54 @@ class _Problem:
     ) -> None:
         self._camera, self._points, self._point, self._frame, self._k = camera, points, point, frame, k
         self._host = points.host[point]
-        self._ray = points.ray[point]
+        self._ray = points.ray[point].T.contiguous()
         self._pixels = points.pixels[point, frame]
         self._seen_rho = points.seen_rho[point, frame]
-        self._known = points.seen_variance[point, frame].isfinite()
-        self._information = torch.stack(
-            (
-                torch.full_like(self._seen_rho, 1 / pixel_variance),
-                torch.full_like(self._seen_rho, 1 / pixel_variance),
-                1 / points.seen_variance[point, frame],
-            ),
-            dim=-1,
-        )
+        self._seen_variance = points.seen_variance[point, frame]
+        pixel = torch.full_like(self._seen_rho, 1 / pixel_variance)
+        self._information = torch.stack((pixel, pixel, 1 / self._seen_variance))
         self._kernel = 0.0
         self._has_prior = points.prior_variance.isfinite()
+        # Observations of one frame that share a host share their relative motion.
+        self._pair = frame * k + self._host
+        self._members = torch.nn.functional.one_hot(self._pair, k * k).to(torch.float64)
 
     def linearise(self, poses: Tensor, rho: Tensor) -> _System:
         n, k = len(rho), self._k
-        change = se3.inverse(poses[self._frame]) @ poses[self._host]
-        rotation, shift = change[:, :3, :3], change[:, :3, 3]
-        r = rho[self._point]
-        ray = (rotation @ self._ray[..., None])[..., 0]
-        scaled = ray + r[:, None] * shift
-        z = scaled[:, 2].clamp_min(1e-3)
-        by_point = torch.zeros(len(r), 3, 3, dtype=rho.dtype)
-        by_point[:, :2] = self._camera.projection_jacobian(scaled, min_depth=1e-3)
-        by_point[:, 2, 2] = torch.where(self._known, -r / (z * z), 0)
-        error = torch.cat(
-            (
-                self._camera.project(scaled, min_depth=1e-3) - self._pixels,
-                torch.where(self._known, r / z - self._seen_rho.nan_to_num(), 0)[:, None],
-            ),
-            dim=-1,
+        change = se3.inverse(poses)[:, None] @ poses
+        motion = change.reshape(-1, 4, 4)[:, :3].movedim(0, -1)[..., self._pair]
+        ray = (motion[:, :3] * self._ray).sum(1)
+        seen = reproject(
+            self._camera, ray, motion[:, 3], rho[self._point], self._pixels, self._seen_rho, self._seen_variance
         )
-        by_rho = (by_point @ shift[..., None])[..., 0]
-        by_rho[:, 2] += torch.where(self._known, 1 / z, 0)
-        squared = (error * error * self._information).sum(-1)
+        squared = (seen.error * seen.error * self._information).sum(0)
         if self._kernel == 0.0:
             self._kernel = OUTLIER * OUTLIER * spread(squared)
         kernel = self._kernel
-        weight = (kernel / (kernel + squared)) ** 2
+        weight = torch.where(seen.ahead, (kernel / (kernel + squared)) ** 2, 0)
         cost = float((kernel * squared / (kernel + squared)).sum())
-        behind = scaled[:, 2] <= 1e-3
-        weight = torch.where(behind, 0, weight)
 
-        # Right perturbations of both poses; the point is scaled by rho throughout.
-        by_frame = torch.cat((-r[:, None, None] * by_point, by_point @ se3.hat(scaled)), dim=-1)
-        turned = by_point @ rotation
-        by_host = torch.cat((r[:, None, None] * turned, -turned @ se3.hat(self._ray)), dim=-1)
-        info = weight[:, None] * self._information
-        weighted_frame = info[..., None] * by_frame
-        weighted_host = info[..., None] * by_host
-        blocks = torch.zeros(k * k, 6, 6, dtype=rho.dtype)
-        ff = by_frame.transpose(1, 2) @ weighted_frame
-        hh = by_host.transpose(1, 2) @ weighted_host
-        fh = by_frame.transpose(1, 2) @ weighted_host
-        blocks.index_add_(0, self._frame * k + self._frame, ff)
-        blocks.index_add_(0, self._host * k + self._host, hh)
-        blocks.index_add_(0, self._frame * k + self._host, fh)
-        blocks.index_add_(0, self._host * k + self._frame, fh.transpose(1, 2))
-        pose_hessian = blocks.reshape(k, k, 6, 6).permute(0, 2, 1, 3).reshape(6 * k, 6 * k)
-        gradient = torch.zeros(k, 6, dtype=rho.dtype)
-        gradient.index_add_(0, self._frame, (weighted_frame * error[..., None]).sum(1))
-        gradient.index_add_(0, self._host, (weighted_host * error[..., None]).sum(1))
-        cross = torch.zeros(n * k, 6, dtype=rho.dtype)
-        cross.index_add_(0, self._point * k + self._frame, (weighted_frame * by_rho[..., None]).sum(1))
-        cross.index_add_(0, self._point * k + self._host, (weighted_host * by_rho[..., None]).sum(1))
-        rho_information = torch.zeros(n, dtype=rho.dtype)
-        rho_information.index_add_(0, self._point, (info * by_rho * by_rho).sum(-1))
-        rho_gradient = torch.zeros(n, dtype=rho.dtype)
-        rho_gradient.index_add_(0, self._point, (info * by_rho * error).sum(-1))
+        # Everything by the left perturbation of each pair's relative motion first ...
+        jacobian = motion_jacobian(self._camera, seen)
+        weighted = (weight * self._information) * jacobian
+        squares = (weighted[:, None] * jacobian).sum(2).reshape(36, -1) @ self._members
+        squares = squares.T.reshape(k, k, 6, 6)
+        slope = ((weighted * seen.error).sum(1) @ self._members).T.reshape(k, k, 6, 1)
+        cross = (weighted * seen.by_rho).sum(1)
+        # ... then by the right perturbations of its two poses: exp(-xi_frame) and exp(Ad xi_host).
+        adjoint = se3.adjoint(change)
+        mixed = -squares @ adjoint
+        own = squares.sum(1) - (adjoint.mT @ mixed).sum(0)
+        hessian = mixed + mixed.transpose(0, 1).mT + torch.eye(k).to(poses)[..., None, None] * own
+        gradient = (adjoint.mT @ slope).sum(0) - slope.sum(1)
+        by_pose = poses.new_zeros(n * k, 6)
+        by_pose.index_add_(0, self._point * k + self._frame, -cross.T)
+        by_host = (adjoint.reshape(-1, 6, 6).movedim(0, -1)[..., self._pair] * cross[:, None]).sum(0)
+        by_pose.index_add_(0, self._point * k + self._host, by_host.T)
 
+        weighted_rho = weight * self._information * seen.by_rho
+        rho_information = rho.new_zeros(n).index_add_(0, self._point, (weighted_rho * seen.by_rho).sum(0))
+        rho_gradient = rho.new_zeros(n).index_add_(0, self._point, (weighted_rho * seen.error).sum(0))
         p = self._points
         miss = torch.where(self._has_prior, rho - p.prior, 0)
         squared = miss * miss / p.prior_variance
@@ -417,8 +395,9 @@ class _Problem:
         cost += float((kernel * squared / (kernel + squared)).sum())
         rho_information = rho_information + prior_weight
         rho_gradient = rho_gradient + prior_weight * miss
+        pose_hessian = hessian.permute(0, 2, 1, 3).reshape(6 * k, 6 * k)
         return _System(
-            cost, weight, pose_hessian, gradient.reshape(-1), cross.reshape(n, 6 * k), rho_information, rho_gradient
+            cost, weight, pose_hessian, gradient.reshape(-1), by_pose.reshape(n, 6 * k), rho_information, rho_gradient
         )
 
     def solve(self, system: _System, damping: float) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ import torch
 
 from flowodom.depth import InverseDepth
 from flowodom.depth.filter import LEAST_RELATIVE, FilterDepth
-from flowodom.flow import FlowField
+from flowodom.flow import DenseFlow
 from flowodom.flow.consistency import FLOW_NOISE
 from flowodom.geometry import se3
 from flowodom.worlds import pinhole
@@ -44,7 +44,7 @@ class Plane:
         forward = forward + noise * torch.randn(forward.shape, generator=generator, dtype=torch.float64)
         backward = backward + noise * torch.randn(backward.shape, generator=generator, dtype=torch.float64)
         variance = torch.full(forward.shape[:2], FLOW_NOISE**2)
-        return FlowField(forward.float(), backward.float(), variance, variance.clone())
+        return DenseFlow(forward.float(), backward.float(), variance, variance.clone())
 
     def motion(self, k):
         return se3.inverse(self.pose(k)) @ self.pose(k - 1)
@@ -100,7 +100,7 @@ def test_what_was_hidden_starts_anew():
     hidden = torch.zeros(36, 48, dtype=torch.bool)
     hidden[10:20, 20:30] = True
     backward_variance = torch.where(hidden, FLOW_NOISE**2 + 0.5 * 4.0**2, flow.backward_variance)
-    flow = FlowField(flow.forward, flow.backward, flow.forward_variance, backward_variance)
+    flow = DenseFlow(flow.forward, flow.backward, flow.forward_variance, backward_variance)
     source = FilterDepth()
     field = source.fuse(None, fields[-1], flow, CAMERA, PLANE.motion(7), CERTAIN)
     assert field.mean[hidden].isnan().all()
@@ -139,7 +139,7 @@ def test_a_camera_that_only_turns_learns_nothing(previous):
     backward = (CAMERA.project(se3.act(se3.inverse(turn), CAMERA.rays(pixels))) - pixels).float()
     variance = torch.full((36, 48), FLOW_NOISE**2)
     field = FilterDepth().fuse(
-        None, previous, FlowField(forward, backward, variance, variance), CAMERA, turn, 1e-8 * torch.eye(6).double()
+        None, previous, DenseFlow(forward, backward, variance, variance), CAMERA, turn, 1e-8 * torch.eye(6).double()
     )
     assert field.mean.isnan().all()
     assert field.variance.isinf().all()
@@ -153,7 +153,7 @@ def test_turning_carries_what_was_known():
     forward = (CAMERA.project(se3.act(turn, CAMERA.rays(pixels))) - pixels).float()
     backward = (CAMERA.project(back_rays) - pixels).float()
     variance = torch.full((36, 48), FLOW_NOISE**2)
-    flow = FlowField(forward, backward, variance, variance)
+    flow = DenseFlow(forward, backward, variance, variance)
     field = FilterDepth().fuse(None, known, flow, CAMERA, turn, CERTAIN)
     seen = field.mean.isfinite()
     assert seen.double().mean() > 0.85

@@ -6,7 +6,7 @@ import torch
 from flowodom.config import DepthConfig
 from flowodom.depth import InverseDepth
 from flowodom.depth.sensor import SensorDepth
-from flowodom.flow import FlowField
+from flowodom.flow import DenseFlow
 from flowodom.frame import Frame
 from flowodom.geometry import se3
 from flowodom.worlds import pinhole
@@ -55,7 +55,7 @@ def test_no_past_is_needed():
     source = SensorDepth(DepthConfig())
     assert source.metric
     still = torch.zeros(12, 16, 2)
-    flow = FlowField(still, still, torch.ones(12, 16), torch.ones(12, 16))
+    flow = DenseFlow(still, still, torch.ones(12, 16), torch.ones(12, 16))
     rest = (flow, CAMERA, se3.identity(), torch.eye(6, dtype=torch.float64))
     seen = source.observe(frame(flat(2.0)))
     assert source.fuse(seen, InverseDepth.unknown(CAMERA), *rest) is seen

@@ -44,7 +44,7 @@ def test_opposite_flows_meet():
 def test_a_round_trip_misses_by_the_sum_of_what_both_got_wrong():
     forward = torch.tensor((2.0, -1.0)).expand(20, 30, 2)
     backward = torch.tensor((-2.0, 1.0 + 0.8)).expand(20, 30, 2)
-    torch.testing.assert_close(round_trip(forward, backward), torch.full((20, 30), 0.8))
+    torch.testing.assert_close(round_trip(forward, backward), torch.full((20, 30), 0.8**2))
     expected = FLOW_NOISE**2 + 0.5 * 0.8**2
     torch.testing.assert_close(consistency_variance(forward, backward), torch.full((20, 30), expected))
 
@@ -56,7 +56,7 @@ def test_the_way_back_is_read_where_the_way_there_ends():
     backward[:, 5, 0] = -3
     miss = round_trip(forward, backward)
     assert miss[4, 2] == 0
-    assert miss[4, 3] == 3
+    assert miss[4, 3] == 9
 
 
 def test_variance_foretells_the_error_of_noisy_flows():

@@ -135,11 +135,14 @@ def test_rotation_only_leaves_the_camera_where_it_is(camera, scatter, observe):
 
 def test_residuals_vanish_at_the_truth_and_score_prefers_it(camera, scatter, observe):
     matches = observe(scatter(50), MOTION)
-    error, information = residuals(camera, matches, MOTION)
-    assert error.shape == (50, 3)
+    error, squared = residuals(camera, matches, MOTION)
+    assert error.shape == (3, 50)
     assert error.abs().max() < 1e-9
-    torch.testing.assert_close(information, information.transpose(-1, -2))
-    assert torch.linalg.eigvalsh(information).min() >= -1e-9
+    assert squared.shape == (50,)
+    assert squared.max() < 1e-9
+    error, squared = residuals(camera, matches, torch.stack((NEAR, MOTION)))
+    assert error.shape == (3, 2, 50)
+    assert (squared[0] > squared[1]).all()
     costs = score(camera, matches, torch.stack((se3.identity(), NEAR, MOTION)))
     assert costs.shape == (3,)
     assert costs.argmin() == 2

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from flowodom.depth import InverseDepth
-from flowodom.flow import FlowField
+from flowodom.flow import DenseFlow
 from flowodom.flow.consistency import FLOW_NOISE
 from flowodom.scene_flow import lift
 from flowodom.worlds import hand_held, pinhole, room
@@ -27,7 +27,7 @@ def inverse(depth, deviation=0.001):
 
 def exact(truth):
     variance = torch.full(truth.forward.shape[:2], FLOW_NOISE**2)
-    return FlowField(truth.forward.float(), truth.backward.float(), variance, variance)
+    return DenseFlow(truth.forward.float(), truth.backward.float(), variance, variance)
 
 
 @pytest.fixture(scope="module")
