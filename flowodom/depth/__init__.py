@@ -49,23 +49,30 @@ class InverseDepth:
         scale = pixels.new_tensor((width / camera.width, height / camera.height))
         place = (pixels + 0.5) * scale - 0.5
         place = place.nan_to_num(nan=-1.0)
-        u0 = place[..., 0].clamp(0, width - 2).floor()
-        v0 = place[..., 1].clamp(0, height - 2).floor()
-        wu, wv = place[..., 0] - u0, place[..., 1] - v0
-        inside = (place[..., 0] >= -0.5) & (place[..., 1] >= -0.5)
-        inside &= (place[..., 0] <= width - 0.5) & (place[..., 1] <= height - 0.5)
+        u, v = place.unbind(-1)
+        inside = (u >= -0.5) & (v >= -0.5) & (u <= width - 0.5) & (v <= height - 0.5)
+        u0, v0 = u.clamp(0, width - 2).floor(), v.clamp(0, height - 2).floor()
+        wu, wv = (u - u0).clamp(0, 1), (v - v0).clamp(0, 1)
         index = (v0 * width + u0).long()
-        corners = index[..., None] + index.new_tensor((0, 1, width, width + 1))
-        means = self.mean.reshape(-1)[corners].to(pixels.dtype)
-        variances = self.variance.reshape(-1)[corners].to(pixels.dtype)
-        wu, wv = wu.clamp(0, 1), wv.clamp(0, 1)
-        weights = torch.stack(((1 - wu) * (1 - wv), wu * (1 - wv), (1 - wu) * wv, wu * wv), dim=-1)
-        mean = (weights * means).sum(-1)
-        variance = (weights * variances).sum(-1)
-        spread = means.amax(-1) - means.amin(-1)
-        one_surface = spread <= EDGE_RATIO * mean.abs() + 3 * variance.sqrt()
+        corners = [index, index + 1, index + width, index + width + 1]
+        weights = [(1 - wu) * (1 - wv), wu * (1 - wv), (1 - wu) * wv, wu * wv]
+        means = [self.mean.take(corner).to(pixels.dtype) for corner in corners]
+        variances = [self.variance.take(corner).to(pixels.dtype) for corner in corners]
+        mean = _blend(weights, means)
+        variance = _blend(weights, variances)
+        nearest = torch.maximum(torch.maximum(means[0], means[1]), torch.maximum(means[2], means[3]))
+        farthest = torch.minimum(torch.minimum(means[0], means[1]), torch.minimum(means[2], means[3]))
+        one_surface = nearest - farthest <= EDGE_RATIO * mean.abs() + 3 * variance.sqrt()
         known = inside & one_surface
         return torch.where(known, mean, torch.nan), torch.where(known, variance, torch.inf)
+
+
+def _blend(weights: list[Tensor], values: list[Tensor]) -> Tensor:
+    """Returns the weighted sum of fields."""
+    first, *others = (weight * value for weight, value in zip(weights, values, strict=True))
+    for other in others:
+        first += other
+    return first
 
 
 EDGE_RATIO = 0.03

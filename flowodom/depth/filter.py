@@ -86,10 +86,12 @@ def _triangulate(
     back = se3.inverse(motion).to(here)
     ray = camera.rays(here) @ back[:3, :3].T
     shift = back[:3, 3]
-    a, b = camera.epipolar_rows(ray, shift, there)
-    bb = (b * b).sum(-1).clamp_min(1e-12)
-    rho = -(a * b).sum(-1) / bb
-    off_line = (a + rho[..., None] * b).norm(dim=-1) * camera.focal
+    (a_u, a_v), (b_u, b_v) = (row.unbind(-1) for row in camera.epipolar_rows(ray, shift, there))
+    bb = (b_u * b_u + b_v * b_v).clamp_min(1e-12)
+    rho = -(a_u * b_u + a_v * b_v) / bb
+    # Off the epipolar line by |a + rho b|, the part of a across b.
+    across = a_u * b_v - a_v * b_u
+    off_line = across.abs() * bb.rsqrt() * camera.focal
     baseline = (covariance[:3, :3].trace() / shift.double().square().sum().clamp_min(1e-12)).to(here)
     variance = pixel_variance / camera.focal**2 / bb + rho * rho * baseline
     good = off_line < GATE * pixel_variance.sqrt() + 0.3

@@ -102,8 +102,10 @@ class PinholeCamera:
         Returns:
             a and b, each (..., 2), on the plane of unit depth.
         """
-        seen = self.rays(pixels)[..., :2]
-        return ray[..., :2] - seen * ray[..., 2:], shift[..., :2] - seen * shift[..., 2:]
+        x, y = (pixels[..., 0] - self.cx) / self.fx, (pixels[..., 1] - self.cy) / self.fy
+        a = torch.stack((ray[..., 0] - x * ray[..., 2], ray[..., 1] - y * ray[..., 2]), dim=-1)
+        b = torch.stack((shift[..., 0] - x * shift[..., 2], shift[..., 1] - y * shift[..., 2]), dim=-1)
+        return a, b
 
     def unproject(self, pixels: Tensor, depth: Tensor) -> Tensor:
         """Lifts pixels to points.
