@@ -89,13 +89,13 @@ def topic_overrides(options: argparse.Namespace) -> dict[str, str | None]:
 
 
 def _replay(options: argparse.Namespace) -> int:
-    import torch
     from tqdm.contrib.logging import logging_redirect_tqdm
 
+    from flowodom.process import prepare
     from flowodom.replay import replay
 
     config = make_config(options)
-    torch.set_num_threads(config.threads)
+    prepare(config.threads)
     with logging_redirect_tqdm():
         result = replay(
             options.bag,
@@ -189,12 +189,11 @@ def _dds(options: argparse.Namespace) -> int:
 
 
 def _dds_odometry(options: argparse.Namespace, participant: Participant, stop: threading.Event) -> None:
-    import torch
-
     from flowodom.graph import Odometry
+    from flowodom.process import prepare
 
     config = make_config(options)
-    torch.set_num_threads(config.threads)
+    prepare(config.threads)
     Odometry(participant, config).run(stop)
 
 

@@ -35,7 +35,7 @@ class Cloud:
 
 
 def make_cloud(frame: Frame, properties: PropertySet, interval: float, config: CloudConfig) -> Cloud:
-    """Samples the fields on a coarser grid and keeps the points whose depth is known.
+    """Keeps the points whose depth is known.
 
     A point moves on its own where its residual scene flow is both significant (by its own confidence) and fast enough.
 
@@ -43,16 +43,15 @@ def make_cloud(frame: Frame, properties: PropertySet, interval: float, config: C
         frame: The current frame, for the colours.
         properties: The fields, from the previous frame to the current one.
         interval: Seconds between the two, positive.
-        config: Stride, and what counts as moving.
+        config: What counts as moving.
     """
-    grid = (slice(config.stride // 2, None, config.stride),) * 2
-    now = (properties.points[grid] + properties.scene_flow[grid]).reshape(-1, 3)
+    now = (properties.points + properties.scene_flow).reshape(-1, 3)
     keep = torch.isfinite(now).all(-1) & (now[:, 2] > 0)
     now = now[keep]
-    confidence = properties.confidence[grid].reshape(-1)[keep]
-    weight = properties.weight[grid].reshape(-1)[keep]
-    pixels = (properties.camera.pixels(device=now.device)[grid] + properties.flow[grid]).reshape(-1, 2)[keep]
-    residual = properties.residual[grid].reshape(-1, 3)[keep]
+    confidence = properties.confidence.reshape(-1)[keep]
+    weight = properties.weight.reshape(-1)[keep]
+    pixels = (properties.camera.pixels(device=now.device) + properties.flow).reshape(-1, 2)[keep]
+    residual = properties.residual.reshape(-1, 3)[keep]
     distance = residual.norm(dim=-1)
     velocity = residual / interval
     moving = (distance * confidence.sqrt() > config.significance) & (distance > config.speed * interval)

@@ -18,7 +18,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 
 from flowodom.config import DriftConfig, Parameter, SessionConfig, override, parameters
 from flowodom.drift import Drift
@@ -27,6 +26,7 @@ from flowodom.errors import ConfigError, FlowodomError
 from flowodom.frames import Euler
 from flowodom.host import Host
 from flowodom.messages import Converter, DiagnosticStatus, MessageFactory, deserialize, typestore
+from flowodom.process import prepare
 from flowodom.selection import POSE_TYPES
 from flowodom.session import INPUTS, OUTPUTS, Port, Session
 
@@ -87,7 +87,7 @@ class OdometryNode(LifecycleNode):
         """Makes the odometry and its publishers."""
         try:
             config = _config_of(self, SessionConfig())
-            torch.set_num_threads(config.threads)
+            prepare(config.threads)
             self._session = Session(
                 config,
                 store=self._store,

@@ -76,6 +76,7 @@ class Estimate:
         matches: Points followed into the frame.
         inliers: Those that agree with the pose.
         timing: Seconds spent in each stage.
+        lift: Gives P, F, W, C of every so manieth row and column of the previous frame; None without a tracked pair.
     """
 
     stamp: int
@@ -92,12 +93,12 @@ class Estimate:
     matches: int = 0
     inliers: int = 0
     timing: dict[str, float] = field(default_factory=dict)
-    lift: Callable[[], PropertySet] | None = field(default=None, repr=False)
+    lift: Callable[[int], PropertySet] | None = field(default=None, repr=False)
 
     @cached_property
     def properties(self) -> PropertySet | None:
-        """P, F, W, C of the previous frame's pixels, lifted when first asked for; None without a tracked pair."""
-        return None if self.lift is None else self.lift()
+        """P, F, W, C of every pixel of the previous frame, lifted when first asked for; None without a tracked pair."""
+        return None if self.lift is None else self.lift(1)
 
 
 class Odometry:
@@ -188,7 +189,7 @@ class Odometry:
             keyframe=track.keyframe,
             matches=track.matches,
             inliers=track.inliers,
-            lift=lambda: lift(dense_camera, flow, before, now, to_current),
+            lift=lambda stride: lift(dense_camera, flow, before, now, to_current, stride=stride),
         )
 
     def _look(self, frame: Frame) -> View:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,7 +30,6 @@ from flowodom.inbox import Inbox
 from flowodom.messages import MessageFactory
 from flowodom.odometry import Estimate
 from flowodom.report import ReportBuilder
-from flowodom.scene_flow import PropertySet
 from flowodom.session import Placement, Publication, Session
 from flowodom.trajectory import Trajectory, read_bag, write_tum
 
@@ -189,8 +188,7 @@ class _Run:
         """Collects what the report and the evaluation need: the base's pose in the place of the camera's."""
         pose = None if placement is None else placement.pose
         covariance = None if placement is None else placement.covariance
-        lift = None if estimate.lift is None else lambda: cast(PropertySet, estimate.properties)
-        self._builder.add(frame, dataclasses.replace(estimate, pose=pose, covariance=covariance, lift=lift))
+        self._builder.add(frame, dataclasses.replace(estimate, pose=pose, covariance=covariance))
         if pose is not None:
             self._tie(estimate.stamp, pose)
 

@@ -712,10 +712,10 @@ class Session:
         period = 1 / self.config.cloud.rate if self.config.cloud.rate else 0.0
         if not wanted or not self._due("points", estimate.stamp, period):
             return []
-        properties = estimate.properties
-        if properties is None:
+        if estimate.lift is None:
             del self._last["points"]
             return []
+        properties = estimate.lift(self.config.cloud.stride)
         cloud = make_cloud(frame, properties, estimate.interval, self.config.cloud)
         clouds = {"points": cloud, "dynamic_points": cloud.select(cloud.moving)}
         camera = self.config.camera_frame or camera

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "flowodom"
 
 ROWS = (
     {"errors"},
-    {"config", "doctor", "drawing", "geometry", "inbox", "names", "rvl", "salvage", "selection"},
+    {"config", "doctor", "drawing", "geometry", "inbox", "names", "process", "rvl", "salvage", "selection"},
     {"calibration", "frame", "frames", "messages"},
     {"bags", "flow"},
     {"depth", "info", "trajectory"},

@@ -61,13 +61,18 @@ class Lifted:
     def __init__(self) -> None:
         self.count = 0
 
-    def __call__(self) -> PropertySet:
+    def __call__(self, _stride: int) -> PropertySet:
         self.count += 1
         return properties()
 
 
 def steps(
-    count: int, *, lost: range = range(0), scale: Scale = Scale.SENSOR, lift: Any = properties, drift: float = 1.02
+    count: int,
+    *,
+    lost: range = range(0),
+    scale: Scale = Scale.SENSOR,
+    lift: Any = lambda _: properties(),
+    drift: float = 1.02,
 ) -> Iterator[tuple[Frame, Estimate]]:
     """Frames and what an odometry might have told of them; it sees nothing in the frames ``lost``."""
     rng = np.random.default_rng(4)

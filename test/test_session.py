@@ -78,7 +78,7 @@ class FakeOdometry:
             scale=Scale.SENSOR,
             matches=10,
             inliers=9,
-            lift=None if first or lost or properties is None else lambda: properties,
+            lift=None if first or lost or properties is None else lambda _: properties,
         )
 
 

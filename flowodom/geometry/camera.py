@@ -64,6 +64,18 @@ class PinholeCamera:
             height=round(self.height * factor),
         )
 
+    def thinned(self, stride: int) -> PinholeCamera:
+        """Returns the camera of every ``stride``-th row and column, the first being ``stride // 2``."""
+        first = stride // 2
+        return PinholeCamera(
+            self.fx / stride,
+            self.fy / stride,
+            (self.cx - first) / stride,
+            (self.cy - first) / stride,
+            len(range(first, self.width, stride)),
+            len(range(first, self.height, stride)),
+        )
+
     def pixels(self, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Tensor:
         """Returns the (H, W, 2) grid of pixel coordinates (u, v)."""
         v, u = torch.meshgrid(

@@ -40,7 +40,13 @@ class PropertySet:
 
 
 def lift(
-    camera: PinholeCamera, flow: FlowField, previous: InverseDepth, current: InverseDepth, motion: Tensor
+    camera: PinholeCamera,
+    flow: FlowField,
+    previous: InverseDepth,
+    current: InverseDepth,
+    motion: Tensor,
+    *,
+    stride: int = 1,
 ) -> PropertySet:
     """Lifts dense flow to scene flow with the depth of both frames.
 
@@ -50,12 +56,15 @@ def lift(
         previous: Inverse depth of the previous frame, at any resolution.
         current: Inverse depth of the current frame.
         motion: (4, 4) float64 ``T_current_previous``, the camera's own part.
+        stride: Every how manieth row and column is lifted; the property set's grid is coarser by that.
 
     Returns:
         The property set of the previous frame's pixels.
     """
-    pixels = camera.pixels(device=flow.forward.device)
-    target = pixels + flow.forward
+    thin = (slice(stride // 2, None, stride),) * 2
+    forward, forward_variance = flow.forward[thin], flow.forward_variance[thin]
+    pixels = camera.pixels(device=forward.device)[thin]
+    target = pixels + forward
     rho, rho_variance = previous.at(camera, pixels)
     seen_rho, seen_variance = current.at(camera, target)
     points = camera.unproject(pixels, 1 / rho)
@@ -71,7 +80,7 @@ def lift(
     by_rho = (camera.project(expected + translation, min_depth=1e-3) - camera.project(expected, min_depth=1e-3)) * z[
         ..., None
     ]
-    pixel_variance = flow.forward_variance + 0.5 * rho_variance * (by_rho * by_rho).sum(-1)
+    pixel_variance = forward_variance + 0.5 * rho_variance * (by_rho * by_rho).sum(-1)
     squared = (pixel_error * pixel_error).sum(-1) / pixel_variance
     squared = squared + depth_error * depth_error / (rho_variance + seen_variance)
     kernel = OUTLIER * OUTLIER
@@ -82,14 +91,14 @@ def lift(
     variance = (
         depth**4 * rho_variance
         + seen_depth**4 * seen_variance
-        + 2 * (seen_depth / camera.focal) ** 2 * flow.forward_variance
+        + 2 * (seen_depth / camera.focal) ** 2 * forward_variance
     )
     return PropertySet(
-        camera=camera,
+        camera=camera.thinned(stride),
         points=points,
         scene_flow=now - points,
         weight=torch.where(observed, weight, 0),
         confidence=torch.where(observed, 1 / variance, 0),
-        flow=flow.forward,
+        flow=forward / stride,
         residual=now - expected,
     )

@@ -132,3 +132,21 @@ def test_depth_may_come_at_another_resolution(scene, lifted):
     static = seen(found, truth) & seen(lifted, truth) & (before.object_id == 0)
     assert static.double().mean() > 0.3
     assert (found.points - lifted.points)[static].norm(dim=-1).median() < 2e-3
+
+
+def test_a_stride_gives_every_so_manieth_pixel_on_its_own_grid(scene):
+    before, after, truth = scene
+    arguments = CAMERA, exact(truth), inverse(before.depth), inverse(after.depth), truth.motions[0]
+    full, thin = lift(*arguments), lift(*arguments, stride=3)
+    same = {"rtol": 0, "atol": 1e-6, "equal_nan": True}
+    assert thin.points.shape[:2] == (thin.camera.height, thin.camera.width)
+    torch.testing.assert_close(thin.points, full.points[1::3, 1::3], **same)
+    torch.testing.assert_close(thin.residual, full.residual[1::3, 1::3], **same)
+    torch.testing.assert_close(thin.weight, full.weight[1::3, 1::3], **same)
+    # The coarser camera sees the same points on its own pixels, and the flow is measured in those.
+    known = thin.points.isfinite().all(-1)
+    pixels = thin.camera.pixels()
+    torch.testing.assert_close(thin.camera.project(thin.points)[known], pixels[known], rtol=0, atol=1e-3)
+    now = thin.points + thin.scene_flow
+    known &= now.isfinite().all(-1)
+    torch.testing.assert_close(thin.camera.project(now)[known], (pixels + thin.flow)[known], rtol=0, atol=1e-3)
