@@ -159,6 +159,8 @@ class Odometry:
         interval = (frame.stamp - previous.frame.stamp) * 1e-9
         with self._stage("flow"):
             flow = self._flow(previous.dense, view.dense)
+            if not self._depth.metric:
+                flow.begin()
         try:
             with self._stage("pose"):
                 track = tracker.track(view, flow)

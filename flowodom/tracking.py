@@ -260,7 +260,7 @@ class Tracker:
         )
         lost = self._places[:, 0].isnan()
         place = self._places.nan_to_num()
-        guess = place + sample(flow.forward, (place + 0.5) / scale - 0.5).cpu().double() * scale
+        guess = place + sample(flow.rough, (place + 0.5) / scale - 0.5).cpu().double() * scale
         predicted = se3.inverse(self._pose @ self._motion) @ self._window.poses[-1]
         blank = torch.full((len(place),), torch.nan, dtype=torch.float64)
         known = self._window.matches(place, blank, blank, torch.full_like(blank, torch.inf))

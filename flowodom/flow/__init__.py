@@ -9,7 +9,19 @@ from torch import Tensor
 
 
 class FlowField(Protocol):
-    """Flow between two images, both ways, with its uncertainty."""
+    """Flow between two images, both ways, with its uncertainty.
+
+    Only ``rough`` is there at once; a method may leave the rest until somebody asks for it.
+    """
+
+    def begin(self) -> None:
+        """Starts, in the background, what somebody is going to ask for."""
+        ...
+
+    @property
+    def rough(self) -> Tensor:
+        """(H, W, 2) float32, pixels: the forward flow to a pixel or two, a start for who polishes points himself."""
+        ...
 
     @property
     def forward(self) -> Tensor:
@@ -47,6 +59,14 @@ class DenseFlow:
     backward: Tensor
     forward_variance: Tensor
     backward_variance: Tensor
+
+    def begin(self) -> None:
+        """Has nothing to do."""
+
+    @property
+    def rough(self) -> Tensor:
+        """The forward flow."""
+        return self.forward
 
 
 class FlowMethod(Protocol):

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cached_property
-
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -52,31 +49,3 @@ def consistency_variance(forward: Tensor, backward: Tensor) -> Tensor:
     A round trip carries the errors of both directions, so half its square is what one of them contributes.
     """
     return FLOW_NOISE**2 + 0.5 * round_trip(forward, backward)
-
-
-class RoundTripFlow:
-    """A ``FlowField`` that says how sure it is by going there and back, once somebody asks.
-
-    Args:
-        forward: (H, W, 2) float32, pixels.
-        backward: Gives the (H, W, 2) flow the other way; called at most once.
-    """
-
-    def __init__(self, forward: Tensor, backward: Callable[[], Tensor]) -> None:
-        self._find_backward = backward
-        self.forward = forward
-
-    @cached_property
-    def backward(self) -> Tensor:
-        """See ``FlowField``."""
-        return self._find_backward()
-
-    @cached_property
-    def forward_variance(self) -> Tensor:
-        """See ``FlowField``."""
-        return consistency_variance(self.forward, self.backward)
-
-    @cached_property
-    def backward_variance(self) -> Tensor:
-        """See ``FlowField``."""
-        return consistency_variance(self.backward, self.forward)

@@ -5,7 +5,9 @@ Source: Kroeger, Timofte, Dai and Van Gool, "Fast Optical Flow using Dense Inver
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from typing import Any
 
 import cv2
@@ -14,14 +16,17 @@ import torch
 from torch import Tensor
 
 from flowodom.errors import ShapeError
-from flowodom.flow.consistency import RoundTripFlow
+from flowodom.flow.consistency import consistency_variance
 
 MINIMUM_SIZE = 16
 """Shortest image side, pixels, on which the search has a pyramid to run on."""
 
+ROUGH_SCALE = 2
+"""Pyramid level at which the search for the rough flow ends: a quarter of the size, in a quarter of the time."""
+
 
 class DisFlow:
-    """DIS flow; the way back is searched on a second thread, while the caller goes on with the way there.
+    """DIS flow. The search at full detail runs on threads of its own, once somebody is going to need it.
 
     Args:
         finest_scale: Pyramid level at which the search ends; 1 searches down to half the image's size.
@@ -30,16 +35,18 @@ class DisFlow:
     """
 
     def __init__(self, *, finest_scale: int = 1, iterations: int = 16, variational_iterations: int = 5) -> None:
-        self._searches: list[Any] = []
-        for _ in range(2):
-            search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
-            search.setFinestScale(finest_scale)
-            search.setGradientDescentIterations(iterations)
-            search.setVariationalRefinementIterations(variational_iterations)
-            self._searches.append(search)
-        self._backward_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="dis-backward")
+        def search(finest: int) -> Any:
+            made = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+            made.setFinestScale(finest)
+            made.setGradientDescentIterations(iterations)
+            made.setVariationalRefinementIterations(variational_iterations)
+            return made
 
-    def __call__(self, previous: Tensor, current: Tensor, initial: Tensor | None = None) -> RoundTripFlow:
+        self._rough = search(max(finest_scale, ROUGH_SCALE))
+        # A search keeps its buffers, so each direction has a thread that runs one at a time.
+        self._searches = [(search(finest_scale), ThreadPoolExecutor(1, f"dis-{way}")) for way in ("there", "back")]
+
+    def __call__(self, previous: Tensor, current: Tensor, initial: Tensor | None = None) -> DisField:
         """Finds the flow; see ``FlowMethod``."""
         if previous.shape != current.shape or previous.ndim != 2 or min(previous.shape) < MINIMUM_SIZE:
             raise ShapeError(
@@ -50,6 +57,55 @@ class DisFlow:
             raise ShapeError(f"flow needs uint8 images, got {previous.dtype} and {current.dtype}")
         first, second = (np.ascontiguousarray(image.cpu().numpy()) for image in (previous, current))
         start = None if initial is None else initial.cpu().numpy().astype(np.float32)
-        pending = self._backward_thread.submit(self._searches[1].calc, second, first, None if start is None else -start)
-        forward = torch.from_numpy(self._searches[0].calc(first, second, start)).to(previous.device)
-        return RoundTripFlow(forward, lambda: torch.from_numpy(pending.result()).to(previous.device))
+        rough = torch.from_numpy(self._rough.calc(first, second, start)).to(previous.device)
+        (there, there_thread), (back, back_thread) = self._searches
+
+        def begin() -> tuple[Future[Any], Future[Any]]:
+            guess = start
+            return (
+                there_thread.submit(there.calc, first, second, guess),
+                back_thread.submit(back.calc, second, first, None if start is None else -start),
+            )
+
+        return DisField(rough, begin)
+
+
+class DisField:
+    """A ``FlowField`` whose detail is searched when first asked for, and judged by going there and back.
+
+    Args:
+        rough: (H, W, 2) float32, pixels.
+        begin: Starts the searches there and back; called at most once.
+    """
+
+    def __init__(self, rough: Tensor, begin: Callable[[], tuple[Future[Any], Future[Any]]]) -> None:
+        self.rough = rough
+        self._begin = begin
+
+    @cached_property
+    def _searches(self) -> tuple[Future[Any], Future[Any]]:
+        return self._begin()
+
+    def begin(self) -> None:
+        """See ``FlowField``, as for the others."""
+        _ = self._searches
+
+    @cached_property
+    def forward(self) -> Tensor:
+        """(H, W, 2) float32, pixels."""
+        return torch.from_numpy(self._searches[0].result()).to(self.rough.device)
+
+    @cached_property
+    def backward(self) -> Tensor:
+        """(H, W, 2) float32, pixels."""
+        return torch.from_numpy(self._searches[1].result()).to(self.rough.device)
+
+    @cached_property
+    def forward_variance(self) -> Tensor:
+        """(H, W) float32, pixels squared."""
+        return consistency_variance(self.forward, self.backward)
+
+    @cached_property
+    def backward_variance(self) -> Tensor:
+        """(H, W) float32, pixels squared."""
+        return consistency_variance(self.backward, self.forward)
