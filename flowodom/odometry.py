@@ -137,11 +137,12 @@ class Odometry:
             self._origin, self._origin_covariance = pose.to(torch.float64), torch.zeros(6, 6, dtype=torch.float64)
         self._tracker, self._field, self._lost_since = None, None, None
 
-    def step(self, frame: Frame) -> Estimate:
+    def step(self, frame: Frame, *, fields: bool = False) -> Estimate:
         """Takes in the next frame.
 
         Args:
             frame: The frame, later than all before it.
+            fields: Whether the estimate's P, F, W, C will be asked for, so that they are begun early.
 
         Returns:
             What it tells. A frame of another size or calibration starts a new segment.
@@ -159,7 +160,7 @@ class Odometry:
         interval = (frame.stamp - previous.frame.stamp) * 1e-9
         with self._stage("flow"):
             flow = self._flow(previous.dense, view.dense)
-            if not self._depth.metric:
+            if fields or not self._depth.metric:
                 flow.begin()
         try:
             with self._stage("pose"):

@@ -39,6 +39,7 @@ _JUMP = 0.1
 _PATIENCE = 5.0
 """Seconds after which a topic without messages is named in the diagnostics."""
 _PENDING = 100
+_CLOUDS = ("points", "dynamic_points")
 _PATH_PERIOD = 1.0
 _DIAGNOSTICS_PERIOD = 1.0
 _OK, _WARN, _ERROR = 0, 1, 2
@@ -567,7 +568,7 @@ class Session:
         begin = time.perf_counter()
         frame = self._make_frame(picture, depth)
         prepared = time.perf_counter()
-        estimate = self._odometry.step(frame)
+        estimate = self._odometry.step(frame, fields=self._wants_clouds(frame.stamp))
         stepped = time.perf_counter()
         self._estimate = estimate
         self.counts["frames"] += 1
@@ -708,26 +709,34 @@ class Session:
         return [("path", self._make.path(stamp, self.config.odom_frame, self._path))]
 
     def _publish_clouds(self, frame: Frame, camera: str, estimate: Estimate) -> list[Publication]:
-        wanted = [name for name in ("points", "dynamic_points") if self._wanted(name)]
-        period = 1 / self.config.cloud.rate if self.config.cloud.rate else 0.0
-        if not wanted or not self._due("points", estimate.stamp, period):
+        if estimate.lift is None or not self._wants_clouds(estimate.stamp):
             return []
-        if estimate.lift is None:
-            del self._last["points"]
-            return []
+        self._last["points"] = estimate.stamp
         properties = estimate.lift(self.config.cloud.stride)
         cloud = make_cloud(frame, properties, estimate.interval, self.config.cloud)
         clouds = {"points": cloud, "dynamic_points": cloud.select(cloud.moving)}
         camera = self.config.camera_frame or camera
-        return [(name, self._make.point_cloud(estimate.stamp, camera, clouds[name].fields)) for name in wanted]
+        return [
+            (name, self._make.point_cloud(estimate.stamp, camera, clouds[name].fields))
+            for name in _CLOUDS
+            if self._wanted(name)
+        ]
+
+    def _wants_clouds(self, stamp: int) -> bool:
+        period = 1 / self.config.cloud.rate if self.config.cloud.rate else 0.0
+        return any(map(self._wanted, _CLOUDS)) and self._passed("points", stamp, period)
+
+    def _passed(self, what: str, now: int, period: float) -> bool:
+        """Tells whether ``period`` seconds have passed since this was last due; a little early is not too early."""
+        last = self._last.get(what)
+        return last is None or not 0 <= now - last < 0.95 * period * 1e9
 
     def _due(self, what: str, now: int, period: float) -> bool:
-        """Tells whether ``period`` seconds have passed since this last was due; half a frame early is not too early."""
-        last = self._last.get(what)
-        if last is not None and 0 <= now - last < 0.95 * period * 1e9:
-            return False
-        self._last[what] = now
-        return True
+        """Tells whether this is due, and takes note that it was."""
+        due = self._passed(what, now, period)
+        if due:
+            self._last[what] = now
+        return due
 
     def _skip(self, count: str, key: str, error: FlowodomError) -> None:
         self.counts[count] += 1

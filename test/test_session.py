@@ -53,7 +53,7 @@ class FakeOdometry:
         self.previous = None
         self.segment += 1
 
-    def step(self, frame: Frame) -> Estimate:
+    def step(self, frame: Frame, *, fields: bool = False) -> Estimate:
         self.frames.append(frame)
         properties = self.properties
         lost = bool((frame.image == 255).all())

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from flowodom.geometry import PinholeCamera, se3
-from flowodom.registration.reprojection import Reprojection, cross, motion_jacobian, reproject
+from flowodom.registration.reprojection import Reprojection, motion_jacobian, reproject
 
 OUTLIER = 3.0
 """Deviations at which the robust weight of a match has dropped to a quarter."""
@@ -136,12 +136,13 @@ def residuals(
 
 def _look(camera: PinholeCamera, m: Matches, motion: Tensor, rho: Tensor, shear: Tensor | None) -> Reprojection:
     """Predicts where points of inverse depth ``rho`` (N,) are seen from motions (..., 4, 4), each by its row."""
-    rotation, translation = motion[..., :3, :3], motion[..., :3, 3]
-    ray = (m.direction @ rotation.mT).movedim(-1, 0)
-    start = (m.offset @ rotation.mT + translation[..., None, :]).movedim(-1, 0)
+    rotation, translation = motion[..., :3, :3], motion[..., :3, 3:]
+    ray = rotation @ m.direction.T
+    start = rotation @ m.offset.T + translation
     if shear is not None:
-        turn = m.row * shear[:, None]
-        ray, start = ray + cross(turn, ray), start + cross(turn, start)
+        turn = se3.hat(shear)
+        ray, start = ray + m.row * (turn @ ray), start + m.row * (turn @ start)
+    ray, start = ray.movedim(-2, 0), start.movedim(-2, 0)
     return reproject(camera, ray, start, rho, m.pixels, m.seen_rho, m.seen_variance)
 
 

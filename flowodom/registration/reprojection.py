@@ -104,8 +104,3 @@ def motion_jacobian(camera: PinholeCamera, seen: Reprojection) -> Tensor:
     j[3, 2] = -depth * y
     j[4, 2] = depth * x
     return j
-
-
-def cross(a: Tensor, b: Tensor) -> Tensor:
-    """Returns the (3, ...) cross product of vectors whose components come first."""
-    return torch.stack((a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]))
