@@ -82,11 +82,16 @@ class FilterDepth:
 def _triangulate(
     camera: PinholeCamera, here: Tensor, there: Tensor, pixel_variance: Tensor, motion: Tensor, covariance: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Returns the inverse depth (H, W) of current pixels ``here`` seen before at ``there``, and its variance."""
+    """Returns the inverse depth (H, W) of current pixels ``here`` seen before at ``there``, and its variance.
+
+    Rows as in ``PinholeCamera.epipolar_rows``, a component at a time.
+    """
     back = se3.inverse(motion).to(here)
-    ray = camera.rays(here) @ back[:3, :3].T
     shift = back[:3, 3]
-    (a_u, a_v), (b_u, b_v) = (row.unbind(-1) for row in camera.epipolar_rows(ray, shift, there))
+    ray = _turned(camera, here, back[:3, :3])
+    x, y = (there[..., 0] - camera.cx) / camera.fx, (there[..., 1] - camera.cy) / camera.fy
+    a_u, a_v = ray[0] - x * ray[2], ray[1] - y * ray[2]
+    b_u, b_v = shift[0] - x * shift[2], shift[1] - y * shift[2]
     bb = (b_u * b_u + b_v * b_v).clamp_min(1e-12)
     rho = -(a_u * b_u + a_v * b_v) / bb
     # Off the epipolar line by |a + rho b|, the part of a across b.
@@ -98,11 +103,17 @@ def _triangulate(
     return torch.where(good, rho, torch.nan), torch.where(good, variance, torch.inf)
 
 
+def _turned(camera: PinholeCamera, pixels: Tensor, rotation: Tensor) -> list[Tensor]:
+    """Returns the components (H, W), one a row of ``rotation`` (R, 3), of the turned rays of pixels (H, W, 2)."""
+    x, y = (pixels[..., 0] - camera.cx) / camera.fx, (pixels[..., 1] - camera.cy) / camera.fy
+    return [row[0] * x + row[1] * y + row[2] for row in rotation]
+
+
 def _carry(camera: PinholeCamera, there: Tensor, previous: InverseDepth, motion: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the previous field's inverse depth (H, W) at ``there``, moved to the current camera, and its variance."""
     rho, variance = previous.at(camera, there)
     rotation, translation = motion[:3, :3].to(there), motion[:3, 3].to(there)
-    turned = camera.rays(there) @ rotation[2]
+    (turned,) = _turned(camera, there, rotation[2:])
     stretch = (turned + rho * translation[2]).clamp_min(1e-3)
     slope = turned / (stretch * stretch)
     carried = FORGETTING * variance * slope * slope
