@@ -24,7 +24,7 @@ from flowodom.flow.methods import make_flow
 from flowodom.frame import Frame
 from flowodom.geometry import PinholeCamera, se3
 from flowodom.scene_flow import PropertySet, lift
-from flowodom.tracking import NotTracked, Parallax, Tracker, View
+from flowodom.tracking import NotTracked, OutOfSight, Parallax, Tracker, View
 
 _log = logging.getLogger(__name__)
 
@@ -167,6 +167,8 @@ class Odometry:
                 track = tracker.track(view, flow)
         except Parallax as wait:
             self._previous = view
+            if isinstance(wait, OutOfSight):
+                self.reset()
             return self._estimate(view, Status.INITIALIZING, reason=str(wait))
         except NotTracked as loss:
             return self._lose(view, str(loss))

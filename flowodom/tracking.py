@@ -43,17 +43,30 @@ KEYFRAME_FLOW = 0.04
 KEYFRAME_SHARE = 0.6
 """Share of the keyframe's points still followed, below which a new one is due."""
 
+PARALLAX_QUANTILE = 0.7
+"""Quantile of the displacements left after the best rotation that counts as parallax: what is nearer than the rest of
+the scene shows first that a camera has moved sideways, and has not turned."""
+
 HELD_PARALLAX = 1.2
-"""Median displacement left after the best rotation, pixels, below which a single camera has not left its place."""
+"""Parallax, pixels, below which a single camera has not left its place."""
 
 START_PARALLAX = 0.01
-"""Median displacement left after the best rotation, as a share of the image's width, that starts a single camera."""
+"""Parallax, as a share of the image's width, from which a single camera may start."""
 
 SHUTTER_RATE = 0.05
 """Share by which one frame's shear changes what is expected of the next."""
 
 LEAST_SHUTTER = 0.1
 """Share of the configured deviation down to which a camera can show its shutter to be global."""
+
+START_ITERATIONS = 30
+"""Most iterations of the fit of the first baseline, whose start is poor."""
+
+START_SHARE = 0.6
+"""Share of the first view's points that must still be seen, and of those that must agree with the first baseline."""
+
+START_DEVIATION = 0.05
+"""Deviation, as a share of its length, to which the first baseline must be known across its direction."""
 
 LEAST_START = 1e-3
 """Least inverse depth, per first baseline, from which a single camera's points start."""
@@ -114,6 +127,10 @@ class NotTracked(Exception):
 
 class Parallax(Exception):
     """A single camera has moved, but not yet far enough to tell how. Never leaves the odometry."""
+
+
+class OutOfSight(Parallax):
+    """What its first view showed has gone before that; only a new first view helps."""
 
 
 class Tracker:
@@ -204,6 +221,8 @@ class Tracker:
         try:
             fit = self._fit(matches) if self._started else self._start(matches)
         except Parallax:
+            if float(found.double().mean()) < START_SHARE:
+                raise OutOfSight("the first view went out of sight before the baseline was long enough") from None
             self._places = torch.where(found[:, None], seen, torch.nan)
             raise
         inlier = fit.weight > 0.25
@@ -378,14 +397,18 @@ class Tracker:
             annealing=256.0,
         )
         error, _ = residuals(self._camera, matches, turned.motion, turned.shear)
-        parallax = float(error[:2].norm(dim=0).median())
+        parallax = float(error[:2].norm(dim=0).quantile(PARALLAX_QUANTILE))
         if parallax < HELD_PARALLAX:
             return turned
         if parallax > START_PARALLAX * self._camera.width:
             motion = two_view(self._camera, self._camera.project(matches.direction), matches.pixels)
             if motion is not None:
-                self._started = True
-                return self._first_baseline(matches, motion)
+                fit = self._first_baseline(matches, motion)
+                agreeing = float((fit.weight > 0.25).double().mean())
+                unsure = float(torch.linalg.eigvalsh(fit_covariance(fit)[:3, :3])[-1]) ** 0.5
+                if agreeing > START_SHARE and unsure < START_DEVIATION:
+                    self._started = True
+                    return fit
         raise Parallax(f"{parallax:.1f} px of parallax since the first view; waiting for a longer baseline")
 
     def _first_baseline(self, matches: Matches, motion: Tensor) -> Fit:
@@ -397,8 +420,7 @@ class Tracker:
             self._camera,
             replace(matches, rho=rho),
             motion,
-            max_iterations=self._config.max_iterations,
-            shutter=self._shutter,
+            max_iterations=START_ITERATIONS,
             annealing=1.0,
         )
         unit = fit.motion.clone()
@@ -408,10 +430,12 @@ class Tracker:
         return replace(fit, motion=unit, information=known)
 
     def _wants_keyframe(self, seen: Tensor, found: Tensor) -> bool:
-        if self._started and len(self._window.poses) == 1 and not self._metric:
+        share = float(found.double().mean())
+        if not self._started:
+            return share < KEYFRAME_SHARE
+        if len(self._window.poses) == 1 and not self._metric:
             return True
         moved = float((seen - self._window.places)[found].norm(dim=-1).median())
-        share = float(found.double().mean())
         return moved > KEYFRAME_FLOW * self._camera.width or share < KEYFRAME_SHARE
 
 

@@ -1,5 +1,6 @@
 """The odometry on short procedural clips, whose truth is exact."""
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -200,6 +201,23 @@ def test_a_single_camera_starts_with_its_first_baseline_as_the_unit(lane):
     truth = se3.inverse(lane.poses[0]) @ lane.poses
     unit = float(truth[first, :3, 3].norm())
     assert float(estimates[-1].pose[:3, 3].norm()) == pytest.approx(float(truth[15, :3, 3].norm()) / unit, rel=0.05)
+
+
+def test_a_single_camera_in_the_hand_starts_soon_and_keeps_its_shape():
+    scene = blind(clip(room(1, movers=0), hand_held(1), QVGA, 36, seed=1))
+    estimates = follow(scene.frames)
+    first = next(k for k, e in enumerate(estimates) if e.scale is Scale.FIRST_BASELINE)
+    assert first < 20
+    since = estimates[first:]
+    assert all(e.status is Status.TRACKING for e in since)
+    found = torch.stack([e.pose for e in since])
+    found = se3.inverse(found[0]) @ found
+    true = se3.inverse(scene.poses[first]) @ scene.poses[first:]
+    places, targets = found[:, :3, 3], true[:, :3, 3]
+    unit = float((places * targets).sum() / places.square().sum())
+    length = float((targets[1:] - targets[:-1]).norm(dim=-1).sum())
+    assert (unit * places - targets).norm(dim=-1).max() < 0.03 * length
+    assert se3.so3_log(found[:, :3, :3].mT @ true[:, :3, :3]).norm(dim=-1).max() < math.radians(0.5)
 
 
 def test_camera_height_makes_a_single_camera_metric(lane):
