@@ -1,6 +1,6 @@
-"""Where rays meet boxes, cylinders and spheres, exactly.
+"""Where rays meet boxes, cylinders, spheres, soft blobs and hilly ground.
 
-Everything is float64: depth, flow and occlusion are meant to be truth. Rays have unit depth (z = 1 in the camera's
+A ``World`` works in float64: depth, flow and occlusion are meant to be truth. Rays have unit depth (z = 1 in the camera's
 optical frame), so the parameter along a ray is the depth.
 """
 
@@ -14,10 +14,17 @@ import torch
 from torch import Tensor
 
 from flowodom.geometry import PinholeCamera
+from flowodom.worlds.relief import height
 
 NEAR = 0.02
 """Nothing nearer than this depth is seen, metres."""
 
+
+_BLOB_STEPS = 14
+"""Steps of Newton's method; rays that graze a blob take the most."""
+
+_MARCH, _MARCH_BIAS, _CLOSE = 32, 1.0, 9
+"""Steps in search of the ground, the depth from which on they grow, metres, and the steps that close in on it."""
 
 _EDGES = torch.tensor([[a, a | bit] for bit in (1, 2, 4) for a in range(8) if not a & bit])
 """The twelve edges of a box, by the binary numbers of its corners."""
@@ -36,6 +43,10 @@ class Shape(enum.IntEnum):
     """``half`` = radius, radius, half height; the axis is z, with flat ends."""
     SPHERE = 2
     """``half`` = radius three times."""
+    BLOB = 3
+    """A soft pillow, the superellipsoid of exponent 4 (Barr 1981); ``half`` = half lengths. Never seen from within."""
+    TERRAIN = 4
+    """Hilly ground over the x-y plane (see ``relief``); ``half`` = half lengths along x, y, and the greatest height."""
 
 
 def _interval_box(origin: Tensor, direction: Tensor, half: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,6 +67,51 @@ def _interval_round(origin: Tensor, direction: Tensor, radius: Tensor, axes: int
     return torch.where(reach2 > 0, middle - reach, torch.inf), middle + reach
 
 
+def _first_blob(origin: Tensor, direction: Tensor, half: Tensor, near: Tensor) -> Tensor:
+    """Newton's method from where the ray enters the bounding box; convexity keeps it before the first root."""
+    o, d = origin / half, direction / half
+    depth, value = near, torch.zeros_like(near)
+    for _ in range(_BLOB_STEPS):
+        q = o + depth * d
+        cube = q * q * q
+        value = (cube * q).sum(0) - 1
+        rate = 4 * (cube * d).sum(0)
+        depth = torch.where(rate < 0, depth - value / rate.clamp_max(-1e-12), depth)
+    return torch.where(value < 1e-4, depth, torch.inf)
+
+
+def _first_terrain(origin: Tensor, direction: Tensor, half: Tensor, near: Tensor, far: Tensor) -> Tensor:
+    """Marches in growing steps to where the ray changes sides, then closes in on that place."""
+    near, far = near.clamp_min(NEAR), far.clamp_min(NEAR)
+
+    def above(depth: Tensor) -> Tensor:
+        place = origin + depth * direction
+        return place[2] - height(place[:2], half)
+
+    growth = ((far + _MARCH_BIAS) / (near + _MARCH_BIAS)) ** (1 / _MARCH)
+    before, value_before = near, above(near)
+    low, high = near, torch.full_like(near, torch.inf)
+    value_low, value_high = value_before, value_before
+    for _ in range(_MARCH):
+        after = (before + _MARCH_BIAS) * growth - _MARCH_BIAS
+        value_after = above(after)
+        crossed = torch.isinf(high) & (value_before * value_after <= 0)
+        low, high = torch.where(crossed, before, low), torch.where(crossed, after, high)
+        value_low = torch.where(crossed, value_before, value_low)
+        value_high = torch.where(crossed, value_after, value_high)
+        before, value_before = after, value_after
+    hit = torch.isfinite(high)
+    high = torch.where(hit, high, low)
+    for k in range(_CLOSE):
+        share = value_low / torch.where(value_low == value_high, 1.0, value_low - value_high)
+        middle = torch.lerp(low, high, 0.5 if k % 3 == 2 else share.clamp(0, 1))
+        value = above(middle)
+        same = value * value_low > 0
+        low, high = torch.where(same, middle, low), torch.where(same, high, middle)
+        value_low, value_high = torch.where(same, value, value_low), torch.where(same, value_high, value)
+    return torch.where(hit, middle, torch.inf)
+
+
 def intersect(shape: Shape, origin: Tensor, direction: Tensor, half: Tensor, *, inward: bool) -> Tensor:
     """Finds where rays first meet one primitive.
 
@@ -69,7 +125,7 @@ def intersect(shape: Shape, origin: Tensor, direction: Tensor, half: Tensor, *, 
     Returns:
         (...) depths, infinite where the ray misses.
     """
-    if shape is Shape.BOX:
+    if shape in (Shape.BOX, Shape.BLOB, Shape.TERRAIN):
         near, far = _interval_box(origin, direction, half)
     elif shape is Shape.SPHERE:
         near, far = _interval_round(origin, direction, half[0], 3)
@@ -78,6 +134,10 @@ def intersect(shape: Shape, origin: Tensor, direction: Tensor, half: Tensor, *, 
         cap_near, cap_far = _interval_box(origin[2:], direction[2:], half[2:])
         near, far = torch.maximum(near, cap_near), torch.minimum(far, cap_far)
     depth = far if inward else near
+    if shape is Shape.BLOB:
+        depth = _first_blob(origin, direction, half, near)
+    elif shape is Shape.TERRAIN:
+        depth = _first_terrain(origin, direction, half, near, far)
     return torch.where((near <= far) & (depth > NEAR), depth, torch.inf)
 
 
