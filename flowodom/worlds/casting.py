@@ -69,15 +69,17 @@ def _interval_round(origin: Tensor, direction: Tensor, radius: Tensor, axes: int
 
 def _first_blob(origin: Tensor, direction: Tensor, half: Tensor, near: Tensor) -> Tensor:
     """Newton's method from where the ray enters the bounding box; convexity keeps it before the first root."""
-    o, d = origin / half, direction / half
-    depth, value = near, torch.zeros_like(near)
+    d = direction / half
+    o = origin / half + near * d
+    o2, od, d2 = o * o, o * d, d * d
+    c0, c1, c2 = (o2 * o2).sum(0) - 1, 4 * (o2 * od).sum(0), 6 * (od * od).sum(0)
+    c3, c4 = 4 * (od * d2).sum(0), (d2 * d2).sum(0)
+    step, value = torch.zeros_like(c0), c0
     for _ in range(_BLOB_STEPS):
-        q = o + depth * d
-        cube = q * q * q
-        value = (cube * q).sum(0) - 1
-        rate = 4 * (cube * d).sum(0)
-        depth = torch.where(rate < 0, depth - value / rate.clamp_max(-1e-12), depth)
-    return torch.where(value < 1e-4, depth, torch.inf)
+        rate = (((4 * c4 * step + 3 * c3) * step + 2 * c2) * step + c1).clamp_max(-1e-12)
+        step = torch.where(rate < -1e-12, step - value / rate, step)
+        value = (((c4 * step + c3) * step + c2) * step + c1) * step + c0
+    return torch.where(value < 1e-4, near + step, torch.inf)
 
 
 def _first_terrain(origin: Tensor, direction: Tensor, half: Tensor, near: Tensor, far: Tensor) -> Tensor:
@@ -141,6 +143,33 @@ def intersect(shape: Shape, origin: Tensor, direction: Tensor, half: Tensor, *, 
     return torch.where((near <= far) & (depth > NEAR), depth, torch.inf)
 
 
+def extent(half: Tensor, primitive_from_camera: Tensor) -> Tensor:
+    """Finds in which directions primitives can be seen.
+
+    Args:
+        half: (..., 3) half extents, metres.
+        primitive_from_camera: (..., 4, 4) poses ``T_primitive_camera``.
+
+    Returns:
+        (..., 4) least x and y, greatest x and y at unit depth of its bounding box; infinite, and the least above the
+        greatest, when it is behind the camera.
+    """
+    signs = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=half.dtype)] * 3)
+    corners = signs * half[..., None, :] - primitive_from_camera[..., None, :3, 3]
+    corners = corners @ primitive_from_camera[..., :3, :3]  # the inverse rotation, on row vectors
+    # What is in front of the camera of a box has for vertices the ends of the box's edges, cut where they go behind.
+    ends = corners[..., _EDGES, :]
+    behind = ends[..., 2] < NEAR
+    step = ends[..., 1, 2] - ends[..., 0, 2]
+    cut = (NEAR - ends[..., 0, 2]) / torch.where(step == 0, 1.0, step)
+    cuts = torch.lerp(ends[..., 0, :], ends[..., 1, :], cut[..., None])
+    ends = torch.where(behind[..., None], cuts[..., None, :], ends).flatten(-3, -2)
+    gone = behind.all(-1, keepdim=True).expand(behind.shape).flatten(-2)[..., None]
+    seen = ends[..., :2] / ends[..., 2:].clamp_min(NEAR)
+    low, high = torch.where(gone, torch.inf, seen).amin(-2), torch.where(gone, -torch.inf, seen).amax(-2)
+    return torch.cat((low, high), dim=-1)
+
+
 def bounds(half: Tensor, primitive_from_camera: Tensor, camera: PinholeCamera) -> list[Box | None]:
     """Finds where primitives can be in the image.
 
@@ -153,21 +182,11 @@ def bounds(half: Tensor, primitive_from_camera: Tensor, camera: PinholeCamera) -
         For each the pixels (u0, v0, u1, v1), upper ends excluded, that its bounding box can touch; None when it is out
         of view.
     """
-    signs = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=half.dtype)] * 3)
-    corners = signs * half[:, None, :] - primitive_from_camera[:, None, :3, 3]
-    corners = corners @ primitive_from_camera[:, :3, :3]  # the inverse rotation, on row vectors
-    # What is in front of the camera of a box has for vertices the ends of the box's edges, cut where they go behind.
-    ends = corners[:, _EDGES]
-    behind = ends[..., 2] < NEAR
-    step = ends[:, :, 1, 2] - ends[:, :, 0, 2]
-    cut = (NEAR - ends[:, :, 0, 2]) / torch.where(step == 0, 1.0, step)
-    cuts = torch.lerp(ends[:, :, 0], ends[:, :, 1], cut[..., None])
-    ends = torch.where(behind[..., None], cuts[:, :, None], ends).flatten(1, 2)
-    gone = behind.all(-1, keepdim=True).expand(behind.shape).flatten(1)[..., None]
-    pixels = camera.project(ends, min_depth=NEAR)
-    limit = torch.tensor([camera.width, camera.height], dtype=half.dtype)
-    low = torch.where(gone, torch.inf, pixels).amin(1).sub(1).floor().clamp_min(0).minimum(limit)
-    high = torch.where(gone, -torch.inf, pixels).amax(1).add(2).ceil().clamp_min(0).minimum(limit)
+    seen = extent(half, primitive_from_camera).view(-1, 2, 2)
+    pixels = seen * half.new_tensor((camera.fx, camera.fy)) + half.new_tensor((camera.cx, camera.cy))
+    limit = half.new_tensor((camera.width, camera.height))
+    low = pixels[:, 0].sub(1).floor().clamp_min(0).minimum(limit)
+    high = pixels[:, 1].add(2).ceil().clamp_min(0).minimum(limit)
     boxes = torch.cat((low, high), dim=-1).long().tolist()
     return [(u0, v0, u1, v1) if u0 < u1 and v0 < v1 else None for u0, v0, u1, v1 in boxes]
 

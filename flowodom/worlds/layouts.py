@@ -65,6 +65,9 @@ for _use, _names in PALETTE:
     _start = max((end for _, end in _RANGES.values()), default=0)
     _RANGES[_use] = (_start, _start + len(_names))
 
+GONE = 0.01
+"""Half extent of what a scene lacks, metres."""
+
 _PARKED = -1e4
 _SKY = 3000.0
 
@@ -111,7 +114,7 @@ class _Draw:
         slots = len(SHAPES)
         self.random, self.count = generator, count
         self.layout = Layout(
-            half=np.full((count, slots, 3), 0.01),
+            half=np.full((count, slots, 3), GONE),
             position=np.full((count, slots, 3), _PARKED),
             angles=np.zeros((count, slots, 3)),
             tile=self.tiles("thing", slots)[..., None].repeat(6, -1),
@@ -397,7 +400,7 @@ def add_movers(generator: np.random.Generator, layout: Layout, camera: Tensor) -
     position[:, 6:, 2] -= half[:, 6:7, 2]
 
     present = np.repeat(there, 2, 1)[..., None]
-    layout.half[:, _FIRST_MOVING:] = np.where(present, half, 0.01)
+    layout.half[:, _FIRST_MOVING:] = np.where(present, half, GONE)
     layout.position[:, _FIRST_MOVING:] = np.where(present, position, _PARKED)
     layout.period[:, _FIRST_MOVING:] = half.max(-1) * generator.uniform(0.8, 2.5, half.shape[:2])
     world = se3.identity().expand(rows, 1, 4, 4)
@@ -409,9 +412,10 @@ def clear_eyes(layout: Layout, slot_from_camera: Tensor) -> None:
 
     Args:
         layout: The scenes; changed.
-        slot_from_camera: (K, B, S, 4, 4) ``T_slot_camera`` of K cameras.
+        slot_from_camera: (K, B, S, 4, 4) ``T_slot_camera`` of K cameras; changed likewise.
     """
     gap = slot_from_camera[..., :3, 3].abs().numpy() - layout.half
     inside = (gap.max(-1) < 0.05 * layout.size[:, None]).any(0)
     inside[:, :3] = False
-    layout.position[inside] = _PARKED
+    layout.half[inside] = GONE
+    slot_from_camera[:, inside, :3, 3] = _PARKED

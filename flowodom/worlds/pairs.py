@@ -9,13 +9,14 @@ from functools import lru_cache
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from flowodom.errors import ConfigError
 from flowodom.geometry import se3
 from flowodom.worlds import layouts
-from flowodom.worlds.casting import Shape, intersect
+from flowodom.worlds.bundles import Bundles, Grid, cast, finer
 from flowodom.worlds.layouts import BODIES, PATTERN_NAMES, SHAPES, Layout
-from flowodom.worlds.shading import FACES, SPREAD, Shader, edges, geometry_table
+from flowodom.worlds.shading import SPREAD, Shader, edges, geometry_table
 from flowodom.worlds.textures import PATTERNS, Atlas
 from flowodom.worlds.threads import one_thread
 
@@ -28,8 +29,11 @@ POOL_LIFE = 128
 _BEHIND = 5e-3
 """A point is hidden when all that is seen around it is nearer by more than this share of its depth."""
 
-_SHADOW = 2e-3
-"""What is nearer to the surface than this share of the way from the light casts no shadow on it."""
+_SHADOW_MAP = 192
+"""Pixels across a shadow map."""
+
+_SHADOW_BIAS = 2.0
+"""Pixels of the shadow map by which a surface may seem behind itself."""
 
 
 @dataclass(frozen=True)
@@ -122,11 +126,10 @@ class TrainingPairs:
         layout = layouts.draw(generator, counts)
         cameras = torch.stack(layouts.camera_motion(generator, layout))
         bodies = layouts.add_movers(generator, layout, cameras[0])
-        intrinsics = _intrinsics(generator, self.batch, self.size).to(self.device)
+        intrinsics = _intrinsics(generator, self.batch, self.size)
         with one_thread(self.device.type == "cpu"):
             pool = _pool(self.seed, k // POOL_LIFE, self.device)
-            view = _Views(layout, cameras, bodies, intrinsics, self.size, hilly=2 * counts[0], pool=pool)
-            return view.batch()
+            return _Views(layout, cameras, bodies, intrinsics, self.size, pool, self.device).batch()
 
 
 @lru_cache(maxsize=2)
@@ -157,53 +160,38 @@ class _Views:
         bodies: Tensor,
         intrinsics: Tensor,
         size: tuple[int, int],
-        *,
-        hilly: int,
         pool: tuple[Atlas, Atlas],
+        device: torch.device,
     ) -> None:
-        self.device, self.size, self.hilly = intrinsics.device, size, hilly
-        self.pairs, self.intrinsics = len(intrinsics), intrinsics
+        self.device, self.pairs, self.grid = device, len(intrinsics), Grid(*size)
+        self.intrinsics = intrinsics.to(device)
         slots = bodies[:, :, list(BODIES)] @ layouts.poses(layout)
         transforms = se3.inverse(slots) @ cameras[:, :, None]
         layouts.clear_eyes(layout, transforms)
-        self.transforms = transforms.transpose(0, 1).flatten(0, 1).float().to(self.device)
         half = torch.from_numpy(layout.half).repeat_interleave(2, 0)
-        self.half = half.float().to(self.device)
+        transforms = _rows(transforms)
+        self.transforms, self.half = transforms.float().to(device), half.float().to(device)
+        self.bundles = self.grid.bundles(transforms, half, intrinsics.repeat_interleave(2, 0), device)
         camera_from_body = se3.inverse(cameras)[:, :, None] @ bodies
-        self.motions = (camera_from_body[1] @ se3.inverse(camera_from_body[0])).float().to(self.device)
-        self.motions_back = (camera_from_body[0] @ se3.inverse(camera_from_body[1])).float().to(self.device)
+        self.motions = (camera_from_body[1] @ se3.inverse(camera_from_body[0])).float().to(device)
+        self.motions_back = (camera_from_body[0] @ se3.inverse(camera_from_body[1])).float().to(device)
 
         light = torch.from_numpy(layout.light)
         place = se3.act(se3.inverse(cameras)[:, :, None], light[..., :3])
-        lights = torch.cat((place, light[..., 3:].expand(*place.shape[:-1], 1)), -1)
-        self.lights = lights.transpose(0, 1).flatten(0, 1).float().to(self.device)
-        self.shader = Shader(self._geometry(layout), self._looks(layout), *pool)
+        lights = _rows(torch.cat((place, light[..., 3:].expand(*place.shape[:-1], 1)), -1))
+        self.shader = Shader(self._geometry(layout, lights.float()), self._looks(layout), *pool)
+        self._prepare_shadows(layout, cameras, slots, half)
 
-        width, height = size
-        v, u = torch.meshgrid(
-            torch.arange(height, dtype=torch.float32, device=self.device),
-            torch.arange(width, dtype=torch.float32, device=self.device),
-            indexing="ij",
-        )
-        self.pixels = torch.stack((u.flatten(), v.flatten()))
-        per_row = intrinsics.repeat_interleave(2, 0)[..., None]
-        self.focal, centre = per_row[:, :2], per_row[:, 2:]
-        self.rays = (self.pixels - centre) / self.focal
-
-    def _geometry(self, layout: Layout) -> Tensor:
+    def _geometry(self, layout: Layout, lights: Tensor) -> Tensor:
         rows, slots = self.half.shape[:2]
-        kind = torch.tensor([float(shape) for shape in SHAPES], device=self.device).expand(rows, -1)
-        side = torch.ones_like(kind).index_fill(1, torch.zeros(1, dtype=torch.int64, device=self.device), -1.0)
-        ambient = torch.from_numpy(layout.ambient).float().to(self.device).repeat_interleave(2)[:, None]
-        lights = self.lights[:, None].expand(-1, slots, -1, -1).flatten(0, 1)
-        return geometry_table(
-            self.transforms.flatten(0, 1),
-            self.half.flatten(0, 1),
-            kind.flatten(),
-            side.flatten(),
-            ambient.expand_as(kind).flatten(),
-            lights,
+        kind = torch.tensor([float(shape) for shape in SHAPES]).expand(rows, -1).flatten()
+        side = torch.ones(rows, slots).index_fill(1, torch.tensor([0]), -1.0).flatten()
+        ambient = torch.from_numpy(layout.ambient).float().repeat_interleave(2 * slots)
+        lights = lights[:, None].expand(-1, slots, -1, -1).flatten(0, 1)
+        table = geometry_table(
+            self.transforms.flatten(0, 1).cpu(), self.half.flatten(0, 1).cpu(), kind, side, ambient, lights
         )
+        return table.to(self.device)
 
     def _looks(self, layout: Layout) -> Tensor:
         """Returns the (10, 2 B S FACES) looks of every face."""
@@ -221,46 +209,62 @@ class _Views:
         table = torch.from_numpy(np.stack(rows)).float()
         return table.repeat_interleave(2, 1).flatten(1).to(self.device)
 
-    def cast(self, rays: Tensor, transforms: Tensor, *, first: int = 0) -> tuple[Tensor, Tensor]:
-        """Finds what (2 B, 3, R) rays meet first, from slot ``first`` on; depth and slot, (2 B, R), slot -1 for none."""
-        depth = torch.full((rays.shape[0], rays.shape[2]), torch.inf, device=self.device)
-        slot = torch.full(depth.shape, -1, dtype=torch.int64, device=self.device)
-        for k in range(first, len(SHAPES)):
-            rows = slice(self.hilly) if SHAPES[k] is Shape.TERRAIN else slice(None)
-            pose = transforms[rows, k]
-            if not len(pose):
-                continue
-            direction = torch.bmm(pose[:, :3, :3], rays[rows]).transpose(0, 1)
-            origin = pose[:, :3, 3].t()[..., None]
-            found = intersect(SHAPES[k], origin, direction, self.half[rows, k].t()[..., None], inward=k == 0)
-            nearer = found < depth[rows]
-            depth[rows] = torch.where(nearer, found, depth[rows])
-            slot[rows] = torch.where(nearer, k, slot[rows])
-        return depth, slot
+    def _prepare_shadows(self, layout: Layout, cameras: Tensor, slots: Tensor, half: Tensor) -> None:
+        """Sees the scenes from their first light: a shadow map (Williams 1978) of each row."""
+        light, size = torch.from_numpy(layout.light[:, 0, :3]), torch.from_numpy(layout.size)
+        target = se3.act(cameras[0], torch.stack((0 * size, 0 * size, 0.8 * size), -1))
+        ahead = functional.normalize(target - light, dim=-1)
+        right = functional.normalize(torch.linalg.cross(ahead, ahead.roll(1, -1) + 0.1), dim=-1)
+        axes = torch.stack((right, torch.linalg.cross(ahead, right), ahead), -1)
+        eye = se3.matrix(axes, light)
+        reach = (2 * size / (target - light).norm(dim=-1)).clamp(max=1.7)
+        grid = Grid(_SHADOW_MAP, _SHADOW_MAP)
+        focal = (0.5 * _SHADOW_MAP / reach).float().repeat_interleave(2)
+        centre = torch.full_like(focal, 0.5 * (_SHADOW_MAP - 1))
+        intrinsics = torch.stack((focal, focal, centre, centre), -1)
+        transforms = _rows(se3.inverse(slots) @ eye[:, None])
+        transforms[..., :3, 3] = torch.where(_rows(self._parked(layout)), 1e4, transforms[..., :3, 3])
+        bundles = grid.bundles(transforms, half, intrinsics, self.device)
+        bundles.meets[:, 0] = False
+        depth, _ = cast(SHAPES, transforms.float().to(self.device), self.half, bundles)
+        self._shadow_map, self._shadow_focal = grid.picture(depth).flatten(1), focal.to(self.device)[:, None]
+        self._light_from_camera = _rows(se3.inverse(eye) @ cameras).float().to(self.device)
 
-    def _shadow(self, rays: Tensor, depth: Tensor) -> Tensor:
-        """Returns (2 B, R) 1 where the first light reaches the surface, 0 where something is between."""
-        light = self.lights[:, 0, :3]
-        from_light = rays * depth[:, None] - light[..., None]
-        transforms = self.transforms.clone()
-        transforms[..., :3, 3] += (transforms[..., :3, :3] @ light[:, None, :, None])[..., 0]
-        nearest, _ = self.cast(from_light, transforms, first=1)
-        return (nearest > 1 - _SHADOW).float()
+    def _parked(self, layout: Layout) -> Tensor:
+        gone = torch.from_numpy(layout.half[..., :1] <= layouts.GONE)
+        return gone.expand(2, *gone.shape)
+
+    def _lit(self, points: Tensor) -> Tensor:
+        """Returns (2 B, R) how much of the first light reaches (3, 2 B, R) points, camera frame."""
+        pose = self._light_from_camera[:, :3].permute(1, 2, 0)[..., None]
+        x, y, z = (pose[:, :3] * points).sum(1) + pose[:, 3]
+        z = z.clamp_min(0.05)
+        last = _SHADOW_MAP - 1
+        u, v = (self._shadow_focal * x / z + 0.5 * last), (self._shadow_focal * y / z + 0.5 * last)
+        inside = (u >= 0) & (v >= 0) & (u < last) & (v < last)
+        left, top = u.clamp(0, last - 1).floor(), v.clamp(0, last - 1).floor()
+        limit = z - _SHADOW_BIAS * z / self._shadow_focal
+        lit = torch.zeros_like(z)
+        for du in (0, 1):
+            for dv in (0, 1):
+                at = ((top + dv) * _SHADOW_MAP + left + du).long()
+                weight = (1 - (u - left - du).abs()) * (1 - (v - top - dv).abs())
+                lit = lit + weight * (self._shadow_map.gather(1, at) >= limit)
+        return torch.where(inside, lit, 1.0)
 
     def _shade(
-        self, rays: Tensor, depth: Tensor, slot: Tensor, lit: Tensor, *, alone: bool
+        self, bundles: Bundles, depth: Tensor, slot: Tensor, lit: Tensor, *, alone: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Shades (2 B, R) samples; returns (3, 2 B, R) colours and normals and (2 B, R) surfaces."""
-        rows = torch.arange(len(slot), device=self.device)[:, None] * len(SHAPES)
-        primitive = torch.where(slot < 0, -1, rows + slot)
-        pixel = ((1.0 if alone else 0.5) / self.focal.mean(1)).expand_as(depth)
-        reach = torch.stack((lit, torch.ones_like(lit))).flatten(1)
+        """Shades (G, P) samples; returns (3, G, P) colours and normals and (G, P) surfaces."""
+        rows = bundles.scene.to(self.device)[:, None]
+        primitive = torch.where(slot < 0, -1, rows * len(SHAPES) + slot)
+        pixel = ((1.0 if alone else 0.5) / self.intrinsics[:, :2].mean(1))[rows // 2].expand_as(depth)
         colour, normal, surface = self.shader.shade(
-            rays[:, :2].transpose(0, 1).flatten(1),
+            bundles.rays.transpose(0, 1).flatten(1),
             depth.flatten(),
             primitive.flatten(),
             pixel.flatten(),
-            lit=reach,
+            lit=torch.stack((lit, torch.ones_like(lit))).flatten(1),
             alone=alone,
         )
         size = depth.shape
@@ -268,83 +272,84 @@ class _Views:
 
     def batch(self) -> PairBatch:
         """Renders the pairs and works out what is true of them."""
-        rays = torch.cat((self.rays, torch.ones_like(self.rays[:, :1])), 1)
-        depth, slot = self.cast(rays, self.transforms)
-        lit = self._shadow(rays, depth)
-        colour, normal, surface = self._shade(rays, depth, slot, lit, alone=True)
+        grid, rays = self.grid, self.bundles.rays
+        depth, slot = cast(SHAPES, self.transforms, self.half, self.bundles)
+        points = torch.stack((rays[:, 0] * depth, rays[:, 1] * depth, depth))
+        lit = self._lit(points.view(3, 2 * self.pairs, -1)).view_as(depth)
+        colour, normal, surface = self._shade(self.bundles, depth, slot, lit, alone=True)
         self._soften(colour, surface, lit)
-        image = (colour * 255).round().clamp(0, 255).to(torch.uint8)
-
-        depth, slot = self._pair(depth), self._pair(slot)
-        bodies = torch.tensor(BODIES, device=self.device)[slot]
-        forward, hidden = self._flow(self.motions, depth, slot, bodies, 0)
-        backward, hidden_back = self._flow(self.motions_back, depth, slot, bodies, 1)
-        images, normals = self._pair(image.movedim(0, 1)), self._pair(normal.movedim(0, 1))
+        image = _pair(grid.picture((colour * 255).round().clamp(0, 255).to(torch.uint8)).movedim(0, 1))
+        normals = _pair(grid.picture(normal).movedim(0, 1))
+        depths, slots, places = (
+            _pair(grid.picture(depth)),
+            _pair(grid.picture(slot)),
+            _pair(grid.picture(points[:2]).movedim(0, 1)),
+        )
+        bodies = torch.tensor(BODIES, device=self.device)[slots]
+        forward, hidden = self._flow(self.motions, places[0], depths, slots, bodies[0], 0)
+        backward, hidden_back = self._flow(self.motions_back, places[1], depths, slots, bodies[1], 1)
         return PairBatch(
-            image0=self._grid(images[0]),
-            image1=self._grid(images[1]),
-            flow_forward=self._grid(forward),
-            flow_backward=self._grid(backward),
-            hidden_forward=self._grid(hidden),
-            hidden_backward=self._grid(hidden_back),
-            depth0=self._grid(depth[0]),
-            depth1=self._grid(depth[1]),
-            normal0=self._grid(normals[0]),
-            normal1=self._grid(normals[1]),
+            image0=image[0].contiguous(),
+            image1=image[1].contiguous(),
+            flow_forward=forward,
+            flow_backward=backward,
+            hidden_forward=hidden,
+            hidden_backward=hidden_back,
+            depth0=depths[0].contiguous(),
+            depth1=depths[1].contiguous(),
+            normal0=normals[0].contiguous(),
+            normal1=normals[1].contiguous(),
             motion=self.motions[:, 0],
-            object_id0=self._grid(bodies[0]),
-            object_id1=self._grid(bodies[1]),
+            object_id0=bodies[0],
+            object_id1=bodies[1],
             object_motion=self.motions,
             intrinsics=self.intrinsics,
         )
 
-    @staticmethod
-    def _pair(rows: Tensor) -> Tensor:
-        """Returns (2, B, ...) of (2 B, ...)."""
-        return rows.unflatten(0, (-1, 2)).transpose(0, 1)
-
-    def _grid(self, values: Tensor) -> Tensor:
-        width, height = self.size
-        return values.unflatten(-1, (height, width)).contiguous()
-
     def _soften(self, colour: Tensor, surface: Tensor, lit: Tensor) -> None:
         """Shades pixels on edges in several places each and averages them; changes ``colour``."""
-        edge = edges(surface.unflatten(-1, (self.size[1], self.size[0]))).flatten(1)
-        most = int(edge.sum(1).max())
-        where = edge.float().topk(most).indices
-        spread = SPREAD.float().to(self.device).t()[None] / self.focal
-        centres = self.rays.gather(2, where[:, None].expand(-1, 2, -1))
-        finer = (centres[..., None] + spread[:, :, None]).flatten(2)
-        finer = torch.cat((finer, torch.ones_like(finer[:, :1])), 1)
-        depth, slot = self.cast(finer, self.transforms)
-        shaded = lit.gather(1, where).repeat_interleave(len(SPREAD), 1)
-        samples, _, _ = self._shade(finer, depth, slot, shaded, alone=False)
-        mean = samples.unflatten(-1, (-1, len(SPREAD))).mean(-1)
-        colour.scatter_(2, where.expand(3, -1, -1), mean)
+        edge = self.grid.tiles(edges(self.grid.picture(surface)))
+        spread = SPREAD.float().t().to(self.device) / self.intrinsics[:, :2, None]
+        tiles = self.grid.across * self.grid.down
+        bundles, bundle, ray = finer(self.bundles, edge, spread.repeat_interleave(2 * tiles, 0))
+        depth, slot = cast(SHAPES, self.transforms, self.half, bundles)
+        count = len(SPREAD)
+        samples, _, _ = self._shade(bundles, depth, slot, lit[bundle, ray].repeat_interleave(count, 1), alone=False)
+        colour[:, bundle, ray] = samples.unflatten(-1, (-1, count)).mean(-1)
 
     def _flow(
-        self, motions: Tensor, depth: Tensor, slot: Tensor, bodies: Tensor, source: int
+        self, motions: Tensor, place: Tensor, depths: Tensor, slots: Tensor, body: Tensor, source: int
     ) -> tuple[Tensor, Tensor]:
-        """Returns the (B, 2, R) flow from moment ``source`` to the other, and (B, R) what is hidden there."""
+        """Returns the (B, 2, H, W) flow from moment ``source`` to the other, and (B, H, W) what is hidden there."""
         target = 1 - source
-        rays = self._pair(self.rays)[source]
-        points = torch.cat((rays, torch.ones_like(rays[:, :1])), 1) * depth[source][:, None]
-        first = torch.arange(self.pairs, device=self.device)[:, None] * motions.shape[1]
+        depth, height, width = depths[source], self.grid.height, self.grid.width
+        points = torch.cat((place, depth[:, None]), 1).movedim(1, 0)
+        first = torch.arange(self.pairs, device=self.device)[:, None, None] * motions.shape[1]
         table = motions[:, :, :3].flatten(0, 1).flatten(1).t().contiguous()
-        motion = table[:, first + bodies[source]].unflatten(0, (3, 4))
-        moved = (motion[:, :3] * points.movedim(1, 0)).sum(1) + motion[:, 3]
-        ahead = moved[2] > 1e-3
-        focal, centre = self.intrinsics.t()[:2, :, None], self.intrinsics.t()[2:, :, None]
-        place = focal * moved[:2] / moved[2].clamp_min(1e-3) + centre
+        motion = table[:, first + body].unflatten(0, (3, 4))
+        moved = (motion[:, :3] * points).sum(1) + motion[:, 3]
+        focal, centre = self.intrinsics.t()[:2, :, None, None], self.intrinsics.t()[2:, :, None, None]
+        landing = focal * moved[:2] / moved[2].clamp_min(1e-3) + centre
+        start = focal * place.movedim(1, 0) / depth + centre
 
-        width, height = self.size
-        inside = ahead & (place[0] >= 0) & (place[1] >= 0) & (place[0] <= width - 1) & (place[1] <= height - 1)
-        low = place.clamp_min(0).floor().long()
+        u, v = landing
+        inside = (moved[2] > 1e-3) & (u >= 0) & (v >= 0) & (u <= width - 1) & (v <= height - 1)
+        left, top = u.clamp(0, width - 1).long(), v.clamp(0, height - 1).long()
         seen = torch.zeros_like(inside)
+        other, others = depths[target].flatten(1), slots[target].flatten(1)
         for du in (0, 1):
             for dv in (0, 1):
-                at = (low[1] + dv).clamp_max(height - 1) * width + (low[0] + du).clamp_max(width - 1)
-                near = depth[target].gather(1, at) * (1 + _BEHIND) >= moved[2]
-                seen |= near & (slot[target].gather(1, at) == slot[source])
-        flow = place - self.pixels[:, None]
-        return flow.movedim(0, 1), ~(inside & seen)
+                at = ((top + dv).clamp_max(height - 1) * width + (left + du).clamp_max(width - 1)).flatten(1)
+                near = other.gather(1, at).view_as(depth) * (1 + _BEHIND) >= moved[2]
+                seen |= near & (others.gather(1, at).view_as(depth) == slots[source])
+        return (landing - start).movedim(0, 1).contiguous(), ~(inside & seen)
+
+
+def _rows(moments: Tensor) -> Tensor:
+    """Returns (2 B, ...) of (2, B, ...), with both moments of a pair side by side."""
+    return moments.transpose(0, 1).flatten(0, 1)
+
+
+def _pair(rows: Tensor) -> Tensor:
+    """Returns (2, B, ...) of (2 B, ...)."""
+    return rows.unflatten(0, (-1, 2)).transpose(0, 1)
