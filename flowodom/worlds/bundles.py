@@ -69,7 +69,7 @@ class Grid:
 
     def picture(self, values: Tensor) -> Tensor:
         """Lays (..., rows * tiles, TILE^2) values out as (..., rows, height, width)."""
-        cut = values.unflatten(-2, (-1, self.down, self.across)).unflatten(-1, (TILE, TILE))
+        cut = values.reshape(*values.shape[:-2], -1, self.down, self.across, TILE, TILE)
         whole = cut.transpose(-3, -2).flatten(-4, -3).flatten(-2, -1)
         return whole[..., : self.height, : self.width]
 
@@ -77,7 +77,7 @@ class Grid:
         """Cuts (..., rows, height, width) values into (..., rows * tiles, TILE^2); zero beyond the picture."""
         margin = (0, self.across * TILE - self.width, 0, self.down * TILE - self.height)
         whole = functional.pad(picture, margin)
-        cut = whole.unflatten(-1, (self.across, TILE)).unflatten(-3, (self.down, TILE)).transpose(-3, -2)
+        cut = whole.reshape(*whole.shape[:-2], self.down, TILE, self.across, TILE).transpose(-3, -2)
         return cut.flatten(-2, -1).flatten(-4, -2)
 
     def bundles(self, slot_from_camera: Tensor, half: Tensor, intrinsics: Tensor, device: torch.device) -> Bundles:
@@ -90,7 +90,7 @@ class Grid:
             device: Where rays are cast.
         """
         focal, centre = intrinsics[:, None, :2], intrinsics[:, None, 2:]
-        seen = extent(half, slot_from_camera).float().unflatten(-1, (2, 2)) * focal[:, None] + centre[:, None]
+        seen = extent(half, slot_from_camera).float().view(*half.shape[:2], 2, 2) * focal[:, None] + centre[:, None]
         low, high = seen[:, :, 0] - 1, seen[:, :, 1] + 1
         ends = torch.arange(max(self.across, self.down)) * TILE
         u, v = ends[: self.across], ends[: self.down]
@@ -119,8 +119,8 @@ def cast(shapes: tuple[Shape, ...], slot_from_camera: Tensor, half: Tensor, bund
     slot = torch.full(depth.shape, -1, dtype=torch.int64, device=device)
     which, where = bundles.meets.t().nonzero().unbind(1)
     counts = torch.bincount(which, minlength=len(shapes)).tolist()
-    lists = where.to(device, non_blocking=True).split(counts)
-    scenes = bundles.scene[where].to(device, non_blocking=True).split(counts)
+    lists = torch.split(where.to(device, non_blocking=True), counts)
+    scenes = torch.split(bundles.scene[where].to(device, non_blocking=True), counts)
     for k, (shape, here, scene) in enumerate(zip(shapes, lists, scenes, strict=True)):
         if not len(here):
             continue

@@ -1,7 +1,7 @@
 """Where rays meet boxes, cylinders, spheres, soft blobs and hilly ground.
 
-A ``World`` works in float64: depth, flow and occlusion are meant to be truth. Rays have unit depth (z = 1 in the camera's
-optical frame), so the parameter along a ray is the depth.
+A ``World`` works in float64: depth, flow and occlusion are meant to be truth. Rays have unit depth (z = 1 in the
+camera's optical frame), so the parameter along a ray is the depth.
 """
 
 from __future__ import annotations
@@ -104,13 +104,15 @@ def _first_terrain(origin: Tensor, direction: Tensor, half: Tensor, near: Tensor
         before, value_before = after, value_after
     hit = torch.isfinite(high)
     high = torch.where(hit, high, low)
-    for k in range(_CLOSE):
+    # Regula falsi that halves the value of the end that stays (the Illinois rule), lest that end stay for ever.
+    middle = low
+    for _ in range(_CLOSE):
         share = value_low / torch.where(value_low == value_high, 1.0, value_low - value_high)
-        middle = torch.lerp(low, high, 0.5 if k % 3 == 2 else share.clamp(0, 1))
+        middle = torch.lerp(low, high, share.clamp(0, 1))
         value = above(middle)
         same = value * value_low > 0
         low, high = torch.where(same, middle, low), torch.where(same, high, middle)
-        value_low, value_high = torch.where(same, value, value_low), torch.where(same, value_high, value)
+        value_low, value_high = torch.where(same, value, 0.5 * value_low), torch.where(same, 0.5 * value_high, value)
     return torch.where(hit, middle, torch.inf)
 
 

@@ -368,7 +368,7 @@ def add_movers(generator: np.random.Generator, layout: Layout, camera: Tensor) -
     rows = len(layout.size)
     scale = layout.size[:, None]
     there = np.arange(MOVERS) < generator.integers(0, MOVERS + 1, (rows, 1))
-    distance = scale * np.exp(generator.uniform(math.log(0.3), math.log(2.0), (rows, MOVERS)))
+    distance = scale * np.exp(generator.uniform(math.log(0.4), math.log(2.0), (rows, MOVERS)))
     across = generator.uniform(-0.6, 0.6, (rows, MOVERS, 2)) * distance[..., None]
     place = se3.act(camera[:, None], torch.from_numpy(np.concatenate((across, distance[..., None]), -1)))
     start = level_pose(place, torch.from_numpy(generator.uniform(-math.pi, math.pi, (rows, MOVERS, 3))))
@@ -380,7 +380,7 @@ def add_movers(generator: np.random.Generator, layout: Layout, camera: Tensor) -
     end = start @ se3.exp(torch.from_numpy(twist)).view(rows, MOVERS, 4, 4)
 
     # The first slot of a mover is its trunk, the second sits on its upper end.
-    trunk = scale[..., None] * np.exp(generator.uniform(math.log(0.05), math.log(0.35), (rows, MOVERS, 3)))
+    trunk = scale[..., None] * np.exp(generator.uniform(math.log(0.04), math.log(0.2), (rows, MOVERS, 3)))
     half = np.stack((trunk, trunk * generator.uniform(0.4, 0.9, (rows, MOVERS, 1))), 2).reshape(rows, -1, 3)
     for k, shape in enumerate(_MOVING):
         if shape is Shape.SPHERE:

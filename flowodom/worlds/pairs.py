@@ -315,7 +315,7 @@ class _Views:
         depth, slot = cast(SHAPES, self.transforms, self.half, bundles)
         count = len(SPREAD)
         samples, _, _ = self._shade(bundles, depth, slot, lit[bundle, ray].repeat_interleave(count, 1), alone=False)
-        colour[:, bundle, ray] = samples.unflatten(-1, (-1, count)).mean(-1)
+        colour[:, bundle, ray] = samples.view(3, *ray.shape, count).mean(-1)
 
     def _flow(
         self, motions: Tensor, place: Tensor, depths: Tensor, slots: Tensor, body: Tensor, source: int
@@ -326,7 +326,7 @@ class _Views:
         points = torch.cat((place, depth[:, None]), 1).movedim(1, 0)
         first = torch.arange(self.pairs, device=self.device)[:, None, None] * motions.shape[1]
         table = motions[:, :, :3].flatten(0, 1).flatten(1).t().contiguous()
-        motion = table[:, first + body].unflatten(0, (3, 4))
+        motion = table[:, first + body].view(3, 4, *body.shape)
         moved = (motion[:, :3] * points).sum(1) + motion[:, 3]
         focal, centre = self.intrinsics.t()[:2, :, None, None], self.intrinsics.t()[2:, :, None, None]
         landing = focal * moved[:2] / moved[2].clamp_min(1e-3) + centre
@@ -352,4 +352,4 @@ def _rows(moments: Tensor) -> Tensor:
 
 def _pair(rows: Tensor) -> Tensor:
     """Returns (2, B, ...) of (2 B, ...)."""
-    return rows.unflatten(0, (-1, 2)).transpose(0, 1)
+    return rows.view(-1, 2, *rows.shape[1:]).transpose(0, 1)
