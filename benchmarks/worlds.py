@@ -1,7 +1,7 @@
-"""How fast procedural worlds render, and how well their pictures agree with their exact flow.
+"""How fast procedural worlds and training pairs render, and how well pictures agree with their exact flow.
 
     python benchmarks/worlds.py [--threads N] [--frames N] [--worlds room,street] [--sizes 320x240,640x480]
-                                [--device cpu] [--out worlds.json]
+                                [--batch N] [--device cpu] [--out worlds.json]
 
 Pictures are judged by OpenCV's DIS (medium) between frames a thirtieth of a second apart, on pixels that stay in view:
 where rendering aliases, DIS's error grows.
@@ -22,6 +22,8 @@ import torch
 
 from flowodom.geometry import PinholeCamera
 from flowodom.worlds import Motion, World, pinhole
+from flowodom.worlds.pairs import TrainingPairs
+from flowodom.worlds.photometric import photometric
 from flowodom.worlds.recording import MOTIONS, WORLDS, scene
 
 T = TypeVar("T")
@@ -92,6 +94,24 @@ def measure(world: World, path: Motion, camera: PinholeCamera, frames: int) -> d
     }
 
 
+def measure_pairs(size: tuple[int, int], batch: int, device: str, batches: int) -> dict[str, float]:
+    """Makes batches of training pairs and returns pairs a second, clean and as a camera would take them."""
+    pairs = TrainingPairs(1, size, batch, device)
+    photometric(pairs[0], 0)
+
+    def rate(make: Callable[[int], object]) -> float:
+        if pairs.device.type == "cuda":
+            torch.cuda.synchronize(pairs.device)
+        start = time.perf_counter()
+        for k in range(1, 1 + batches):
+            make(k)
+        if pairs.device.type == "cuda":
+            torch.cuda.synchronize(pairs.device)
+        return batch * batches / (time.perf_counter() - start)
+
+    return {"clean_hz": rate(lambda k: pairs[k]), "photometric_hz": rate(lambda k: photometric(pairs[k], k))}
+
+
 def main() -> None:
     """Measures, prints the table and writes the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -100,6 +120,7 @@ def main() -> None:
     parser.add_argument("--worlds", default=",".join(WORLDS))
     parser.add_argument("--sizes", default="320x240,640x480")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batch", type=int, default=8, help="training pairs in a batch")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -120,6 +141,12 @@ def main() -> None:
                 print(f"{key:32s}" + "".join(f"{row[c]:16.3f}" for c in COLUMNS), flush=True)
     for column, meaning in COLUMNS.items():
         print(f"  {column}: {meaning}")
+    for size in options.sizes.split(","):
+        width, height = (int(n) for n in size.split("x"))
+        row = measure_pairs((width, height), options.batch, options.device, max(1, options.frames // 4))
+        results[f"pairs {size}"] = row
+        text = f"{row['clean_hz']:.1f} clean, {row['photometric_hz']:.1f} with a camera's faults"
+        print(f"{'training pairs ' + size:32s} pairs/s, batches of {options.batch}: {text}", flush=True)
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps({"definitions": COLUMNS, "results": results}, indent=2) + "\n")

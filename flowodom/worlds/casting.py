@@ -1,7 +1,7 @@
-"""Where rays meet boxes, cylinders and spheres, exactly.
+"""Where rays meet boxes, cylinders, spheres, soft blobs and hilly ground.
 
-Everything is float64: depth, flow and occlusion are meant to be truth. Rays have unit depth (z = 1 in the camera's
-optical frame), so the parameter along a ray is the depth.
+A ``World`` works in float64: depth, flow and occlusion are meant to be truth. Rays have unit depth (z = 1 in the
+camera's optical frame), so the parameter along a ray is the depth.
 """
 
 from __future__ import annotations
@@ -14,10 +14,17 @@ import torch
 from torch import Tensor
 
 from flowodom.geometry import PinholeCamera
+from flowodom.worlds.relief import height
 
 NEAR = 0.02
 """Nothing nearer than this depth is seen, metres."""
 
+
+_BLOB_STEPS = 14
+"""Steps of Newton's method; rays that graze a blob take the most."""
+
+_MARCH, _MARCH_BIAS, _CLOSE = 32, 1.0, 9
+"""Steps in search of the ground, the depth from which on they grow, metres, and the steps that close in on it."""
 
 _EDGES = torch.tensor([[a, a | bit] for bit in (1, 2, 4) for a in range(8) if not a & bit])
 """The twelve edges of a box, by the binary numbers of its corners."""
@@ -36,6 +43,10 @@ class Shape(enum.IntEnum):
     """``half`` = radius, radius, half height; the axis is z, with flat ends."""
     SPHERE = 2
     """``half`` = radius three times."""
+    BLOB = 3
+    """A soft pillow, the superellipsoid of exponent 4 (Barr 1981); ``half`` = half lengths. Never seen from within."""
+    TERRAIN = 4
+    """Hilly ground over the x-y plane (see ``relief``); ``half`` = half lengths along x, y, and the greatest height."""
 
 
 def _interval_box(origin: Tensor, direction: Tensor, half: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,6 +67,55 @@ def _interval_round(origin: Tensor, direction: Tensor, radius: Tensor, axes: int
     return torch.where(reach2 > 0, middle - reach, torch.inf), middle + reach
 
 
+def _first_blob(origin: Tensor, direction: Tensor, half: Tensor, near: Tensor) -> Tensor:
+    """Newton's method from where the ray enters the bounding box; convexity keeps it before the first root."""
+    d = direction / half
+    o = origin / half + near * d
+    o2, od, d2 = o * o, o * d, d * d
+    c0, c1, c2 = (o2 * o2).sum(0) - 1, 4 * (o2 * od).sum(0), 6 * (od * od).sum(0)
+    c3, c4 = 4 * (od * d2).sum(0), (d2 * d2).sum(0)
+    step, value = torch.zeros_like(c0), c0
+    for _ in range(_BLOB_STEPS):
+        rate = (((4 * c4 * step + 3 * c3) * step + 2 * c2) * step + c1).clamp_max(-1e-12)
+        step = torch.where(rate < -1e-12, step - value / rate, step)
+        value = (((c4 * step + c3) * step + c2) * step + c1) * step + c0
+    return torch.where(value < 1e-4, near + step, torch.inf)
+
+
+def _first_terrain(origin: Tensor, direction: Tensor, half: Tensor, near: Tensor, far: Tensor) -> Tensor:
+    """Marches in growing steps to where the ray changes sides, then closes in on that place."""
+    near, far = near.clamp_min(NEAR), far.clamp_min(NEAR)
+
+    def above(depth: Tensor) -> Tensor:
+        place = origin + depth * direction
+        return place[2] - height(place[:2], half)
+
+    growth = ((far + _MARCH_BIAS) / (near + _MARCH_BIAS)) ** (1 / _MARCH)
+    before, value_before = near, above(near)
+    low, high = near, torch.full_like(near, torch.inf)
+    value_low, value_high = value_before, value_before
+    for _ in range(_MARCH):
+        after = (before + _MARCH_BIAS) * growth - _MARCH_BIAS
+        value_after = above(after)
+        crossed = torch.isinf(high) & (value_before * value_after <= 0)
+        low, high = torch.where(crossed, before, low), torch.where(crossed, after, high)
+        value_low = torch.where(crossed, value_before, value_low)
+        value_high = torch.where(crossed, value_after, value_high)
+        before, value_before = after, value_after
+    hit = torch.isfinite(high)
+    high = torch.where(hit, high, low)
+    # Regula falsi that halves the value of the end that stays (the Illinois rule), lest that end stay for ever.
+    middle = low
+    for _ in range(_CLOSE):
+        share = value_low / torch.where(value_low == value_high, 1.0, value_low - value_high)
+        middle = torch.lerp(low, high, share.clamp(0, 1))
+        value = above(middle)
+        same = value * value_low > 0
+        low, high = torch.where(same, middle, low), torch.where(same, high, middle)
+        value_low, value_high = torch.where(same, value, 0.5 * value_low), torch.where(same, 0.5 * value_high, value)
+    return torch.where(hit, middle, torch.inf)
+
+
 def intersect(shape: Shape, origin: Tensor, direction: Tensor, half: Tensor, *, inward: bool) -> Tensor:
     """Finds where rays first meet one primitive.
 
@@ -69,7 +129,7 @@ def intersect(shape: Shape, origin: Tensor, direction: Tensor, half: Tensor, *, 
     Returns:
         (...) depths, infinite where the ray misses.
     """
-    if shape is Shape.BOX:
+    if shape in (Shape.BOX, Shape.BLOB, Shape.TERRAIN):
         near, far = _interval_box(origin, direction, half)
     elif shape is Shape.SPHERE:
         near, far = _interval_round(origin, direction, half[0], 3)
@@ -78,7 +138,38 @@ def intersect(shape: Shape, origin: Tensor, direction: Tensor, half: Tensor, *, 
         cap_near, cap_far = _interval_box(origin[2:], direction[2:], half[2:])
         near, far = torch.maximum(near, cap_near), torch.minimum(far, cap_far)
     depth = far if inward else near
+    if shape is Shape.BLOB:
+        depth = _first_blob(origin, direction, half, near)
+    elif shape is Shape.TERRAIN:
+        depth = _first_terrain(origin, direction, half, near, far)
     return torch.where((near <= far) & (depth > NEAR), depth, torch.inf)
+
+
+def extent(half: Tensor, primitive_from_camera: Tensor) -> Tensor:
+    """Finds in which directions primitives can be seen.
+
+    Args:
+        half: (..., 3) half extents, metres.
+        primitive_from_camera: (..., 4, 4) poses ``T_primitive_camera``.
+
+    Returns:
+        (..., 4) least x and y, greatest x and y at unit depth of its bounding box; infinite, and the least above the
+        greatest, when it is behind the camera.
+    """
+    signs = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=half.dtype)] * 3)
+    corners = signs * half[..., None, :] - primitive_from_camera[..., None, :3, 3]
+    corners = corners @ primitive_from_camera[..., :3, :3]  # the inverse rotation, on row vectors
+    # What is in front of the camera of a box has for vertices the ends of the box's edges, cut where they go behind.
+    ends = corners[..., _EDGES, :]
+    behind = ends[..., 2] < NEAR
+    step = ends[..., 1, 2] - ends[..., 0, 2]
+    cut = (NEAR - ends[..., 0, 2]) / torch.where(step == 0, 1.0, step)
+    cuts = torch.lerp(ends[..., 0, :], ends[..., 1, :], cut[..., None])
+    ends = torch.where(behind[..., None], cuts[..., None, :], ends).flatten(-3, -2)
+    gone = behind.all(-1, keepdim=True).expand(behind.shape).flatten(-2)[..., None]
+    seen = ends[..., :2] / ends[..., 2:].clamp_min(NEAR)
+    low, high = torch.where(gone, torch.inf, seen).amin(-2), torch.where(gone, -torch.inf, seen).amax(-2)
+    return torch.cat((low, high), dim=-1)
 
 
 def bounds(half: Tensor, primitive_from_camera: Tensor, camera: PinholeCamera) -> list[Box | None]:
@@ -93,21 +184,11 @@ def bounds(half: Tensor, primitive_from_camera: Tensor, camera: PinholeCamera) -
         For each the pixels (u0, v0, u1, v1), upper ends excluded, that its bounding box can touch; None when it is out
         of view.
     """
-    signs = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=half.dtype)] * 3)
-    corners = signs * half[:, None, :] - primitive_from_camera[:, None, :3, 3]
-    corners = corners @ primitive_from_camera[:, :3, :3]  # the inverse rotation, on row vectors
-    # What is in front of the camera of a box has for vertices the ends of the box's edges, cut where they go behind.
-    ends = corners[:, _EDGES]
-    behind = ends[..., 2] < NEAR
-    step = ends[:, :, 1, 2] - ends[:, :, 0, 2]
-    cut = (NEAR - ends[:, :, 0, 2]) / torch.where(step == 0, 1.0, step)
-    cuts = torch.lerp(ends[:, :, 0], ends[:, :, 1], cut[..., None])
-    ends = torch.where(behind[..., None], cuts[:, :, None], ends).flatten(1, 2)
-    gone = behind.all(-1, keepdim=True).expand(behind.shape).flatten(1)[..., None]
-    pixels = camera.project(ends, min_depth=NEAR)
-    limit = torch.tensor([camera.width, camera.height], dtype=half.dtype)
-    low = torch.where(gone, torch.inf, pixels).amin(1).sub(1).floor().clamp_min(0).minimum(limit)
-    high = torch.where(gone, -torch.inf, pixels).amax(1).add(2).ceil().clamp_min(0).minimum(limit)
+    seen = extent(half, primitive_from_camera).view(-1, 2, 2)
+    pixels = seen * half.new_tensor((camera.fx, camera.fy)) + half.new_tensor((camera.cx, camera.cy))
+    limit = half.new_tensor((camera.width, camera.height))
+    low = pixels[:, 0].sub(1).floor().clamp_min(0).minimum(limit)
+    high = pixels[:, 1].add(2).ceil().clamp_min(0).minimum(limit)
     boxes = torch.cat((low, high), dim=-1).long().tolist()
     return [(u0, v0, u1, v1) if u0 < u1 and v0 < v1 else None for u0, v0, u1, v1 in boxes]
 

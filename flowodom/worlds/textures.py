@@ -279,6 +279,49 @@ def fine(size: int, generator: torch.Generator) -> Tensor:
     return (0.5 + 0.5 * (noise - noise.mean())).expand(3, size, size)
 
 
+def blank(size: int, generator: torch.Generator) -> Tensor:
+    """One colour: nothing to hold on to."""
+    return _colour(generator, 0.3, 0.85, saturation=0.25)[:, None, None].expand(3, size, size).clone()
+
+
+def natural(size: int, generator: torch.Generator) -> Tensor:
+    """Colour noise with the 1/f spectrum of natural images (Field 1987), most of it in brightness."""
+    tone = fractal(size, generator, slope=_uniform(generator, 0.9, 1.1))
+    hue = torch.stack([fractal(size, generator, slope=1.2) for _ in range(3)])
+    colour = _colour(generator, 0.4, 0.7)[:, None, None]
+    return colour * (0.25 + 1.5 * tone) * (0.8 + 0.4 * hue)
+
+
+def leaves(size: int, generator: torch.Generator) -> Tensor:
+    """Dead leaves: discs and rectangles that hide each other, small ones most (Lee, Mumford and Huang 2001)."""
+    image = clouds(size, generator)
+    grain = 0.75 + 0.5 * fractal(size, generator, slope=0.9, lowest=4)
+    for _ in range(220):
+        # Sizes fall off as the cube, which gives the image the same statistics at every scale.
+        radius = min(0.35, 0.015 / (1 - _uniform(generator, 0, 0.999)) ** 0.5) * size
+        reach = int(radius) + 1
+        line = torch.arange(-reach, reach + 1)
+        rows = (_pick(generator, 0, size - 1) + line) % size
+        columns = (_pick(generator, 0, size - 1) + line) % size
+        angle = _uniform(generator, 0, math.pi)
+        a = math.cos(angle) * line[:, None] + math.sin(angle) * line[None]
+        b = math.cos(angle) * line[None] - math.sin(angle) * line[:, None]
+        square = _pick(generator, 0, 1)
+        gap = torch.maximum(a.abs() / 0.8, b.abs() / 0.5) if square else torch.hypot(a, b / _uniform(generator, 0.4, 1))
+        cover = (radius + 0.5 - gap).clamp(0, 1)
+        block = (slice(None), rows[:, None], columns[None])
+        leaf = _colour(generator, 0.1, 0.8)[:, None, None] * grain[block[1:]]
+        image[block] = torch.lerp(image[block], leaf, cover)
+    return image
+
+
+def mosaic(size: int, generator: torch.Generator) -> Tensor:
+    """One small motif again and again, exactly alike everywhere."""
+    motif = size // 2 ** _pick(generator, 2, 4)
+    cell = (clouds if _pick(generator, 0, 1) else leaves)(motif, generator)
+    return cell.repeat(1, size // motif, size // motif)
+
+
 PATTERNS: dict[str, Callable[[int, torch.Generator], Tensor]] = {
     make.__name__: make
     for make in (
@@ -296,6 +339,10 @@ PATTERNS: dict[str, Callable[[int, torch.Generator], Tensor]] = {
         facade,
         sky,
         fine,
+        blank,
+        natural,
+        leaves,
+        mosaic,
     )
 }
 """Every pattern by name: each takes the number of texels across and a generator, and returns (3, size, size)."""

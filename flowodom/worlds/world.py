@@ -12,26 +12,9 @@ from flowodom.errors import ShapeError
 from flowodom.geometry import PinholeCamera, se3
 from flowodom.worlds.casting import Shape, cast
 from flowodom.worlds.motion import Motion
+from flowodom.worlds.shading import FACES, SPREAD, Shader, edges, geometry_table
 from flowodom.worlds.textures import Atlas
 from flowodom.worlds.threads import one_thread
-
-FACES = 6
-"""Faces a primitive: two for each axis, low then high; a cylinder's side is face 0, a sphere's six are a cube's."""
-
-_SPREAD = torch.tensor([[-0.375, -0.125], [0.125, -0.375], [0.375, 0.125], [-0.125, 0.375]], dtype=torch.float64)
-"""Where edge pixels are sampled, pixels: a rotated grid."""
-
-_PROBES = ((1, 0.55), (2, 0.3), (4, -1.0))
-"""How many times a sample's footprint is probed along its length, down to which cosine between view and normal."""
-
-_ONE_PROBE = ((1, -1.0),)
-"""Where a pixel is sampled in several places anyway, each of them needs no more."""
-
-_SPOT = 0.75
-"""Size of the texels that are looked up, relative to a pixel: smaller would alias, larger would blur."""
-
-_STRETCH = 1.6
-"""A probe may blur a texture by so much more than the pixel's width to cover the whole length."""
 
 _LARGE = 1280 * 720
 """From so many pixels on, work on the processor is split over threads."""
@@ -50,6 +33,7 @@ class Material:
         tint: Factor on red, green and blue.
         detail: Strength of the fine detail laid over the texture, 0 for none.
         glow: 0 for a surface that needs light, 1 for one that shines by itself (a sky).
+        gloss: Strength of highlights, 0 for none.
     """
 
     tile: int
@@ -57,11 +41,12 @@ class Material:
     tint: tuple[float, float, float] = (1.0, 1.0, 1.0)
     detail: float = 0.5
     glow: float = 0.0
+    gloss: float = 0.0
 
 
 @dataclass(frozen=True)
 class Primitive:
-    """A box, cylinder or sphere that belongs to a body.
+    """A simple solid that belongs to a body.
 
     Attributes:
         shape: Its kind.
@@ -206,7 +191,7 @@ class World:
 
     @cached_property
     def _looks(self) -> Tensor:
-        """A (9, N * FACES) float32 table: tile, 1 / period, two offsets, tint, detail, glow of each face."""
+        """The (10, N * FACES) float32 looks of each face, see ``Shader``."""
         rows = []
         for k, primitive in enumerate(self.primitives):
             for face in range(FACES):
@@ -214,7 +199,7 @@ class World:
                 # Irrational steps keep neighbouring faces from showing the same part of a tile.
                 shift = k * FACES + face
                 offset = ((shift * 0.6180339887) % 1.0, (shift * 0.7548776662) % 1.0)
-                rows.append((float(m.tile), 1 / m.period, *offset, *m.tint, m.detail, m.glow))
+                rows.append((float(m.tile), 1 / m.period, *offset, *m.tint, m.detail, m.glow, m.gloss))
         return torch.tensor(rows, dtype=torch.float32, device=self.device).t().contiguous()
 
     def bodies(self, time: float) -> Tensor:
@@ -291,180 +276,28 @@ class World:
     ) -> tuple[Tensor, Tensor]:
         """Shades the pixel grid; pixels on edges are shaded in several places and averaged."""
         size = depth.shape
-        colour, normal, surface = self._shade(
-            rays.flatten(1), depth.flatten(), primitive.flatten(), transforms, pose, camera
-        )
-        surface = surface.view(size)
-        edge = torch.zeros(size, dtype=torch.bool, device=self.device)
-        across, down = surface[:, 1:] != surface[:, :-1], surface[1:] != surface[:-1]
-        edge[:, 1:] |= across
-        edge[:, :-1] |= across
-        edge[1:] |= down
-        edge[:-1] |= down
-        where = edge.flatten().nonzero()[:, 0]
+        shader = Shader(self._geometry(transforms, pose), self._looks, self.atlas, self.detail)
+        pixel = 1 / camera.focal
+        colour, normal, surface = shader.shade(rays.flatten(1), depth.flatten(), primitive.flatten(), pixel)
+        where = edges(surface.view(size)).flatten().nonzero()[:, 0]
         if len(where):
             scale = torch.tensor([1 / camera.fx, 1 / camera.fy], dtype=torch.float64, device=self.device)
-            spread = (_SPREAD.to(self.device) * scale).t()
+            spread = (SPREAD.to(self.device) * scale).t()
             finer = (rays.flatten(1)[:, where, None] + spread[:, None, :]).flatten(1)
             finer_depth, finer_primitive = self._cast(finer, transforms, camera)
-            samples, _, _ = self._shade(finer, finer_depth, finer_primitive, transforms, pose, camera, spacing=0.5)
-            colour[:, where] = samples.view(3, -1, len(_SPREAD)).mean(-1)
+            samples, _, _ = shader.shade(finer, finer_depth, finer_primitive, 0.5 * pixel, alone=False)
+            colour[:, where] = samples.view(3, -1, len(SPREAD)).mean(-1)
         image = (colour * 255).round().clamp(0, 255).to(torch.uint8)
         return image.view(3, *size).permute(1, 2, 0).contiguous(), normal.view(3, *size).permute(1, 2, 0).contiguous()
 
-    def _shade(
-        self,
-        rays: Tensor,
-        depth: Tensor,
-        primitive: Tensor,
-        transforms: Tensor,
-        pose: Tensor,
-        camera: PinholeCamera,
-        *,
-        spacing: float = 1.0,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns (3, R) colours and normals, and (R) surfaces of samples ``spacing`` pixels apart."""
-        missed = primitive < 0
-        primitive = primitive.clamp_min(0)
-        distance = torch.where(missed, 1.0, depth).float()
-        x, y = rays.float()
-        geometry = self._geometry_table(transforms, pose).index_select(1, primitive)
-        rotation, origin, half = geometry[:9].view(3, 3, -1), geometry[9:12], geometry[12:15]
-        kind, side = geometry[15], geometry[16]
-        lights = geometry[17:].view(len(self.lights), 3, len(distance))
-
-        # Where and from where, in the primitive's frame.
-        slope = rotation[:, 0] * x + rotation[:, 1] * y + rotation[:, 2]
-        point = origin + slope * distance
-        length = (x * x + y * y + 1).sqrt()
-        view = slope / length
-        normal, face, u, v, along_u, along_v = _surface(point, view, half, kind, side)
-        surface = primitive * FACES + face
-        looks = self._looks.index_select(1, surface)
-        tile, scale, shift_u, shift_v, tint, detail, glow = (*looks[:4], looks[4:7], looks[7], looks[8])
-
-        # A sample covers an ellipse on the surface: this wide, and longer along the view direction.
-        slant = -(normal * view).sum(0)
-        width = distance * length * (_SPOT * spacing / camera.focal)
-        colour = torch.empty_like(point)
-        shorter = torch.inf
-        for probes, flattest in _PROBES if spacing == 1 else _ONE_PROBE:
-            here = ((slant > flattest) & (slant <= shorter)).nonzero()[:, 0]
-            shorter = flattest
-            if not len(here):
-                continue
-            at = torch.stack((u, v, along_u, along_v, width, slant.clamp(0.02, 1), tile, scale, shift_u, shift_v))
-            x, y, step_u, step_v, w, c, *look = at.index_select(1, here)
-            blur = torch.maximum(w, torch.minimum(w / (c * probes), _STRETCH * w))
-            stride = w / (_SPOT * c * (1 - c * c).sqrt().clamp_min(1e-3))
-            total = torch.zeros_like(point[:, : len(here)])
-            for probe in range(probes):
-                offset = ((probe + 0.5) / probes - 0.5) * stride
-                total += self._texture(x + offset * step_u, y + offset * step_v, blur, look, detail[here])
-            colour[:, here] = total / probes
-
-        shade = torch.full_like(distance, self.ambient)
-        for light, position in zip(self.lights, lights, strict=True):
-            to_light = position - point
-            facing = (normal * to_light).sum(0) / (to_light * to_light).sum(0).sqrt().clamp_min(1e-6)
-            shade = shade + light.strength * facing.clamp_min(0)
-        shade = torch.lerp(shade * _corner(point, half, side), torch.ones_like(shade), glow)
-        colour = colour * tint * shade
-        to_camera = (rotation * normal[:, None]).sum(0)
-        return (
-            torch.where(missed, 0.0, colour),
-            torch.where(missed, 0.0, to_camera),
-            torch.where(missed, -1, surface),
-        )
-
-    def _texture(self, u: Tensor, v: Tensor, blur: Tensor, look: list[Tensor], detail: Tensor) -> Tensor:
-        """Returns (3, R) colours at (R) surface coordinates, metres, over a spot that is ``blur`` metres wide."""
-        tile, scale, shift_u, shift_v = look
-        base = self.atlas.sample(tile, u * scale + shift_u, v * scale + shift_v, blur * scale)
-        near = self.detail.sample(0, u * _DETAIL + shift_v, v * _DETAIL, blur * _DETAIL)
-        return base * (1 + 2 * detail * (near - 0.5))
-
-    def _geometry_table(self, transforms: Tensor, pose: Tensor) -> Tensor:
-        """Returns a (17 + 3 L, N) float32 table of what shading needs to know of each primitive."""
-        count = len(self.primitives)
-        lights = torch.tensor([light.position for light in self.lights], dtype=torch.float64).view(-1, 3)
-        lights_camera = se3.act(se3.inverse(pose), lights)
-        lights_local = se3.act(transforms[:, None], lights_camera[None])
-        side = torch.tensor([-1.0 if p.inward else 1.0 for p in self.primitives], dtype=torch.float64)
-        kind = torch.tensor([float(p.shape) for p in self.primitives], dtype=torch.float64)
-        rows = (
-            transforms[:, :3, :3].reshape(count, 9),
-            transforms[:, :3, 3],
-            self._half,
-            kind[:, None],
-            side[:, None],
-            lights_local.reshape(count, -1),
-        )
-        return torch.cat(rows, dim=1).t().float().contiguous().to(self.device)
-
-
-_DETAIL = 1 / 0.45
-"""Tiles of fine detail a metre."""
-
-
-def _corner(point: Tensor, half: Tensor, side: Tensor) -> Tensor:
-    """Returns (R) how much darker it is in the corners of a room (surfaces seen from within); 1 elsewhere."""
-    gap = (half - point.abs()).clamp_min(0)
-    # On a face the gap along its normal is zero: its constant factor is taken out again.
-    dark = (1 - 0.4 * torch.exp(gap * -3.0)).prod(0) / 0.6
-    return torch.where(side < 0, dark, 1.0)
-
-
-def _surface(
-    point: Tensor, view: Tensor, half: Tensor, kind: Tensor, side: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Finds the face, the normal and the texture coordinates of points on primitives.
-
-    Args:
-        point: (3, R) points, primitive's frame, metres.
-        view: (3, R) unit directions in which they are seen, primitive's frame.
-        half: (3, R) half extents.
-        kind: (R) ``Shape`` as a float.
-        side: (R) 1, or -1 where seen from within.
-
-    Returns:
-        (3, R) unit normals towards the viewer, (R) int64 faces, (R) u and v in metres, and (R) the components of the
-        view direction along u and v.
-    """
-    reach = point.abs() / half
-    first = (reach[0] >= reach[1]) & (reach[0] >= reach[2])
-    third = ~first & (reach[2] > reach[1])
-    second = ~first & ~third
-    axes = torch.stack((first, second, third))
-    normal = torch.where(axes, torch.sign(point), 0.0) * side
-    high = ((point > 0) & axes).any(0)
-    face = second.long() * 2 + third.long() * 4 + high.long()
-    u, v = torch.where(first, point[1], point[0]), torch.where(third, point[1], point[2])
-    along_u, along_v = torch.where(first, view[1], view[0]), torch.where(third, view[1], view[2])
-
-    round_ = (kind != float(Shape.BOX)).nonzero()[:, 0]
-    if len(round_):
-        p, d, h, ball = point[:, round_], view[:, round_], half[:, round_], kind[round_] == float(Shape.SPHERE)
-        out = p / h
-        radial = torch.hypot(out[0], out[1])
-        lid = ~ball & (out[2].abs() > radial)
-        wall = ~ball & ~lid
-        zero = torch.zeros_like(out[2])
-        curved = torch.stack((out[0], out[1], torch.where(ball, out[2], zero)))
-        curved = curved / curved.square().sum(0).sqrt().clamp_min(1e-9)
-        flat = torch.stack((zero, zero, torch.sign(p[2])))
-        n = torch.where(lid, flat, curved) * side[round_]
-        # A sphere's faces are those of a cube around it, in equal angles; its box coordinates are turned into angles.
-        main = torch.where(first[round_], p[0], torch.where(third[round_], p[2], p[1])).abs()
-        angle_u = h[0] * torch.atan2(u[round_], main)
-        angle_v = h[0] * torch.atan2(v[round_], main)
-        turn = h[0] * torch.atan2(p[1], p[0])
-        tangent = (out[0] * d[1] - out[1] * d[0]) / radial.clamp_min(1e-9)
-        u[round_] = torch.where(ball, angle_u, torch.where(wall, turn, p[0]))
-        v[round_] = torch.where(ball, angle_v, torch.where(wall, p[2], p[1]))
-        along_u[round_] = torch.where(ball, along_u[round_], torch.where(wall, tangent, d[0]))
-        along_v[round_] = torch.where(ball, along_v[round_], torch.where(wall, d[2], d[1]))
-        faces = torch.where(ball, face[round_], torch.where(wall, 0, 4 + (p[2] > 0).long()))
-        normal[:, round_] = n
-        face[round_] = faces
-    return normal, face, u, v, along_u, along_v
+    def _geometry(self, transforms: Tensor, pose: Tensor) -> Tensor:
+        """Returns the table of what shading needs to know of each primitive."""
+        count, double = len(self.primitives), torch.float64
+        places = torch.tensor([light.position for light in self.lights], dtype=double).view(-1, 3)
+        strengths = torch.tensor([light.strength for light in self.lights], dtype=double)
+        lights = torch.cat((se3.act(se3.inverse(pose), places), strengths[:, None]), -1)
+        kind = torch.tensor([float(p.shape) for p in self.primitives], dtype=double)
+        side = torch.tensor([-1.0 if p.inward else 1.0 for p in self.primitives], dtype=double)
+        ambient = torch.full((count,), self.ambient, dtype=double)
+        table = geometry_table(transforms, self._half, kind, side, ambient, lights.expand(count, -1, 4))
+        return table.to(self.device)
