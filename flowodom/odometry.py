@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from flowodom.config import OdometryConfig
-from flowodom.depth import DepthSource, InverseDepth
+from flowodom.depth import DepthSource, FramePair, InverseDepth
 from flowodom.depth.filter import FilterDepth
 from flowodom.depth.sensor import SensorDepth
 from flowodom.errors import ConfigError
@@ -171,9 +171,10 @@ class Odometry:
         except NotTracked as loss:
             return self._lose(view, str(loss))
         with self._stage("depth"):
-            to_current, covariance = se3.inverse(track.motion), track.motion_covariance
+            to_current = se3.inverse(track.motion)
             if tracker.started:
-                self._field = self._depth.fuse(view.depth, former, flow, dense_camera, to_current, covariance)
+                pair = FramePair(frame, flow, dense_camera, to_current, track.motion_covariance)
+                self._field = self._depth.fuse(view.depth, former, pair)
         if track.keyframe:
             with self._stage("window"):
                 tracker.add_keyframe(view, self._field)

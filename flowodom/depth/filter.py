@@ -13,8 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flowodom.depth import InverseDepth
-from flowodom.flow import FlowField
+from flowodom.depth import FramePair, InverseDepth
 from flowodom.flow.consistency import FLOW_NOISE
 from flowodom.frame import Frame
 from flowodom.geometry import PinholeCamera, se3
@@ -51,22 +50,15 @@ class FilterDepth:
         """Returns None: one image of one camera tells no depth by itself."""
         return None
 
-    def fuse(
-        self,
-        observed: InverseDepth | None,
-        previous: InverseDepth | None,
-        flow: FlowField,
-        camera: PinholeCamera,
-        motion: Tensor,
-        covariance: Tensor,
-    ) -> InverseDepth:
+    def fuse(self, observed: InverseDepth | None, previous: InverseDepth | None, pair: FramePair) -> InverseDepth:
         """Carries the previous field to the current frame and corrects it; see ``DepthSource``."""
+        camera, flow, motion = pair.camera, pair.flow, pair.motion
         here = camera.pixels(device=self._device)
         there = here + flow.backward
         miss_squared = 2 * (flow.backward_variance - FLOW_NOISE**2)
         visible = camera.contains(there) & (miss_squared < MOST_MISS**2)
 
-        measured, measured_variance = _triangulate(camera, here, there, flow.backward_variance, motion, covariance)
+        measured, measured_variance = _triangulate(camera, here, there, flow.backward_variance, motion, pair.covariance)
         if previous is None:
             mean, variance = measured, measured_variance
         else:
