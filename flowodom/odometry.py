@@ -16,8 +16,8 @@ from torch import Tensor
 
 from flowodom.config import OdometryConfig
 from flowodom.depth import DepthSource, FramePair, InverseDepth
-from flowodom.depth.filter import FilterDepth
-from flowodom.depth.sensor import SensorDepth
+from flowodom.depth.fusion import FusedDepth
+from flowodom.depth.sources import choose_depth, find_field
 from flowodom.errors import ConfigError
 from flowodom.flow import FlowMethod
 from flowodom.flow.methods import make_flow
@@ -51,10 +51,16 @@ class Scale(enum.Enum):
     """Nothing but rotation has been seen so far."""
     FIRST_BASELINE = "first_baseline"
     """The distance between the first two views of a single camera."""
+    LEARNED = "learned"
+    """Metres, by the single-image field."""
     CAMERA_HEIGHT = "camera_height"
     """Metres, by the camera's height above the ground."""
     SENSOR = "sensor"
     """Metres, by a depth camera."""
+
+
+METRIC_SCALES = (Scale.LEARNED, Scale.CAMERA_HEIGHT, Scale.SENSOR)
+"""Those that are metres, more or less well."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,7 @@ class Estimate:
         interval: Seconds from the previous tracked frame to this one, zero without one.
         keyframe: Whether the frame became a keyframe.
         scale: What the unit of length is.
+        scale_deviation: Relative deviation of that unit from the metre; None where it is no metre.
         matches: Points followed into the frame.
         inliers: Those that agree with the pose.
         timing: Seconds spent in each stage.
@@ -90,6 +97,7 @@ class Estimate:
     interval: float = 0.0
     keyframe: bool = False
     scale: Scale = Scale.UNKNOWN
+    scale_deviation: float | None = None
     matches: int = 0
     inliers: int = 0
     timing: dict[str, float] = field(default_factory=dict)
@@ -112,13 +120,14 @@ class Odometry:
         self._config = config or OdometryConfig()
         self._device = resolve_device(self._config.device)
         self._flow: FlowMethod = make_flow(self._config.flow.method)
+        self._network = find_field(self._config.depth)
         self._segment = 0
         self._origin = se3.identity()
         self._origin_covariance = torch.zeros(6, 6, dtype=torch.float64)
         self._tracker: Tracker | None = None
         self._depth: DepthSource
         self._scale = Scale.UNKNOWN
-        self._height_variance = 0.0
+        self._scale_variance = 0.0
         self._previous: View
         self._field: InverseDepth | None = None
         self._lost_since: int | None = None
@@ -203,14 +212,9 @@ class Odometry:
         size = (max(16, round(grey.shape[1] * scale)), max(16, round(grey.shape[0] * scale)))
         dense = grey if scale == 1.0 else cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
         if self._tracker is None:
-            self._depth = self._choose_depth(frame)
+            with_sensor = frame.depth is not None
+            self._depth = choose_depth(self._config.depth, self._network, with_sensor=with_sensor, device=self._device)
         return View(frame, grey, torch.from_numpy(dense).to(self._device), self._depth.observe(frame))
-
-    def _choose_depth(self, frame: Frame) -> DepthSource:
-        source = self._config.depth.source
-        if source == "sensor" or (source == "auto" and frame.depth is not None):
-            return SensorDepth(self._config.depth, self._device)
-        return FilterDepth(self._device)
 
     def _begin(self, view: View) -> Estimate:
         """Makes the view the first keyframe of a segment."""
@@ -224,6 +228,7 @@ class Odometry:
             covariance=self._origin_covariance,
         )
         self._scale = Scale.SENSOR if self._depth.metric else Scale.UNKNOWN
+        self._scale_variance = 0.0
         self._previous, self._field = view, view.depth
         return self._estimate(
             view, Status.TRACKING, pose=self._origin, covariance=self._origin_covariance, keyframe=True
@@ -238,27 +243,47 @@ class Odometry:
         return self._estimate(view, Status.LOST, reason=reason)
 
     def _measure_scale(self, keyframe: bool) -> float:
-        """Brings a single camera to metres where its height is known; returns by how much lengths were multiplied."""
+        """Brings a single camera to metres where something tells them; returns by how much lengths were multiplied."""
         assert self._tracker is not None
         if self._scale is Scale.UNKNOWN and self._tracker.started:
             self._scale = Scale.FIRST_BASELINE
-        if not keyframe or self._depth.metric or self._config.camera_height == 0 or self._field is None:
+        if not keyframe or self._depth.metric or self._field is None:
             return 1.0
-        found = self._tracker.ground_height()
+        factor = self._scale_by_height()
+        if factor is None and self._scale is not Scale.CAMERA_HEIGHT:
+            factor = self._scale_by_field()
+        if factor is None:
+            return 1.0
+        self._tracker.rescale(factor)
+        self._field = self._field.scaled(factor)
+        if isinstance(self._depth, FusedDepth):
+            self._depth.rescale(factor)
+        return factor
+
+    def _scale_by_height(self) -> float | None:
+        """Returns the factor that the camera's height above the ground asks for; None where it tells nothing."""
+        assert self._tracker is not None
+        found = self._tracker.ground_height() if self._config.camera_height > 0 else None
         if found is None:
-            return 1.0
+            return None
         height, relative = found
         factor, variance = self._config.camera_height / height, relative**2
-        if self._scale is Scale.CAMERA_HEIGHT:
-            # Kalman update of the logarithm of the scale; it wanders a little from keyframe to keyframe.
-            self._height_variance += SCALE_WANDER**2
-            gain = self._height_variance / (self._height_variance + variance)
-            factor = factor**gain
-            self._height_variance *= 1 - gain
-        else:
-            self._scale, self._height_variance = Scale.CAMERA_HEIGHT, variance
-        self._tracker.rescale(factor)
-        self._field = InverseDepth(self._field.camera, self._field.mean / factor, self._field.variance / factor**2)
+        if self._scale is not Scale.CAMERA_HEIGHT:
+            self._scale, self._scale_variance = Scale.CAMERA_HEIGHT, variance
+            return factor
+        # Kalman update of the logarithm of the scale; it wanders a little from keyframe to keyframe.
+        self._scale_variance += SCALE_WANDER**2
+        gain = self._scale_variance / (self._scale_variance + variance)
+        self._scale_variance *= 1 - gain
+        return factor**gain
+
+    def _scale_by_field(self) -> float | None:
+        """Returns the factor that the single-image field asks for; None where there is none."""
+        found = self._depth.metres if isinstance(self._depth, FusedDepth) else None
+        if found is None:
+            return None
+        factor, deviation = found
+        self._scale, self._scale_variance = Scale.LEARNED, deviation**2
         return factor
 
     def _estimate(self, view: View, status: Status, **known: object) -> Estimate:
@@ -267,6 +292,7 @@ class Odometry:
             status,
             self._segment,
             scale=self._scale,
+            scale_deviation=self._scale_variance**0.5 if self._scale in METRIC_SCALES else None,
             timing=self._timing,
             **known,  # type: ignore[arg-type]
         )

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from flowodom.config import OdometryConfig, override
+from flowodom.depth import InverseDepth
+from flowodom.depth.fusion import FusedDepth
 from flowodom.frame import Frame
 from flowodom.geometry import se3
 from flowodom.odometry import Odometry, Scale, Status, resolve_device
@@ -211,6 +213,31 @@ def test_camera_height_makes_a_single_camera_metric(lane):
     found = (estimates[last].pose[:3, 3] - estimates[first].pose[:3, 3]).norm()
     true = (lane.poses[last][:3, 3] - lane.poses[first][:3, 3]).norm()
     assert float(found) == pytest.approx(float(true), rel=0.05)
+
+
+class Knowing:
+    """Stands in for a trained field: the exact depth of every frame, in metres, an eighth too far."""
+
+    scale_deviation = 0.1
+
+    def __init__(self, clip):
+        self.depth = {frame.stamp: frame.depth for frame in clip.frames}
+
+    def observe(self, frame):
+        rho = torch.from_numpy(1 / self.depth[frame.stamp]) / 1.125
+        return InverseDepth(frame.camera, rho, (0.1 * rho) ** 2)
+
+
+def test_a_field_makes_a_single_camera_metric_and_says_how_well(short, monkeypatch):
+    monkeypatch.setattr("flowodom.odometry.choose_depth", lambda *_, **__: FusedDepth(Knowing(short)))
+    estimates = follow(blind(short).frames)
+    last = estimates[-1]
+    assert last.scale is Scale.LEARNED
+    assert 0.1 < last.scale_deviation < 0.2
+    learned = next(k for k, e in enumerate(estimates) if e.scale is Scale.LEARNED and e.pose is not None)
+    found = (last.pose[:3, 3] - estimates[learned].pose[:3, 3]).norm()
+    true = (short.poses[-1][:3, 3] - short.poses[learned][:3, 3]).norm()
+    assert float(found) == pytest.approx(1.125 * float(true), rel=0.08)
 
 
 def black(frame):

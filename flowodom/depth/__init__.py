@@ -33,6 +33,10 @@ class InverseDepth:
         size = (camera.height, camera.width)
         return cls(camera, torch.full(size, torch.nan, device=device), torch.full(size, torch.inf, device=device))
 
+    def scaled(self, factor: float) -> InverseDepth:
+        """Returns the field when all lengths are multiplied by ``factor``."""
+        return InverseDepth(self.camera, self.mean / factor, self.variance / factor**2)
+
     def at(self, camera: PinholeCamera, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Reads the field at pixels, never mixing the two sides of a depth edge.
 

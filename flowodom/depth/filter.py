@@ -63,7 +63,7 @@ class FilterDepth:
             mean, variance = measured, measured_variance
         else:
             carried, carried_variance = _carry(camera, there, previous, motion)
-            mean, variance = _combine(carried, carried_variance, measured, measured_variance)
+            mean, variance = combine(carried, carried_variance, measured, measured_variance)
         variance = torch.maximum(variance, (LEAST_RELATIVE * mean) ** 2)
         known = visible & (mean > 0) & (variance < (MOST_RELATIVE * mean) ** 2)
         return InverseDepth(
@@ -112,7 +112,7 @@ def _carry(camera: PinholeCamera, there: Tensor, previous: InverseDepth, motion:
     return rho / stretch, torch.where(variance.isfinite(), carried, torch.inf)
 
 
-def _combine(mean_a: Tensor, variance_a: Tensor, mean_b: Tensor, variance_b: Tensor) -> tuple[Tensor, Tensor]:
+def combine(mean_a: Tensor, variance_a: Tensor, mean_b: Tensor, variance_b: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the product of two Gaussians; where they contradict each other the surer stays, less sure than before.
 
     An unknown mean (NaN) comes with an infinite variance and leaves the other as it is.

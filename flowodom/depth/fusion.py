@@ -1,0 +1,132 @@
+"""All that is known of depth, together.
+
+The single-image field starts the filter, the filter corrects the field, and a depth camera overrules both.
+
+The field gives every pixel of every image a depth, with errors that neighbouring pixels and frames share. The filter
+gives what has moved past the camera a depth whose errors shrink with every frame. The filter never learns of the field,
+so that the two stay independent and their Gaussians may be multiplied, and the field's one opinion is not counted anew
+with every frame.
+
+The field's unit is its own metre, the filter's that of the odometry. A Kalman filter on the logarithm of their ratio
+follows it, from the pixels that the filter has triangulated well; how far those scatter about the field says how far
+the field is to be trusted in this scene.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from flowodom.depth import FramePair, InverseDepth
+from flowodom.depth.field import FieldDepth
+from flowodom.depth.filter import FilterDepth, combine
+from flowodom.depth.sensor import SensorDepth
+from flowodom.frame import Frame
+from flowodom.geometry import PinholeCamera
+
+SURE = 0.2
+"""Relative deviation of the filter's depth below which it tells the ratio of the units."""
+
+LEAST_SHARE = 0.03
+"""Share of the pixels that must be triangulated so well to tell the ratio of the units."""
+
+FRAME_DEVIATION = 0.1
+"""Relative deviation of the field's scale from frame to frame."""
+
+WANDER = 0.003
+"""Relative change of the ratio of the units from frame to frame, one standard deviation."""
+
+TRUST_RATE = 0.05
+"""Share by which one frame changes how far the field is trusted."""
+
+NORMAL_MEDIAN = 0.455
+"""Median of the square of a normal deviate."""
+
+
+class FusedDepth:
+    """Field, filter and, where there is one, a depth camera.
+
+    Args:
+        field: The single-image field.
+        sensor: The depth camera; None for a single camera.
+        device: Torch device of the fields.
+    """
+
+    def __init__(
+        self, field: FieldDepth, sensor: SensorDepth | None = None, device: torch.device | str = "cpu"
+    ) -> None:
+        self.metric = sensor is not None
+        self._field, self._sensor, self._filter = field, sensor, FilterDepth(device)
+        self._triangulated: InverseDepth | None = None
+        self._log_ratio, self._excess = torch.zeros((), device=device), torch.ones((), device=device)
+        self._variance = torch.full((), torch.inf, device=device)
+
+    def observe(self, frame: Frame) -> InverseDepth | None:
+        """Returns what a depth camera measured; what the field says waits for ``fuse``, as its unit is another."""
+        return None if self._sensor is None else self._sensor.observe(frame)
+
+    def fuse(self, observed: InverseDepth | None, previous: InverseDepth | None, pair: FramePair) -> InverseDepth:
+        """Combines all sources; see ``DepthSource``. The result is on the depth camera's grid where there is one."""
+        self._triangulated = known = self._filter.fuse(None, self._triangulated, pair)
+        field = self._field.observe(pair.frame)
+        if observed is not None:
+            known = _overrule(_on_grid(known, observed.camera), observed)
+        if field is None:
+            return known
+        self._align(_on_grid(known, field.camera), field)
+        ratio = self._log_ratio.exp()
+        guess = _on_grid(field, known.camera)
+        guess_variance = ratio**2 * (self._excess * guess.variance + self._variance * guess.mean**2)
+        guess_variance = guess_variance.nan_to_num(nan=torch.inf, posinf=torch.inf)
+        mean, variance = combine(known.mean, known.variance, ratio * guess.mean, guess_variance)
+        fused = InverseDepth(known.camera, mean, variance)
+        return fused if observed is None else _overrule(fused, observed)
+
+    @property
+    def metres(self) -> tuple[float, float] | None:
+        """Metres in the odometry's unit of length by the field, and their relative deviation; None while unknown."""
+        variance = float(self._variance)
+        if math.isinf(variance):
+            return None
+        return math.exp(self._log_ratio), math.hypot(math.sqrt(variance), self._field.scale_deviation)
+
+    def rescale(self, factor: float) -> None:
+        """Follows the odometry, all of whose lengths are multiplied by ``factor``."""
+        self._log_ratio = self._log_ratio - math.log(factor)
+        if self._triangulated is not None:
+            self._triangulated = self._triangulated.scaled(factor)
+
+    def _align(self, known: InverseDepth, field: InverseDepth) -> None:
+        """Updates the ratio of the units, and the trust in the field, from one frame; on the device alone."""
+        relative, guessed = known.variance / known.mean**2, field.variance / field.mean**2
+        sure = relative < SURE**2
+        enough = sure.float().mean() >= LEAST_SHARE
+        difference = torch.where(sure, (known.mean / field.mean).log(), torch.nan)
+        measured = difference.nanmedian()
+        spread = (difference - measured).square().nanmedian() / NORMAL_MEDIAN
+        relative, guessed = (torch.where(sure, part, torch.nan).nanmedian() for part in (relative, guessed))
+        # A scene in which the field does better than on average does not make it better than it was found to be.
+        excess = ((spread - relative) / guessed).clamp_min(1)
+
+        before = self._variance + WANDER**2
+        first = before.isinf()
+        gain = torch.where(first, 1, before / (before + FRAME_DEVIATION**2))
+        rate = gain.clamp_min(TRUST_RATE)
+        self._log_ratio = torch.where(enough, torch.lerp(self._log_ratio, measured, gain), self._log_ratio)
+        self._excess = torch.where(enough, torch.lerp(self._excess, excess, rate), self._excess)
+        self._variance = torch.where(enough, gain * FRAME_DEVIATION**2, before)
+
+
+def _on_grid(field: InverseDepth, camera: PinholeCamera) -> InverseDepth:
+    """Returns a field read on the grid of another camera of the same view."""
+    if field.camera == camera:
+        return field
+    return InverseDepth(camera, *field.at(camera, camera.pixels(device=field.mean.device)))
+
+
+def _overrule(known: InverseDepth, measured: InverseDepth) -> InverseDepth:
+    """Returns what was measured, and where nothing was, what was known."""
+    there = measured.variance.isfinite()
+    mean = torch.where(there, measured.mean, known.mean)
+    return InverseDepth(known.camera, mean, torch.where(there, measured.variance, known.variance))

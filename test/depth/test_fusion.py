@@ -1,0 +1,120 @@
+"""Field, filter and depth camera together, on a plane whose flow is exact."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from flowodom.config import DepthConfig
+from flowodom.depth import InverseDepth
+from flowodom.depth.fusion import FusedDepth
+from flowodom.depth.sensor import SensorDepth
+from flowodom.flow.consistency import FLOW_NOISE
+from flowodom.frame import Frame
+
+from .test_filter import CAMERA, PLANE, pair, run
+
+GRID = CAMERA.scaled(0.5)
+UNIT = 0.4
+"""Metres in the unit of the odometry: the field says metres, the filter such units."""
+
+
+class Guess:
+    """A field that knows the plane, in metres, but for an error of each pixel that it admits."""
+
+    scale_deviation = 0.15
+
+    def __init__(self, deviation=0.1, claimed=None):
+        self.deviation, self.claimed = deviation, claimed or deviation
+        self.frame = 0
+
+    def observe(self, frame):
+        self.frame += 1
+        rho = PLANE.rho(self.frame, CAMERA.pixels(dtype=torch.float64)).float()[::2, ::2] / UNIT
+        error = torch.randn(rho.shape, generator=torch.Generator().manual_seed(self.frame))
+        return InverseDepth(GRID, rho * (1 + self.deviation * error), (self.claimed * rho) ** 2)
+
+
+def fuse(source, count, noise=FLOW_NOISE, observed=None):
+    fields = [None]
+    for k in range(1, count + 1):
+        fields.append(source.fuse(observed, fields[-1], pair(k, PLANE.field(k, noise))))
+    return fields[1:]
+
+
+def errors(field, k):
+    return ((field.mean / PLANE.rho(k)).float() - 1).abs()
+
+
+def test_the_ratio_of_the_units_is_found():
+    source = FusedDepth(Guess())
+    assert source.metres is None
+    fuse(source, 8)
+    metres, deviation = source.metres
+    assert metres == pytest.approx(UNIT, rel=0.05)
+    assert 0.15 < deviation < 0.2
+
+
+def test_it_is_surer_than_the_filter_and_knows_more():
+    alone, fused = run(8, FLOW_NOISE), fuse(FusedDepth(Guess()), 8)
+    # But for pixels in which the two contradict each other.
+    assert (fused[-1].variance <= alone[-1].variance).float().mean() > 0.97
+    for k, (a, f) in enumerate(zip(alone, fused, strict=True), start=1):
+        known = a.mean.isfinite()
+        assert f.mean.isfinite().sum() > known.sum()
+        assert errors(f, k)[f.mean.isfinite()].median() < 0.1
+        assert errors(f, k)[known].mean() < 0.9 * errors(a, k)[known].mean()
+
+
+def test_the_filter_never_learns_of_the_field():
+    source = FusedDepth(Guess(0.01))
+    fuse(source, 6)
+    with_worse = FusedDepth(Guess(0.5))
+    fuse(with_worse, 6)
+    torch.testing.assert_close(source._triangulated.mean, with_worse._triangulated.mean, equal_nan=True)
+
+
+def test_a_field_that_claims_too_much_is_trusted_less():
+    honest, boastful = FusedDepth(Guess(0.3)), FusedDepth(Guess(0.3, claimed=0.05))
+    seen = [fuse(source, 8)[-1] for source in (honest, boastful)]
+    filled = run(8, FLOW_NOISE)[-1].mean.isnan()
+    deviation = [(s.variance.sqrt() / s.mean)[filled & s.mean.isfinite()].median() for s in seen]
+    assert deviation[1] > 0.5 * deviation[0]
+
+
+def test_lengths_of_the_odometry_may_change():
+    source = FusedDepth(Guess())
+    fuse(source, 4)
+    source.rescale(source.metres[0])
+    assert source.metres[0] == pytest.approx(1.0)
+
+
+def test_without_motion_the_unit_stays_unknown():
+    source = FusedDepth(Guess())
+    still = pair(1, motion=torch.eye(4, dtype=torch.float64), covariance=1e-8 * torch.eye(6).double())
+    flow = still.flow
+    zero = torch.zeros_like(flow.forward)
+    still = pair(1, type(flow)(zero, zero, flow.forward_variance, flow.backward_variance), motion=still.motion)
+    field = source.fuse(None, None, still)
+    assert source.metres is None
+    assert field.mean.isnan().all()
+
+
+def test_a_depth_camera_overrules_where_it_is_valid():
+    source = FusedDepth(Guess(), SensorDepth(DepthConfig()))
+    assert source.metric
+    depth = (1 / PLANE.rho(1)).float().numpy()
+    depth[:, :20] = np.nan
+    frame = Frame(0, np.zeros((36, 48), np.uint8), CAMERA, depth)
+    observed = source.observe(frame)
+    field = source.fuse(observed, None, pair(1))
+    torch.testing.assert_close(field.mean[:, 20:], observed.mean[:, 20:])
+    assert field.mean[:, :19].isfinite().float().mean() > 0.85
+    assert math.isclose(source.metres[0], UNIT, rel_tol=0.05)
+
+
+def test_a_single_camera_is_not_told_depth_before_its_motion_is_known():
+    source = FusedDepth(Guess())
+    assert not source.metric
+    assert source.observe(Frame(0, np.zeros((36, 48), np.uint8), CAMERA)) is None
