@@ -1,4 +1,4 @@
-"""The command line: ``flowodom replay | info | evaluate | doctor | render | dds``.
+"""The command line: ``flowodom replay | info | evaluate | doctor | render | adapt | dds``.
 
 Each subcommand imports what it needs when it runs, so that ``flowodom --help`` is there at once.
 """
@@ -172,6 +172,30 @@ def _render(options: argparse.Namespace) -> int:
     return 0
 
 
+def _adapt(options: argparse.Namespace) -> int:
+    import torch
+
+    from flowodom.depth.field import FieldNetwork
+    from flowodom.depth.sources import find_field
+    from flowodom.odometry import resolve_device
+    from flowodom.training.adapt import adapt
+
+    config = make_config(options)
+    torch.set_num_threads(config.threads)
+    result = adapt(
+        options.bags,
+        options.out,
+        find_field(config.depth) or FieldNetwork(),
+        steps=options.steps,
+        device=resolve_device(config.device),
+        topics=topic_overrides(options),
+        frames=options.frames,
+        progress=sys.stderr.isatty(),
+    )
+    print(result.summary())
+    return 0
+
+
 def _dds(options: argparse.Namespace) -> int:
     from flowodom.dds import Participant
     from flowodom.names import Names
@@ -309,6 +333,14 @@ def _parser() -> argparse.ArgumentParser:
     render.add_argument("--no-depth", dest="depth", action="store_false", help="a single camera without depth")
     render.add_argument("--compressed", action="store_true", help="JPEG images instead of raw ones")
     render.add_argument("--overwrite", action="store_true", help="replace a recording that is there")
+
+    adapt = command("adapt", _adapt, "teach the single-image field on recordings, without poses or depth")
+    adapt.add_argument("bags", type=Path, nargs="+", metavar="BAG", help="rosbag2 folder, .mcap, .db3 or ROS 1 .bag")
+    adapt.add_argument("--out", type=Path, required=True, help="folder for field.safetensors and losses.csv")
+    adapt.add_argument("--steps", type=int, default=1500, help="steps of learning (%(default)s)")
+    adapt.add_argument("--frames", type=int, help="most images to take of each recording (default: all)")
+    add_config_arguments(adapt)
+    _add_topic_arguments(adapt)
     _add_dds(command("dds", _dds, "join a ROS 2 graph without ROS: run the odometry, or play, record or show topics"))
     return parser
 
