@@ -35,6 +35,13 @@ LEAST_SIZE = 32
 """Shortest image side, pixels, that the encoder can halve as often as it does."""
 
 
+OPEN = 2.0
+"""Taken off what is decoded, so that a ray of an untrained network passes through most of its cells."""
+
+COARSER = 4
+"""Pixels of the encoded image, each way, for each pixel of the depth that is rendered; finer does not show more."""
+
+
 @dataclass(frozen=True)
 class FieldConfig:
     """The shape of a field's network; kept with its weights.
@@ -48,7 +55,7 @@ class FieldConfig:
         far: Greatest depth, metres; beyond it lies the background.
         pixels: Most pixels of the image that is encoded; larger ones are shrunk.
         scale_deviation: Relative deviation of its metres from the truth, from one unseen world to another.
-        depth_deviation: Typical relative deviation of a pixel's depth on unseen worlds.
+        calibration: Factor that makes the rendered variance that of the errors on unseen worlds.
     """
 
     channels: tuple[int, ...] = (24, 32, 48, 64, 96)
@@ -59,7 +66,7 @@ class FieldConfig:
     far: float = 80.0
     pixels: int = 19_200
     scale_deviation: float = 0.2
-    depth_deviation: float = 0.2
+    calibration: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -127,7 +134,7 @@ class FieldNetwork(nn.Module):
             x = up(x, skips.pop())
         return Field(self.head(x), images, intrinsics)
 
-    def decode(self, features: Tensor, log_depth: Tensor) -> tuple[Tensor, Tensor]:
+    def density(self, features: Tensor, log_depth: Tensor) -> Tensor:
         """Decodes features at depths.
 
         Args:
@@ -135,15 +142,26 @@ class FieldNetwork(nn.Module):
             log_depth: (..., K) logarithms of depth, metres.
 
         Returns:
-            (..., K) optical thickness of one cell, and (..., K, 3) what is to be added to the pixel's colour.
+            (..., K) optical thickness of one cell.
         """
+        out = functional.linear(self._hidden(features, log_depth), self.decoder.weight[:1], self.decoder.bias[:1])
+        return functional.softplus(out[..., 0] - OPEN)
+
+    def decode(self, features: Tensor, log_depth: Tensor) -> tuple[Tensor, Tensor]:
+        """Decodes features at depths, with the colour.
+
+        Returns:
+            (..., K) as ``density`` does, and (..., K, 3) what is to be added to the pixel's colour.
+        """
+        out = self.decoder(self._hidden(features, log_depth))
+        return functional.softplus(out[..., 0] - OPEN), out[..., 1:]
+
+    def _hidden(self, features: Tensor, log_depth: Tensor) -> Tensor:
         config = self.config
         share = (log_depth - math.log(config.near)) / math.log(config.far / config.near)
         angle = math.pi * share[..., None] * 2.0 ** torch.arange(config.octaves, device=share.device)
         code = torch.cat((share[..., None], angle.sin(), angle.cos()), dim=-1).to(features.dtype)
-        out = self.decoder(functional.silu(features + self.depth_code(code)))
-        # Near -2 the softplus of an untrained network lets a ray pass through most of its cells.
-        return functional.softplus(out[..., 0] - 2), out[..., 1:]
+        return functional.silu(features + self.depth_code(code), inplace=True)
 
     def depth(self, field: Field, place: Tensor, *, offset: Tensor | float = 0.5) -> tuple[Tensor, Tensor]:
         """Renders inverse depth along the rays of a field's own pixels.
@@ -158,8 +176,8 @@ class FieldNetwork(nn.Module):
         """
         feature = sample(field.features, place)[:, :, None]
         log_depth = self._log_depths(offset, place)
-        thickness, _ = self.decode(feature, log_depth)
-        return self._inverse_depth(composite(thickness.to(place.dtype)), log_depth)
+        thickness = self.density(feature, log_depth).to(place.dtype)
+        return self._inverse_depth(composite(thickness), log_depth)
 
     def colour(
         self, field: Field, place: Tensor, intrinsics: Tensor, motion: Tensor, *, offset: Tensor | float = 0.5
@@ -250,7 +268,7 @@ class FieldDepth:
 
     @torch.no_grad()
     def observe(self, frame: Frame) -> InverseDepth | None:
-        """Returns what the image alone tells, at half the size at which it is encoded; see ``DepthSource``."""
+        """Returns what the image alone tells; see ``DepthSource``."""
         config = self._network.config
         image = torch.from_numpy(np.ascontiguousarray(frame.image)).to(self._device)
         image = image[..., None].expand(-1, -1, 3) if image.ndim == 2 else image
@@ -262,7 +280,7 @@ class FieldDepth:
             image = functional.interpolate(image, size, mode="area")
         with torch.autocast(self._device.type, dtype=torch.float16, enabled=self._device.type == "cuda"):
             field = self._network.encode(image, normalised(frame.camera).to(image))
-            rows, columns = field.features.shape[2:]
+            rows, columns = size[0] // COARSER, size[1] // COARSER
             grid = places(rows, columns, image)
             mean, variance = self._network.depth(field, grid.reshape(1, -1, 2))
         camera = dataclasses.replace(
@@ -274,7 +292,11 @@ class FieldDepth:
             width=columns,
             height=rows,
         )
-        return InverseDepth(camera, mean.reshape(rows, columns).float(), variance.reshape(rows, columns).float())
+        return InverseDepth(
+            camera,
+            mean.reshape(rows, columns).float(),
+            config.calibration * variance.reshape(rows, columns).float(),
+        )
 
     def fuse(self, observed: InverseDepth | None, previous: InverseDepth | None, pair: FramePair) -> InverseDepth:
         """Returns ``observed``: each image speaks for itself. See ``DepthSource``."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 
 import torch
+from torch.nn import functional
 
 from flowodom.depth import FramePair, InverseDepth
 from flowodom.depth.field import FieldDepth
@@ -76,10 +77,10 @@ class FusedDepth:
             return known
         self._align(_on_grid(known, field.camera), field)
         ratio = self._log_ratio.exp()
-        guess = _on_grid(field, known.camera)
-        guess_variance = ratio**2 * (self._excess * guess.variance + self._variance * guess.mean**2)
-        guess_variance = guess_variance.nan_to_num(nan=torch.inf, posinf=torch.inf)
-        mean, variance = combine(known.mean, known.variance, ratio * guess.mean, guess_variance)
+        guess_variance = self._excess * field.variance + self._variance * field.mean**2
+        guess = torch.stack((ratio * field.mean, ratio**2 * guess_variance))[None]
+        guess = functional.interpolate(guess, known.mean.shape, mode="bilinear", align_corners=False)[0]
+        mean, variance = combine(known.mean, known.variance, *guess)
         fused = InverseDepth(known.camera, mean, variance)
         return fused if observed is None else _overrule(fused, observed)
 

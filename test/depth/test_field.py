@@ -44,10 +44,13 @@ class Wall(FieldNetwork):
         super().__init__(config)
         self.wall = math.log(depth)
 
-    def decode(self, features, log_depth):
+    def density(self, features, log_depth):
         cell = math.log(self.config.far / self.config.near) / self.config.cells
         thickness = 1e4 * (log_depth > self.wall - 0.5 * cell).to(features)
-        thickness = thickness.expand(*features.shape[:2], -1)
+        return thickness.expand(*features.shape[:2], -1)
+
+    def decode(self, features, log_depth):
+        thickness = self.density(features, log_depth)
         return thickness, torch.zeros(*thickness.shape, 3).to(features)
 
 

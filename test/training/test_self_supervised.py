@@ -24,9 +24,12 @@ class Wall(FieldNetwork):
         super().__init__(CONFIG)
         self.wall = math.log(depth)
 
-    def decode(self, features, log_depth):
+    def density(self, features, log_depth):
         thickness = 1e4 * (log_depth > self.wall).to(features)
-        thickness = thickness.expand(*features.shape[:2], -1)
+        return thickness.expand(*features.shape[:2], -1)
+
+    def decode(self, features, log_depth):
+        thickness = self.density(features, log_depth)
         return thickness, torch.zeros(*thickness.shape, 3).to(features)
 
 
