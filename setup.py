@@ -33,6 +33,7 @@ setup(
     ],
     extras_require={
         "dds": ["cyclonedds>=0.10"],
+        "published": ["transformers"],
         "test": ["evo", "mypy", "pytest>=7.4", "ruff", "scipy", "types-PyYAML", "types-tqdm"],
     },
     python_requires=">=3.10",

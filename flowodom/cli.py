@@ -175,17 +175,18 @@ def _render(options: argparse.Namespace) -> int:
 def _adapt(options: argparse.Namespace) -> int:
     import torch
 
-    from flowodom.depth.field import FieldNetwork
-    from flowodom.depth.sources import find_field
+    from flowodom.depth.field import FieldNetwork, load_field
+    from flowodom.depth.sources import field_file
     from flowodom.odometry import resolve_device
     from flowodom.training.adapt import adapt
 
     config = make_config(options)
     torch.set_num_threads(config.threads)
+    start = field_file(config.depth)
     result = adapt(
         options.bags,
         options.out,
-        find_field(config.depth) or FieldNetwork(),
+        FieldNetwork() if start is None else load_field(start),
         steps=options.steps,
         device=resolve_device(config.device),
         topics=topic_overrides(options),

@@ -63,7 +63,9 @@ class DepthConfig:
         choices=("auto", "sensor", "filter"),
     )
     field: str = parameter(
-        "", "Weights of the single-image field for auto, a safetensors file; empty: the shipped ones, where there are."
+        "",
+        "Single-image field for auto: a safetensors file, or transformers:NAME for a metric depth network of that "
+        "package; empty: the shipped one, where there is one.",
     )
     minimum: float = parameter(0.1, "Depths below it are invalid.", unit="m", low=0.0)
     maximum: float = parameter(60.0, "Depths above it are invalid.", unit="m", low=0.0)

@@ -120,7 +120,7 @@ class Odometry:
         self._config = config or OdometryConfig()
         self._device = resolve_device(self._config.device)
         self._flow: FlowMethod = make_flow(self._config.flow.method)
-        self._network = find_field(self._config.depth)
+        self._single_image = find_field(self._config.depth, self._device)
         self._segment = 0
         self._origin = se3.identity()
         self._origin_covariance = torch.zeros(6, 6, dtype=torch.float64)
@@ -213,7 +213,9 @@ class Odometry:
         dense = grey if scale == 1.0 else cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
         if self._tracker is None:
             with_sensor = frame.depth is not None
-            self._depth = choose_depth(self._config.depth, self._network, with_sensor=with_sensor, device=self._device)
+            self._depth = choose_depth(
+                self._config.depth, self._single_image, with_sensor=with_sensor, device=self._device
+            )
         return View(frame, grey, torch.from_numpy(dense).to(self._device), self._depth.observe(frame))
 
     def _begin(self, view: View) -> Estimate:

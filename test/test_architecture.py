@@ -38,6 +38,7 @@ HOMES = {
     "std_srvs": {"node"},
     "tf_transformations": {"node"},
     "rosbags": {"bags", "dds", "messages", "salvage", "session"},
+    "transformers": {"depth"},
     "evo": set(),
     "open3d": set(),
     "scipy": set(),

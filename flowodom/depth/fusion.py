@@ -15,12 +15,12 @@ the field is to be trusted in this scene.
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import torch
 from torch.nn import functional
 
 from flowodom.depth import FramePair, InverseDepth
-from flowodom.depth.field import FieldDepth
 from flowodom.depth.filter import FilterDepth, combine
 from flowodom.depth.sensor import SensorDepth
 from flowodom.frame import Frame
@@ -45,17 +45,34 @@ NORMAL_MEDIAN = 0.455
 """Median of the square of a normal deviate."""
 
 
+class SingleImage(Protocol):
+    """Anything that tells depth from one image, in metres.
+
+    Attributes:
+        scale_deviation: Relative deviation of its metres from the truth, from one scene to another.
+    """
+
+    @property
+    def scale_deviation(self) -> float:
+        """See the class."""
+        ...
+
+    def observe(self, frame: Frame) -> InverseDepth | None:
+        """Returns inverse depth, 1/m, at any resolution."""
+        ...
+
+
 class FusedDepth:
     """Field, filter and, where there is one, a depth camera.
 
     Args:
-        field: The single-image field.
+        field: The single-image field, or what stands in for it.
         sensor: The depth camera; None for a single camera.
         device: Torch device of the fields.
     """
 
     def __init__(
-        self, field: FieldDepth, sensor: SensorDepth | None = None, device: torch.device | str = "cpu"
+        self, field: SingleImage, sensor: SensorDepth | None = None, device: torch.device | str = "cpu"
     ) -> None:
         self.metric = sensor is not None
         self._field, self._sensor, self._filter = field, sensor, FilterDepth(device)

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from flowodom.config import DepthConfig
-from flowodom.depth.field import FieldConfig, FieldNetwork, save_field
+from flowodom.depth.field import FieldConfig, FieldDepth, FieldNetwork, save_field
 from flowodom.depth.filter import FilterDepth
 from flowodom.depth.fusion import FusedDepth
 from flowodom.depth.sensor import SensorDepth
-from flowodom.depth.sources import choose_depth, find_field
+from flowodom.depth.sources import choose_depth, field_file, find_field
 from flowodom.errors import WeightsError
 
 
@@ -33,7 +33,7 @@ def test_without_a_field(source, with_sensor, kind):
 
 @pytest.mark.parametrize("with_sensor", [True, False])
 def test_auto_combines_what_there_is(network, with_sensor):
-    source = choose_depth(DepthConfig(), network, with_sensor=with_sensor)
+    source = choose_depth(DepthConfig(), FieldDepth(network), with_sensor=with_sensor)
     assert type(source) is FusedDepth
     assert source.metric == with_sensor
 
@@ -41,7 +41,8 @@ def test_auto_combines_what_there_is(network, with_sensor):
 def test_the_configured_field_is_found(network, tmp_path):
     path = tmp_path / "field.safetensors"
     save_field(path, network)
-    assert find_field(DepthConfig(field=str(path))).config == network.config
+    assert field_file(DepthConfig(field=str(path))) == path
+    assert find_field(DepthConfig(field=str(path))).scale_deviation == network.config.scale_deviation
     assert find_field(DepthConfig(field=str(path), source="filter")) is None
 
 
