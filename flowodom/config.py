@@ -65,7 +65,7 @@ class DepthConfig:
     field: str = parameter(
         "",
         "Single-image field for auto: a safetensors file, or transformers:NAME for a metric depth network of that "
-        "package; empty: the shipped one, where there is one.",
+        "package; it also fills the holes of a depth camera. Empty: the shipped one, for single cameras.",
     )
     minimum: float = parameter(0.1, "Depths below it are invalid.", unit="m", low=0.0)
     maximum: float = parameter(60.0, "Depths above it are invalid.", unit="m", low=0.0)

@@ -47,9 +47,11 @@ def choose_depth(
         with_sensor: Whether the first frame carries depth.
         device: Torch device of the fields.
     """
-    sensor = SensorDepth(config, device) if config.source == "sensor" or with_sensor else None
-    if config.source == "auto" and field is not None:
-        return FusedDepth(field, sensor, device)
-    if sensor is not None and config.source != "filter":
+    if config.source == "filter" or (config.source == "auto" and not with_sensor and field is None):
+        return FilterDepth(device)
+    sensor = SensorDepth(config, device) if with_sensor or config.source == "sensor" else None
+    # A depth camera hardly needs help, and a shipped field must not slow it down; one that was asked for may.
+    if field is None or (sensor is not None and not config.field):
+        assert sensor is not None
         return sensor
-    return FilterDepth(device)
+    return FusedDepth(field, sensor, device)

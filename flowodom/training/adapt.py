@@ -31,10 +31,10 @@ log = logging.getLogger(__name__)
 HELD_OUT = 0.2
 """Share of each recording, at its end, that is not learned from but measured on."""
 
-GAPS = (1, 2, 4, 8, 16)
+GAPS = (1, 2, 3, 4, 6, 8, 12, 16, 24)
 """How many frames may lie between the two of a pair."""
 
-LEAST_FLOW = 0.02
+LEAST_FLOW = 0.05
 """Median displacement, as a share of the image's width, that a pair should have to tell depth."""
 
 LEAST_PAIRS = 10

@@ -3,8 +3,8 @@
 The depths that the field renders for two frames lift their optical flow to scene flow; a weighted fit of that gives the
 camera's motion, differentiably; and what the field of one frame shows from where the other was taken must be what the
 other shows. The losses of FlowCam are there (re-rendered colours, flow induced by the pose, colours of the context
-frame), and beside them the agreement of both frames' depths, of both directions of time, and the prior that what is
-seen stands still.
+frame), and beside them the agreement of both frames' depths, of both directions of time, of depth with
+triangulation, and the prior that what is seen stands still.
 
 All but the colours are relative, so that the unit of length is nowhere observed; it is held where it was at the start.
 
@@ -22,7 +22,10 @@ from flowodom.depth.field import FieldNetwork, rays, sample
 from flowodom.geometry import se3
 from flowodom.registration.procrustes import procrustes
 
-WEIGHTS = {"colour": 1.0, "flow": 0.3, "context": 0.2, "depth": 0.2, "cycle": 0.3, "static": 0.3, "unit": 1.0}
+WEIGHTS = {
+    "colour": 1.0, "flow": 0.3, "context": 0.2, "depth": 0.3, "triangulation": 0.2, "cycle": 0.3, "static": 0.3,
+    "unit": 1.0,
+}  # fmt: skip
 """How much each loss counts."""
 
 NOISE = 0.005
@@ -82,7 +85,7 @@ def losses(
     place = draw(2)
     there = place + sample(pairs.flow[:, 0].movedim(-1, 1), place)
     rho, variance = network.depth(first, place, offset=draw(network.config.cells))
-    seen_rho, seen_variance = network.depth(second, there, offset=draw(network.config.cells))
+    seen_rho, _ = network.depth(second, there, offset=draw(network.config.cells))
     ray, seen_ray = rays(place, pairs.intrinsics[:, None]), rays(there, pairs.intrinsics[:, None])
     points, targets = ray / rho[..., None], seen_ray / seen_rho[..., None]
     inside = ((there > 0) & (there < 1)).all(-1)
@@ -95,7 +98,8 @@ def losses(
     z = moved[..., 2].clamp_min(0.1 * network.config.near)
     miss = moved[..., :2] / z[..., None] - seen_ray[..., :2]
     depth_miss = (z * seen_rho).log()
-    depth_deviation = (variance / rho.square() + seen_variance / seen_rho.square()).sqrt()
+    found, found_variance = _triangulate(motion.detach(), ray, seen_ray[..., :2], deviation)
+    spread = (variance + found_variance).sqrt() / rho.detach()
 
     # What the other frame shows, rendered from the first one's field.
     other = draw(2)
@@ -112,7 +116,8 @@ def losses(
         "colour": _mean((colour - sample(pairs.images[:, 1], other)).abs().mean(-1), trusted),
         "flow": _mean(torch.log1p((miss / NOISE).square().sum(-1)), voice),
         "context": (own - sample(pairs.images[:, 0], place)).abs().mean(),
-        "depth": _mean(depth_miss.abs() / depth_deviation.clamp_min(0.02) + depth_deviation.log(), voice),
+        "depth": _mean(depth_miss.abs(), voice),
+        "triangulation": _mean(((rho - found) / rho.detach()).abs() / spread + spread.log(), voice),
         "cycle": loop.norm(dim=-1).mean().float(),
         "static": _mean((targets - moved).norm(dim=-1) * rho.detach(), voice),
         "unit": (rho.log().mean(1) - pairs.unit).square().mean(),
@@ -175,6 +180,20 @@ def photometric_error(network: FieldNetwork, pairs: VideoPairs, *, batch: int = 
     ]
     network.train()
     return float(torch.stack(parts).sum()) / len(pairs)
+
+
+def _triangulate(motion: Tensor, ray: Tensor, seen: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the inverse depth (B, N) that a motion and the flow give, and its variance.
+
+    It knows nothing of the field's depth but the length of the motion, so that what it tells of the field's errors, and
+    of how sure the field may be, is news.
+    """
+    turned = (motion[:, None, :3, :3] @ ray[..., None])[..., 0]
+    shift = motion[:, None, :3, 3]
+    a = turned[..., :2] - seen * turned[..., 2:]
+    b = shift[..., :2] - seen * shift[..., 2:]
+    squared = b.square().sum(-1).clamp_min(1e-9)
+    return -(a * b).sum(-1) / squared, deviation.square() / squared
 
 
 def _mean(values: Tensor, weight: Tensor) -> Tensor:

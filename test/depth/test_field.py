@@ -22,7 +22,7 @@ from flowodom.depth.field import (
     save_field,
 )
 from flowodom.errors import ShapeError, WeightsError
-from flowodom.flow import FlowField
+from flowodom.flow import DenseFlow
 from flowodom.frame import Frame
 from flowodom.geometry import se3
 from flowodom.worlds import pinhole
@@ -167,7 +167,7 @@ def test_each_image_speaks_for_itself(network):
     source = FieldDepth(network)
     frame = Frame(0, np.zeros((40, 48, 3), np.uint8), CAMERA)
     still = torch.zeros(40, 48, 2)
-    flow = FlowField(still, still, torch.ones(40, 48), torch.ones(40, 48))
+    flow = DenseFlow(still, still, torch.ones(40, 48), torch.ones(40, 48))
     pair = FramePair(frame, flow, CAMERA, se3.identity(), torch.eye(6).double())
     seen = source.observe(frame)
     assert source.fuse(seen, None, pair) is seen

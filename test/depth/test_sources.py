@@ -31,10 +31,13 @@ def test_without_a_field(source, with_sensor, kind):
     assert type(choose_depth(DepthConfig(source=source), None, with_sensor=with_sensor)) is kind
 
 
-@pytest.mark.parametrize("with_sensor", [True, False])
-def test_auto_combines_what_there_is(network, with_sensor):
-    source = choose_depth(DepthConfig(), FieldDepth(network), with_sensor=with_sensor)
-    assert type(source) is FusedDepth
+@pytest.mark.parametrize(
+    ("name", "with_sensor", "kind"),
+    [("", False, FusedDepth), ("", True, SensorDepth), ("mine", False, FusedDepth), ("mine", True, FusedDepth)],
+)
+def test_auto_combines_what_there_is(network, name, with_sensor, kind):
+    source = choose_depth(DepthConfig(field=name), FieldDepth(network), with_sensor=with_sensor)
+    assert type(source) is kind
     assert source.metric == with_sensor
 
 
