@@ -23,6 +23,7 @@ from flowodom.flow import FlowMethod
 from flowodom.flow.methods import make_flow
 from flowodom.frame import Frame
 from flowodom.geometry import PinholeCamera, se3
+from flowodom.registration.ground import ground_height
 from flowodom.scene_flow import PropertySet, lift
 from flowodom.tracking import NotTracked, Parallax, Tracker, View
 
@@ -34,6 +35,10 @@ PATIENCE = 1.0
 
 SCALE_WANDER = 0.003
 """Relative change of a single camera's scale from keyframe to keyframe, one standard deviation."""
+
+
+MOST_DEVIATION = 0.5
+"""Relative deviation of a single-image field's metres from the truth, above which they are not taken for metres."""
 
 
 class Status(enum.Enum):
@@ -186,7 +191,7 @@ class Odometry:
                 self._field = self._depth.fuse(view.depth, former, pair)
         if track.keyframe:
             with self._stage("window"):
-                tracker.add_keyframe(view, self._field)
+                tracker.add_keyframe(view, self._trackable())
         self._previous, self._lost_since = view, None
         factor = self._measure_scale(track.keyframe)
         unknown = InverseDepth.unknown(dense_camera, self._device)
@@ -244,10 +249,20 @@ class Odometry:
             self.reset()
         return self._estimate(view, Status.LOST, reason=reason)
 
+    def _trackable(self) -> InverseDepth | None:
+        """Returns the depth from which points start: of a single camera only what motion told.
+
+        Errors of the single-image field are shared by many points, and would draw the scale with them.
+        """
+        if isinstance(self._depth, FusedDepth) and not self._depth.metric:
+            return self._depth.triangulated
+        return self._field
+
     def _measure_scale(self, keyframe: bool) -> float:
         """Brings a single camera to metres where something tells them; returns by how much lengths were multiplied."""
         assert self._tracker is not None
-        if self._scale is Scale.UNKNOWN and self._tracker.started:
+        started = self._scale is Scale.UNKNOWN and self._tracker.started
+        if started:
             self._scale = Scale.FIRST_BASELINE
         if not keyframe or self._depth.metric or self._field is None:
             return 1.0
@@ -256,7 +271,7 @@ class Odometry:
             factor = self._scale_by_field()
         if factor is None:
             return 1.0
-        self._tracker.rescale(factor)
+        self._tracker.rescale(factor, from_start=started)
         self._field = self._field.scaled(factor)
         if isinstance(self._depth, FusedDepth):
             self._depth.rescale(factor)
@@ -265,7 +280,7 @@ class Odometry:
     def _scale_by_height(self) -> float | None:
         """Returns the factor that the camera's height above the ground asks for; None where it tells nothing."""
         assert self._tracker is not None
-        found = self._tracker.ground_height() if self._config.camera_height > 0 else None
+        found = ground_height(*self._tracker.points()) if self._config.camera_height > 0 else None
         if found is None:
             return None
         height, relative = found
@@ -280,9 +295,15 @@ class Odometry:
         return factor**gain
 
     def _scale_by_field(self) -> float | None:
-        """Returns the factor that the single-image field asks for; None where there is none."""
-        found = self._depth.metres if isinstance(self._depth, FusedDepth) else None
-        if found is None:
+        """Returns the factor that the single-image field asks for; None where it tells nothing.
+
+        It is asked once: a segment's own scale wanders less than the field's does from view to view.
+        """
+        assert self._tracker is not None
+        if self._scale is Scale.LEARNED or not isinstance(self._depth, FusedDepth):
+            return None
+        found = self._depth.metres(*self._tracker.points())
+        if found is None or found[1] > MOST_DEVIATION:
             return None
         factor, deviation = found
         self._scale, self._scale_variance = Scale.LEARNED, deviation**2

@@ -18,6 +18,7 @@ import math
 from typing import Protocol
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from flowodom.depth import FramePair, InverseDepth
@@ -27,10 +28,13 @@ from flowodom.frame import Frame
 from flowodom.geometry import PinholeCamera
 
 SURE = 0.2
-"""Relative deviation of the filter's depth below which it tells the ratio of the units."""
+"""Relative deviation of triangulated depth below which it tells the ratio of the units."""
 
 LEAST_SHARE = 0.03
 """Share of the pixels that must be triangulated so well to tell the ratio of the units."""
+
+LEAST_POINTS = 30
+"""Points of known depth that must be there to tell how many metres the odometry's unit has."""
 
 FRAME_DEVIATION = 0.1
 """Relative deviation of the field's scale from frame to frame."""
@@ -77,6 +81,7 @@ class FusedDepth:
         self.metric = sensor is not None
         self._field, self._sensor, self._filter = field, sensor, FilterDepth(device)
         self._triangulated: InverseDepth | None = None
+        self._seen: tuple[Frame, InverseDepth] | None = None
         self._log_ratio, self._excess = torch.zeros((), device=device), torch.ones((), device=device)
         self._variance = torch.full((), torch.inf, device=device)
 
@@ -92,6 +97,7 @@ class FusedDepth:
             known = _overrule(_on_grid(known, observed.camera), observed)
         if field is None:
             return known
+        self._seen = pair.frame, field
         self._align(_on_grid(known, field.camera), field)
         ratio = self._log_ratio.exp()
         guess_variance = self._excess * field.variance + self._variance * field.mean**2
@@ -102,12 +108,32 @@ class FusedDepth:
         return fused if observed is None else _overrule(fused, observed)
 
     @property
-    def metres(self) -> tuple[float, float] | None:
-        """Metres in the odometry's unit of length by the field, and their relative deviation; None while unknown."""
-        variance = float(self._variance)
-        if math.isinf(variance):
+    def triangulated(self) -> InverseDepth | None:
+        """What motion alone told of the last frame; None before there was any."""
+        return self._triangulated
+
+    def metres(self, rays: Tensor, rho: Tensor, variance: Tensor) -> tuple[float, float] | None:
+        """Returns how many metres the odometry's unit of length has, by the field of the last frame.
+
+        Args:
+            rays: (M, 3) rays of points that the frame sees, z = 1, optical frame.
+            rho: (M,) their inverse depths, one over the odometry's unit.
+            variance: (M,) of those.
+
+        Returns:
+            Metres, and their relative deviation; None where too few points are known.
+        """
+        if self._seen is None:
             return None
-        return math.exp(self._log_ratio), math.hypot(math.sqrt(variance), self._field.scale_deviation)
+        frame, field = self._seen
+        expected, _ = field.at(frame.camera, frame.camera.project(rays).to(field.mean.device))
+        sure = (rho > 0) & (variance < (SURE * rho) ** 2) & expected.isfinite().to(rho.device)
+        if int(sure.sum()) < LEAST_POINTS:
+            return None
+        log_ratio = float((rho[sure] / expected.to(rho.device)[sure]).log().median())
+        self._log_ratio = torch.full_like(self._log_ratio, log_ratio)
+        self._variance = self._variance.clamp_max(FRAME_DEVIATION**2)
+        return math.exp(log_ratio), math.hypot(FRAME_DEVIATION, self._field.scale_deviation)
 
     def rescale(self, factor: float) -> None:
         """Follows the odometry, all of whose lengths are multiplied by ``factor``."""

@@ -1,7 +1,5 @@
 """Field, filter and depth camera together, on a plane whose flow is exact."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -10,10 +8,12 @@ from flowodom.config import DepthConfig
 from flowodom.depth import InverseDepth
 from flowodom.depth.fusion import FusedDepth
 from flowodom.depth.sensor import SensorDepth
+from flowodom.flow import DenseFlow
 from flowodom.flow.consistency import FLOW_NOISE
 from flowodom.frame import Frame
+from flowodom.geometry import se3
 
-from .test_filter import CAMERA, PLANE, pair, run
+from .test_filter import CAMERA, CERTAIN, PLANE, pair, run
 
 GRID = CAMERA.scaled(0.5)
 UNIT = 0.4
@@ -47,13 +47,28 @@ def errors(field, k):
     return ((field.mean / PLANE.rho(k)).float() - 1).abs()
 
 
+def points(k, deviation=0.05):
+    """What the odometry knows of some points of frame ``k``, in its own unit."""
+    pixels = torch.rand(200, 2, generator=torch.Generator().manual_seed(k), dtype=torch.float64)
+    pixels = pixels * torch.tensor([47.0, 35.0], dtype=torch.float64)
+    rho = PLANE.rho(k, pixels)
+    return CAMERA.rays(pixels), rho, (deviation * rho) ** 2
+
+
 def test_the_ratio_of_the_units_is_found():
     source = FusedDepth(Guess())
-    assert source.metres is None
+    assert source.metres(*points(1)) is None
     fuse(source, 8)
-    metres, deviation = source.metres
+    assert float(source._log_ratio.exp()) == pytest.approx(UNIT, rel=0.05)
+    metres, deviation = source.metres(*points(8))
     assert metres == pytest.approx(UNIT, rel=0.05)
     assert 0.15 < deviation < 0.2
+
+
+def test_points_that_are_not_known_tell_no_metres():
+    source = FusedDepth(Guess())
+    fuse(source, 1)
+    assert source.metres(*points(1, deviation=0.5)) is None
 
 
 def test_it_is_surer_than_the_filter_and_knows_more():
@@ -84,20 +99,18 @@ def test_a_field_that_claims_too_much_is_trusted_less():
 
 
 def test_lengths_of_the_odometry_may_change():
-    source = FusedDepth(Guess())
-    fuse(source, 4)
-    source.rescale(source.metres[0])
-    assert source.metres[0] == pytest.approx(1.0)
+    same, other = FusedDepth(Guess()), FusedDepth(Guess())
+    fuse(same, 4)
+    fuse(other, 4)
+    other.rescale(2.5)
+    torch.testing.assert_close(other._log_ratio.exp() * 2.5, same._log_ratio.exp())
+    torch.testing.assert_close(other._triangulated.mean * 2.5, same._triangulated.mean, equal_nan=True)
 
 
 def test_without_motion_the_unit_stays_unknown():
-    source = FusedDepth(Guess())
-    still = pair(1, motion=torch.eye(4, dtype=torch.float64), covariance=1e-8 * torch.eye(6).double())
-    flow = still.flow
-    zero = torch.zeros_like(flow.forward)
-    still = pair(1, type(flow)(zero, zero, flow.forward_variance, flow.backward_variance), motion=still.motion)
-    field = source.fuse(None, None, still)
-    assert source.metres is None
+    zero, variance = torch.zeros(36, 48, 2), torch.full((36, 48), FLOW_NOISE**2)
+    still = pair(1, DenseFlow(zero, zero, variance, variance), motion=se3.identity(), covariance=1e-8 * CERTAIN)
+    field = FusedDepth(Guess()).fuse(None, None, still)
     assert field.mean.isnan().all()
 
 
@@ -111,7 +124,7 @@ def test_a_depth_camera_overrules_where_it_is_valid():
     field = source.fuse(observed, None, pair(1))
     torch.testing.assert_close(field.mean[:, 20:], observed.mean[:, 20:])
     assert field.mean[:, :19].isfinite().float().mean() > 0.85
-    assert math.isclose(source.metres[0], UNIT, rel_tol=0.05)
+    assert float(source._log_ratio.exp()) == pytest.approx(UNIT, rel=0.05)
 
 
 def test_a_single_camera_is_not_told_depth_before_its_motion_is_known():
