@@ -76,7 +76,7 @@ def compare(frames: Iterable[Frame], network: FieldNetwork | None, every: int) -
     sources: dict[str, DepthSource] = {"filter": FilterDepth()}
     if network is not None:
         sources |= {"field": FieldDepth(network), "fusion": FusedDepth(FieldDepth(network))}
-    fields: dict[str, InverseDepth | None] = dict.fromkeys(sources)
+    known: dict[str, InverseDepth | None] = dict.fromkeys(sources)
     rows: dict[str, list[list[float]]] = {name: [] for name in sources}
     previous: tuple[Frame, Tensor] | None = None
     for number, frame in enumerate(frames):
@@ -87,17 +87,18 @@ def compare(frames: Iterable[Frame], network: FieldNetwork | None, every: int) -
             found = flow(previous[1], dense)
             motion = se3.inverse(estimate.motion)
             pair = FramePair(alone, found, camera, motion, estimate.motion_covariance)
-            seconds = {}
+            fields, seconds = {}, {}
             for name, source in sources.items():
                 start = time.perf_counter()
-                fields[name] = source.fuse(source.observe(alone), fields[name], pair)
+                fused = known[name] = source.fuse(source.observe(alone), known[name], pair)
+                fields[name] = source.complete(fused, alone)
                 seconds[name] = time.perf_counter() - start
             if number >= SETTLED and number % every == 0 and frame.depth is not None:
                 truth = on_grid(frame, camera)
-                read = {name: at(field, camera) for name, field in fields.items() if field is not None}
-                known = read["filter"].isfinite()
+                read = {name: at(field, camera) for name, field in fields.items()}
+                filtered = read["filter"].isfinite()
                 for name, depth in read.items():
-                    rows[name].append([*judge(depth, truth), *judge(depth, truth, known)[1:3], *scale(depth, truth)])
+                    rows[name].append([*judge(depth, truth), *judge(depth, truth, filtered)[1:3], *scale(depth, truth)])
                     rows[name][-1].append(1e3 * seconds[name])
         previous = frame, dense
     return {name: dict(zip(MEASURES, np.nanmean(part, axis=0).tolist(), strict=True)) for name, part in rows.items()}

@@ -191,11 +191,11 @@ class Odometry:
                 self._field = self._depth.fuse(view.depth, former, pair)
         if track.keyframe:
             with self._stage("window"):
-                tracker.add_keyframe(view, self._trackable())
+                tracker.add_keyframe(view, self._field)
         self._previous, self._lost_since = view, None
-        factor = self._measure_scale(track.keyframe)
+        factor = self._measure_scale(frame, track.keyframe)
         unknown = InverseDepth.unknown(dense_camera, self._device)
-        before, now = former or unknown, self._field or unknown
+        before, now, depth = former or unknown, self._field or unknown, self._depth
         return self._estimate(
             view,
             Status.TRACKING,
@@ -207,7 +207,14 @@ class Odometry:
             keyframe=track.keyframe,
             matches=track.matches,
             inliers=track.inliers,
-            lift=lambda stride: lift(dense_camera, flow, before, now, to_current, stride=stride),
+            lift=lambda stride: lift(
+                dense_camera,
+                flow,
+                depth.complete(before, previous.frame),
+                depth.complete(now, frame),
+                to_current,
+                stride=stride,
+            ),
         )
 
     def _look(self, frame: Frame) -> View:
@@ -249,16 +256,7 @@ class Odometry:
             self.reset()
         return self._estimate(view, Status.LOST, reason=reason)
 
-    def _trackable(self) -> InverseDepth | None:
-        """Returns the depth from which points start: of a single camera only what motion told.
-
-        Errors of the single-image field are shared by many points, and would draw the scale with them.
-        """
-        if isinstance(self._depth, FusedDepth) and not self._depth.metric:
-            return self._depth.triangulated
-        return self._field
-
-    def _measure_scale(self, keyframe: bool) -> float:
+    def _measure_scale(self, frame: Frame, keyframe: bool) -> float:
         """Brings a single camera to metres where something tells them; returns by how much lengths were multiplied."""
         assert self._tracker is not None
         started = self._scale is Scale.UNKNOWN and self._tracker.started
@@ -268,7 +266,7 @@ class Odometry:
             return 1.0
         factor = self._scale_by_height()
         if factor is None and self._scale is not Scale.CAMERA_HEIGHT:
-            factor = self._scale_by_field()
+            factor = self._scale_by_field(frame)
         if factor is None:
             return 1.0
         self._tracker.rescale(factor, from_start=started)
@@ -294,7 +292,7 @@ class Odometry:
         self._scale_variance *= 1 - gain
         return factor**gain
 
-    def _scale_by_field(self) -> float | None:
+    def _scale_by_field(self, frame: Frame) -> float | None:
         """Returns the factor that the single-image field asks for; None where it tells nothing.
 
         It is asked once: a segment's own scale wanders less than the field's does from view to view.
@@ -302,7 +300,7 @@ class Odometry:
         assert self._tracker is not None
         if self._scale is Scale.LEARNED or not isinstance(self._depth, FusedDepth):
             return None
-        found = self._depth.metres(*self._tracker.points())
+        found = self._depth.metres(frame, *self._tracker.points())
         if found is None or found[1] > MOST_DEVIATION:
             return None
         factor, deviation = found

@@ -127,3 +127,12 @@ class DepthSource(Protocol):
             The field of the current frame.
         """
         ...
+
+    def complete(self, known: InverseDepth, frame: Frame) -> InverseDepth:
+        """Adds what can be told of a frame beside motion, for who wants to know the depth of all its pixels.
+
+        Args:
+            known: The field of the frame, from ``fuse``.
+            frame: The frame.
+        """
+        ...

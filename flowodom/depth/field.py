@@ -302,6 +302,10 @@ class FieldDepth:
         """Returns ``observed``: each image speaks for itself. See ``DepthSource``."""
         return observed if observed is not None else InverseDepth.unknown(pair.camera, self._device)
 
+    def complete(self, known: InverseDepth, frame: Frame) -> InverseDepth:
+        """Returns ``known``: it knows every pixel. See ``DepthSource``."""
+        return known
+
 
 def places(height: int, width: int, like: Tensor) -> Tensor:
     """Returns the (H, W, 2) places of all pixel centres, on the device and in the dtype of ``like``."""

@@ -70,6 +70,10 @@ class FilterDepth:
             camera, torch.where(known, mean, torch.nan).float(), torch.where(known, variance, torch.inf).float()
         )
 
+    def complete(self, known: InverseDepth, frame: Frame) -> InverseDepth:
+        """Returns ``known``: there is nothing to add. See ``DepthSource``."""
+        return known
+
 
 def _triangulate(
     camera: PinholeCamera, here: Tensor, there: Tensor, pixel_variance: Tensor, motion: Tensor, covariance: Tensor

@@ -1,11 +1,10 @@
 """All that is known of depth, together.
 
-The single-image field starts the filter, the filter corrects the field, and a depth camera overrules both.
-
-The field gives every pixel of every image a depth, with errors that neighbouring pixels and frames share. The filter
-gives what has moved past the camera a depth whose errors shrink with every frame. The filter never learns of the field,
-so that the two stay independent and their Gaussians may be multiplied, and the field's one opinion is not counted anew
-with every frame.
+Motion tells depth through the filter, with errors that shrink frame by frame, of what has moved past the camera. The
+single-image field tells it of every pixel of every image, with errors that neighbouring pixels and frames share. The
+filter never learns of the field, so that the two stay independent: where somebody wants to know the depth of all
+pixels their Gaussians are multiplied, and the field's one opinion is not counted anew with every frame. A depth camera
+overrules both where it measures.
 
 The field's unit is its own metre, the filter's that of the odometry. A Kalman filter on the logarithm of their ratio
 follows it, from the pixels that the filter has triangulated well; how far those scatter about the field says how far
@@ -27,7 +26,7 @@ from flowodom.depth.sensor import SensorDepth
 from flowodom.frame import Frame
 from flowodom.geometry import PinholeCamera
 
-SURE = 0.2
+SURE = 0.35
 """Relative deviation of triangulated depth below which it tells the ratio of the units."""
 
 LEAST_SHARE = 0.03
@@ -80,57 +79,57 @@ class FusedDepth:
     ) -> None:
         self.metric = sensor is not None
         self._field, self._sensor, self._filter = field, sensor, FilterDepth(device)
-        self._triangulated: InverseDepth | None = None
-        self._seen: tuple[Frame, InverseDepth] | None = None
         self._log_ratio, self._excess = torch.zeros((), device=device), torch.ones((), device=device)
         self._variance = torch.full((), torch.inf, device=device)
 
     def observe(self, frame: Frame) -> InverseDepth | None:
-        """Returns what a depth camera measured; what the field says waits for ``fuse``, as its unit is another."""
+        """Returns what a depth camera measured; the field waits for ``complete``, as its unit is another."""
         return None if self._sensor is None else self._sensor.observe(frame)
 
     def fuse(self, observed: InverseDepth | None, previous: InverseDepth | None, pair: FramePair) -> InverseDepth:
-        """Combines all sources; see ``DepthSource``. The result is on the depth camera's grid where there is one."""
-        self._triangulated = known = self._filter.fuse(None, self._triangulated, pair)
-        field = self._field.observe(pair.frame)
-        if observed is not None:
-            known = _overrule(_on_grid(known, observed.camera), observed)
+        """Carries and corrects what is known by motion, and overrules it by what a depth camera measured.
+
+        The result is on the depth camera's grid where there is one. See ``DepthSource``.
+        """
+        known = self._filter.fuse(None, previous, pair)
+        if observed is None:
+            return known
+        known, there = _on_grid(known, observed.camera), observed.variance.isfinite()
+        mean = torch.where(there, observed.mean, known.mean)
+        return InverseDepth(observed.camera, mean, torch.where(there, observed.variance, known.variance))
+
+    def complete(self, known: InverseDepth, frame: Frame) -> InverseDepth:
+        """Multiplies what is known with what the field says of the frame; see ``DepthSource``."""
+        field = self._field.observe(frame)
         if field is None:
             return known
-        self._seen = pair.frame, field
         self._align(_on_grid(known, field.camera), field)
         ratio = self._log_ratio.exp()
         guess_variance = self._excess * field.variance + self._variance * field.mean**2
         guess = torch.stack((ratio * field.mean, ratio**2 * guess_variance))[None]
         guess = functional.interpolate(guess, known.mean.shape, mode="bilinear", align_corners=False)[0]
-        mean, variance = combine(known.mean, known.variance, *guess)
-        fused = InverseDepth(known.camera, mean, variance)
-        return fused if observed is None else _overrule(fused, observed)
+        return InverseDepth(known.camera, *combine(known.mean, known.variance, *guess))
 
-    @property
-    def triangulated(self) -> InverseDepth | None:
-        """What motion alone told of the last frame; None before there was any."""
-        return self._triangulated
-
-    def metres(self, rays: Tensor, rho: Tensor, variance: Tensor) -> tuple[float, float] | None:
-        """Returns how many metres the odometry's unit of length has, by the field of the last frame.
+    def metres(self, frame: Frame, rays: Tensor, rho: Tensor, variance: Tensor) -> tuple[float, float] | None:
+        """Returns how many metres the odometry's unit of length has, by the field.
 
         Args:
-            rays: (M, 3) rays of points that the frame sees, z = 1, optical frame.
+            frame: A frame.
+            rays: (M, 3) rays of points that it sees, z = 1, optical frame.
             rho: (M,) their inverse depths, one over the odometry's unit.
             variance: (M,) of those.
 
         Returns:
             Metres, and their relative deviation; None where too few points are known.
         """
-        if self._seen is None:
+        field = self._field.observe(frame)
+        if field is None:
             return None
-        frame, field = self._seen
-        expected, _ = field.at(frame.camera, frame.camera.project(rays).to(field.mean.device))
-        sure = (rho > 0) & (variance < (SURE * rho) ** 2) & expected.isfinite().to(rho.device)
+        expected = field.at(frame.camera, frame.camera.project(rays).to(field.mean.device))[0].to(rho.device)
+        sure = (rho > 0) & (variance < (SURE * rho) ** 2) & expected.isfinite()
         if int(sure.sum()) < LEAST_POINTS:
             return None
-        log_ratio = float((rho[sure] / expected.to(rho.device)[sure]).log().median())
+        log_ratio = float((rho[sure] / expected[sure]).log().median())
         self._log_ratio = torch.full_like(self._log_ratio, log_ratio)
         self._variance = self._variance.clamp_max(FRAME_DEVIATION**2)
         return math.exp(log_ratio), math.hypot(FRAME_DEVIATION, self._field.scale_deviation)
@@ -138,8 +137,6 @@ class FusedDepth:
     def rescale(self, factor: float) -> None:
         """Follows the odometry, all of whose lengths are multiplied by ``factor``."""
         self._log_ratio = self._log_ratio - math.log(factor)
-        if self._triangulated is not None:
-            self._triangulated = self._triangulated.scaled(factor)
 
     def _align(self, known: InverseDepth, field: InverseDepth) -> None:
         """Updates the ratio of the units, and the trust in the field, from one frame; on the device alone."""
@@ -167,10 +164,3 @@ def _on_grid(field: InverseDepth, camera: PinholeCamera) -> InverseDepth:
     if field.camera == camera:
         return field
     return InverseDepth(camera, *field.at(camera, camera.pixels(device=field.mean.device)))
-
-
-def _overrule(known: InverseDepth, measured: InverseDepth) -> InverseDepth:
-    """Returns what was measured, and where nothing was, what was known."""
-    there = measured.variance.isfinite()
-    mean = torch.where(there, measured.mean, known.mean)
-    return InverseDepth(known.camera, mean, torch.where(there, measured.variance, known.variance))

@@ -39,3 +39,7 @@ class SensorDepth:
     def fuse(self, observed: InverseDepth | None, previous: InverseDepth | None, pair: FramePair) -> InverseDepth:
         """Returns ``observed``: a depth camera needs no past. See ``DepthSource``."""
         return observed if observed is not None else InverseDepth.unknown(pair.camera, self._device)
+
+    def complete(self, known: InverseDepth, frame: Frame) -> InverseDepth:
+        """Returns ``known``: there is nothing to add. See ``DepthSource``."""
+        return known
