@@ -10,7 +10,7 @@ setup(
     name=NAME,
     version="0.1.0",
     packages=find_packages(include=[NAME, f"{NAME}.*"]),
-    package_data={NAME: ["py.typed"]},
+    package_data={NAME: ["py.typed"], f"{NAME}.weights": ["*.safetensors", "*.md"]},
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (f"share/{NAME}", ["package.xml"]),
@@ -26,6 +26,7 @@ setup(
         "mcap",
         "rosbags>=0.11",
         "rosbags-image",
+        "safetensors",
         "torch>=2.2",
         "tqdm",
         "lz4",
@@ -33,6 +34,7 @@ setup(
     ],
     extras_require={
         "dds": ["cyclonedds>=0.10"],
+        "published": ["transformers"],
         "test": ["evo", "mypy", "pytest>=7.4", "ruff", "scipy", "types-PyYAML", "types-tqdm"],
     },
     python_requires=">=3.10",

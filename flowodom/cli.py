@@ -1,4 +1,4 @@
-"""The command line: ``flowodom replay | info | evaluate | doctor | render | dds``.
+"""The command line: ``flowodom replay | info | evaluate | doctor | render | train | adapt | dds``.
 
 Each subcommand imports what it needs when it runs, so that ``flowodom --help`` is there at once.
 """
@@ -172,6 +172,51 @@ def _render(options: argparse.Namespace) -> int:
     return 0
 
 
+def _train_field(options: argparse.Namespace) -> int:
+    from flowodom.odometry import resolve_device
+    from flowodom.training.field import train_field
+
+    quality = train_field(
+        options.out,
+        steps=options.steps,
+        worlds=options.worlds,
+        device=resolve_device(options.device),
+        seed=options.seed,
+        progress=sys.stderr.isatty(),
+    )
+    print(
+        f"on unseen worlds: abs-rel {quality.abs_rel:.3f} ({quality.abs_rel_scaled:.3f} after scaling by the median), "
+        f"delta-1 {100 * quality.delta:.1f} %, scale deviates by {100 * quality.scale_deviation:.0f} %\n"
+        f"wrote {options.out / 'field.safetensors'}"
+    )
+    return 0
+
+
+def _adapt(options: argparse.Namespace) -> int:
+    import torch
+
+    from flowodom.depth.field import FieldNetwork, load_field
+    from flowodom.depth.sources import field_file
+    from flowodom.odometry import resolve_device
+    from flowodom.training.adapt import adapt
+
+    config = make_config(options)
+    torch.set_num_threads(config.threads)
+    start = field_file(config.depth)
+    result = adapt(
+        options.bags,
+        options.out,
+        FieldNetwork() if start is None else load_field(start),
+        steps=options.steps,
+        device=resolve_device(config.device),
+        topics=topic_overrides(options),
+        frames=options.frames,
+        progress=sys.stderr.isatty(),
+    )
+    print(result.summary())
+    return 0
+
+
 def _dds(options: argparse.Namespace) -> int:
     from flowodom.dds import Participant
     from flowodom.names import Names
@@ -309,6 +354,24 @@ def _parser() -> argparse.ArgumentParser:
     render.add_argument("--no-depth", dest="depth", action="store_false", help="a single camera without depth")
     render.add_argument("--compressed", action="store_true", help="JPEG images instead of raw ones")
     render.add_argument("--overwrite", action="store_true", help="replace a recording that is there")
+
+    train = commands.add_parser("train", help="train a learned model on rendered worlds")
+    models = train.add_subparsers(title="models", required=True, metavar="MODEL")
+    field = models.add_parser("field", parents=[common], help="the single-image depth field")
+    field.set_defaults(run=_train_field)
+    field.add_argument("--out", type=Path, required=True, help="folder; a training that was stopped in it goes on")
+    field.add_argument("--steps", type=int, default=20_000, help="steps of the whole training (%(default)s)")
+    field.add_argument("--worlds", type=int, default=600, help="worlds to render and learn from (%(default)s)")
+    field.add_argument("--seed", type=int, default=0, help="the same seed gives the same weights (%(default)s)")
+    field.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (%(default)s)")
+
+    adapt = command("adapt", _adapt, "teach the single-image field on recordings, without poses or depth")
+    adapt.add_argument("bags", type=Path, nargs="+", metavar="BAG", help="rosbag2 folder, .mcap, .db3 or ROS 1 .bag")
+    adapt.add_argument("--out", type=Path, required=True, help="folder for field.safetensors and losses.csv")
+    adapt.add_argument("--steps", type=int, default=1500, help="steps of learning (%(default)s)")
+    adapt.add_argument("--frames", type=int, help="most images to take of each recording (default: all)")
+    add_config_arguments(adapt)
+    _add_topic_arguments(adapt)
     _add_dds(command("dds", _dds, "join a ROS 2 graph without ROS: run the odometry, or play, record or show topics"))
     return parser
 

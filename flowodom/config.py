@@ -59,8 +59,13 @@ class DepthConfig:
 
     source: str = parameter(
         "auto",
-        "Where depth comes from; auto takes the sensor where there is one.",
+        "Where depth comes from; auto combines what there is: sensor, single-image field, filter.",
         choices=("auto", "sensor", "filter"),
+    )
+    field: str = parameter(
+        "",
+        "Single-image field for auto: a safetensors file, or transformers:NAME for a metric depth network of that "
+        "package; it also fills the holes of a depth camera. Empty: the shipped one, for single cameras.",
     )
     minimum: float = parameter(0.1, "Depths below it are invalid.", unit="m", low=0.0)
     maximum: float = parameter(60.0, "Depths above it are invalid.", unit="m", low=0.0)

@@ -24,6 +24,14 @@ class CalibrationError(FlowodomError):
     """A camera calibration is missing, empty or of an unsupported distortion model."""
 
 
+class WeightsError(FlowodomError):
+    """A file of weights is missing, damaged or of another network."""
+
+
+class DeviceError(FlowodomError):
+    """The device has too little memory for the work, even at the least size."""
+
+
 class FrameError(FlowodomError):
     """A coordinate frame is unknown, or the tree of frames contradicts itself."""
 

@@ -15,14 +15,15 @@ import torch
 from torch import Tensor
 
 from flowodom.config import OdometryConfig
-from flowodom.depth import DepthSource, InverseDepth
-from flowodom.depth.filter import FilterDepth
-from flowodom.depth.sensor import SensorDepth
+from flowodom.depth import DepthSource, FramePair, InverseDepth
+from flowodom.depth.fusion import FusedDepth
+from flowodom.depth.sources import choose_depth, find_field
 from flowodom.errors import ConfigError
 from flowodom.flow import FlowMethod
 from flowodom.flow.methods import make_flow
 from flowodom.frame import Frame
 from flowodom.geometry import PinholeCamera, se3
+from flowodom.registration.ground import ground_height
 from flowodom.scene_flow import PropertySet, lift
 from flowodom.tracking import NotTracked, OutOfSight, Parallax, Tracker, View
 
@@ -34,6 +35,10 @@ PATIENCE = 1.0
 
 SCALE_WANDER = 0.003
 """Relative change of a single camera's scale from keyframe to keyframe, one standard deviation."""
+
+
+MOST_DEVIATION = 0.5
+"""Relative deviation of a single-image field's metres from the truth, above which they are not taken for metres."""
 
 
 class Status(enum.Enum):
@@ -51,10 +56,16 @@ class Scale(enum.Enum):
     """Nothing but rotation has been seen so far."""
     FIRST_BASELINE = "first_baseline"
     """The distance between the first two views of a single camera."""
+    LEARNED = "learned"
+    """Metres, by the single-image field."""
     CAMERA_HEIGHT = "camera_height"
     """Metres, by the camera's height above the ground."""
     SENSOR = "sensor"
     """Metres, by a depth camera."""
+
+
+METRIC_SCALES = (Scale.LEARNED, Scale.CAMERA_HEIGHT, Scale.SENSOR)
+"""Those that are metres, more or less well."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +84,7 @@ class Estimate:
         interval: Seconds from the previous tracked frame to this one, zero without one.
         keyframe: Whether the frame became a keyframe.
         scale: What the unit of length is.
+        scale_deviation: Relative deviation of that unit from the metre; None where it is no metre.
         matches: Points followed into the frame.
         inliers: Those that agree with the pose.
         timing: Seconds spent in each stage.
@@ -90,6 +102,7 @@ class Estimate:
     interval: float = 0.0
     keyframe: bool = False
     scale: Scale = Scale.UNKNOWN
+    scale_deviation: float | None = None
     matches: int = 0
     inliers: int = 0
     timing: dict[str, float] = field(default_factory=dict)
@@ -112,13 +125,14 @@ class Odometry:
         self._config = config or OdometryConfig()
         self._device = resolve_device(self._config.device)
         self._flow: FlowMethod = make_flow(self._config.flow.method)
+        self._single_image = find_field(self._config.depth, self._device)
         self._segment = 0
         self._origin = se3.identity()
         self._origin_covariance = torch.zeros(6, 6, dtype=torch.float64)
         self._tracker: Tracker | None = None
         self._depth: DepthSource
         self._scale = Scale.UNKNOWN
-        self._height_variance = 0.0
+        self._scale_variance = 0.0
         self._previous: View
         self._field: InverseDepth | None = None
         self._lost_since: int | None = None
@@ -173,16 +187,17 @@ class Odometry:
         except NotTracked as loss:
             return self._lose(view, str(loss))
         with self._stage("depth"):
-            to_current, covariance = se3.inverse(track.motion), track.motion_covariance
+            to_current = se3.inverse(track.motion)
             if tracker.started:
-                self._field = self._depth.fuse(view.depth, former, flow, dense_camera, to_current, covariance)
+                pair = FramePair(frame, flow, dense_camera, to_current, track.motion_covariance)
+                self._field = self._depth.fuse(view.depth, former, pair)
         if track.keyframe:
             with self._stage("window"):
                 tracker.add_keyframe(view, self._field)
         self._previous, self._lost_since = view, None
-        factor = self._measure_scale(track.keyframe)
+        factor = self._measure_scale(frame, track.keyframe)
         unknown = InverseDepth.unknown(dense_camera, self._device)
-        before, now = former or unknown, self._field or unknown
+        before, now, depth = former or unknown, self._field or unknown, self._depth
         return self._estimate(
             view,
             Status.TRACKING,
@@ -194,7 +209,14 @@ class Odometry:
             keyframe=track.keyframe,
             matches=track.matches,
             inliers=track.inliers,
-            lift=lambda stride: lift(dense_camera, flow, before, now, to_current, stride=stride),
+            lift=lambda stride: lift(
+                dense_camera,
+                flow,
+                depth.complete(before, previous.frame),
+                depth.complete(now, frame),
+                to_current,
+                stride=stride,
+            ),
         )
 
     def _look(self, frame: Frame) -> View:
@@ -204,14 +226,11 @@ class Odometry:
         size = (max(16, round(grey.shape[1] * scale)), max(16, round(grey.shape[0] * scale)))
         dense = grey if scale == 1.0 else cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
         if self._tracker is None:
-            self._depth = self._choose_depth(frame)
+            with_sensor = frame.depth is not None
+            self._depth = choose_depth(
+                self._config.depth, self._single_image, with_sensor=with_sensor, device=self._device
+            )
         return View(frame, grey, torch.from_numpy(dense).to(self._device), self._depth.observe(frame))
-
-    def _choose_depth(self, frame: Frame) -> DepthSource:
-        source = self._config.depth.source
-        if source == "sensor" or (source == "auto" and frame.depth is not None):
-            return SensorDepth(self._config.depth, self._device)
-        return FilterDepth(self._device)
 
     def _begin(self, view: View) -> Estimate:
         """Makes the view the first keyframe of a segment."""
@@ -225,6 +244,7 @@ class Odometry:
             covariance=self._origin_covariance,
         )
         self._scale = Scale.SENSOR if self._depth.metric else Scale.UNKNOWN
+        self._scale_variance = 0.0
         self._previous, self._field = view, view.depth
         return self._estimate(
             view, Status.TRACKING, pose=self._origin, covariance=self._origin_covariance, keyframe=True
@@ -238,28 +258,55 @@ class Odometry:
             self.reset()
         return self._estimate(view, Status.LOST, reason=reason)
 
-    def _measure_scale(self, keyframe: bool) -> float:
-        """Brings a single camera to metres where its height is known; returns by how much lengths were multiplied."""
+    def _measure_scale(self, frame: Frame, keyframe: bool) -> float:
+        """Brings a single camera to metres where something tells them; returns by how much lengths were multiplied."""
         assert self._tracker is not None
-        if self._scale is Scale.UNKNOWN and self._tracker.started:
+        started = self._scale is Scale.UNKNOWN and self._tracker.started
+        if started:
             self._scale = Scale.FIRST_BASELINE
-        if not keyframe or self._depth.metric or self._config.camera_height == 0 or self._field is None:
+        if not keyframe or self._depth.metric or self._field is None:
             return 1.0
-        found = self._tracker.ground_height()
+        factor = self._scale_by_height()
+        if factor is None and self._scale is not Scale.CAMERA_HEIGHT:
+            factor = self._scale_by_field(frame)
+        if factor is None:
+            return 1.0
+        self._tracker.rescale(factor, from_start=started)
+        self._field = self._field.scaled(factor)
+        if isinstance(self._depth, FusedDepth):
+            self._depth.rescale(factor)
+        return factor
+
+    def _scale_by_height(self) -> float | None:
+        """Returns the factor that the camera's height above the ground asks for; None where it tells nothing."""
+        assert self._tracker is not None
+        found = ground_height(*self._tracker.points()) if self._config.camera_height > 0 else None
         if found is None:
-            return 1.0
+            return None
         height, relative = found
         factor, variance = self._config.camera_height / height, relative**2
-        if self._scale is Scale.CAMERA_HEIGHT:
-            # Kalman update of the logarithm of the scale; it wanders a little from keyframe to keyframe.
-            self._height_variance += SCALE_WANDER**2
-            gain = self._height_variance / (self._height_variance + variance)
-            factor = factor**gain
-            self._height_variance *= 1 - gain
-        else:
-            self._scale, self._height_variance = Scale.CAMERA_HEIGHT, variance
-        self._tracker.rescale(factor)
-        self._field = InverseDepth(self._field.camera, self._field.mean / factor, self._field.variance / factor**2)
+        if self._scale is not Scale.CAMERA_HEIGHT:
+            self._scale, self._scale_variance = Scale.CAMERA_HEIGHT, variance
+            return factor
+        # Kalman update of the logarithm of the scale; it wanders a little from keyframe to keyframe.
+        self._scale_variance += SCALE_WANDER**2
+        gain = self._scale_variance / (self._scale_variance + variance)
+        self._scale_variance *= 1 - gain
+        return factor**gain
+
+    def _scale_by_field(self, frame: Frame) -> float | None:
+        """Returns the factor that the single-image field asks for; None where it tells nothing.
+
+        It is asked once: a segment's own scale wanders less than the field's does from view to view.
+        """
+        assert self._tracker is not None
+        if self._scale is Scale.LEARNED or not isinstance(self._depth, FusedDepth):
+            return None
+        found = self._depth.metres(frame, *self._tracker.points())
+        if found is None or found[1] > MOST_DEVIATION:
+            return None
+        factor, deviation = found
+        self._scale, self._scale_variance = Scale.LEARNED, deviation**2
         return factor
 
     def _estimate(self, view: View, status: Status, **known: object) -> Estimate:
@@ -268,6 +315,7 @@ class Odometry:
             status,
             self._segment,
             scale=self._scale,
+            scale_deviation=self._scale_variance**0.5 if self._scale in METRIC_SCALES else None,
             timing=self._timing,
             **known,  # type: ignore[arg-type]
         )

@@ -29,6 +29,7 @@ _MOST_EVENTS = 12
 _SCALES = {
     "sensor": "metric scale from the depth camera",
     "camera_height": "metric scale from the camera's height above the ground",
+    "learned": "metric scale from the single-image field",
     "first_baseline": "scale not metric (the first baseline is the unit)",
     "unknown": "scale not known",
 }
@@ -113,8 +114,9 @@ class Run:
         snapshots: The frames that are drawn.
         trajectory: The poses of ``rows``.
         scale: What the unit of length is, as ``Estimate.scale`` has it.
-        metric: Whether lengths are metres.
+        metric: Whether lengths are metres, well enough not to be scaled before a comparison.
         optical: Whether poses are of a camera's optical frame (y down); otherwise of a body with z up.
+        scale_deviation: Relative deviation of the unit from the metre, at the end; None where it is not known.
         evaluation: The figures of error, None without a truth.
         comparison: The curves of error, None without a truth.
         note: Why there is no comparison although there is a truth.
@@ -126,6 +128,7 @@ class Run:
     scale: str
     metric: bool
     optical: bool
+    scale_deviation: float | None = None
     evaluation: Evaluation | None = None
     comparison: Comparison | None = None
     note: str = ""
@@ -222,7 +225,8 @@ def _header(run: Run, title: str) -> str:
         facts.append(f"{number_text(figures['duration'])} s")
     if figures["camera_rate"]:
         facts.append(f"{figures['camera_rate']:.3g} Hz")
-    facts.append(_SCALES.get(run.scale, run.scale))
+    deviation = f" (±{100 * run.scale_deviation:.2g} %)" if run.scale_deviation else ""
+    facts.append(_SCALES.get(run.scale, run.scale) + deviation)
     return (
         f'<header><p class="eyebrow">flowodom report</p><h1>{_text(title)}</h1>'
         f"<p class='facts'>{' · '.join(map(_text, facts))}</p></header>"

@@ -35,7 +35,7 @@ _FIELD_WIDTH = 320
 """Samples; wider fields are thinned to it in snapshots."""
 
 _METRIC = ("sensor", "camera_height")
-"""Kinds of ``Estimate.scale`` that are metres."""
+"""Kinds of ``Estimate.scale`` that are metres well enough to be held against a truth without being scaled to it."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class Row:
     matches: int
     inliers: int
     scale: str
+    scale_deviation: float | None
     timing: Mapping[str, float]
 
 
@@ -117,6 +118,7 @@ class ReportBuilder:
             matches=estimate.matches,
             inliers=estimate.inliers,
             scale=estimate.scale.value,
+            scale_deviation=estimate.scale_deviation,
             timing={**estimate.timing, **(timing or {})},
         )
         # Properties are lifted when asked for, so only a frame that is to be drawn may ask.
@@ -141,6 +143,7 @@ class ReportBuilder:
         matches: int = 0,
         inliers: int = 0,
         scale: str = "sensor",
+        scale_deviation: float | None = None,
         timing: Mapping[str, float] | None = None,
     ) -> None:
         """Collects one frame of which no more than this is known (an odometry message, say).
@@ -156,11 +159,14 @@ class ReportBuilder:
             matches: Points offered to the fit.
             inliers: Points that it kept.
             scale: As ``Estimate.scale``.
+            scale_deviation: As ``Estimate.scale_deviation``.
             timing: Stage to seconds.
         """
-        self._rows.append(
-            Row(stamp, status, reason, segment, pose, covariance, keyframe, matches, inliers, scale, dict(timing or {}))
-        )
+        row = Row(
+            stamp, status, reason, segment, pose, covariance, keyframe, matches, inliers, scale, scale_deviation,
+            dict(timing or {}),
+        )  # fmt: skip
+        self._rows.append(row)
 
     @property
     def scale(self) -> str:
@@ -232,6 +238,7 @@ class ReportBuilder:
             snapshots=self._chosen(),
             trajectory=self.trajectory(),
             scale=self.scale,
+            scale_deviation=next((row.scale_deviation for row in self._rows[::-1] if row.scale == self.scale), None),
             metric=self.metric,
             optical=self._optical,
         )

@@ -328,6 +328,8 @@ class Session:
                 "matches": estimate.matches,
                 "inliers": estimate.inliers,
             }
+            if estimate.scale_deviation:
+                values["scale deviation [%]"] = f"{100 * estimate.scale_deviation:.1f}"
             if len(self._window) > 1:
                 span = self._window[-1][0] - self._window[0][0]
                 values["rate [Hz]"] = f"{(len(self._window) - 1) / span:.1f}" if span > 0 else "-"

@@ -18,7 +18,6 @@ from flowodom.flow.points import choose, follow, turn
 from flowodom.frame import Frame
 from flowodom.geometry import se3
 from flowodom.registration.covariance import compose, fit_covariance
-from flowodom.registration.ground import ground_height
 from flowodom.registration.procrustes import procrustes
 from flowodom.registration.refine import ANNEALING, Fit, Matches, Shutter, refine, residuals, score
 from flowodom.registration.resection import resection
@@ -187,19 +186,27 @@ class Tracker:
         """Whether translation is observed: at once with depth, after enough parallax with a single camera."""
         return self._started
 
-    def ground_height(self) -> tuple[float, float] | None:
-        """Returns the height of the newest keyframe above the ground and its relative deviation; None where unseen."""
-        return ground_height(*self._window.points())
+    def points(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns what the newest keyframe sees: rays (M, 3) with z = 1, inverse depths (M,), their variances (M,)."""
+        return self._window.points()
 
-    def rescale(self, factor: float) -> None:
-        """Multiplies all lengths by ``factor`` from here on; the last pose stays where it is."""
-        offset = se3.inverse(self._window.poses[-1]) @ self._pose
+    def rescale(self, factor: float, *, from_start: bool = False) -> None:
+        """Multiplies all lengths by ``factor`` from here on.
+
+        Args:
+            factor: The factor.
+            from_start: Whether it holds from the oldest keyframe on, because no pose since was told to anybody;
+                otherwise the last pose stays where it is.
+        """
+        poses = self._window.poses
+        offset = se3.inverse(poses[-1]) @ self._pose
         offset[:3, 3] *= factor
+        first, last = poses[0][:3, 3].clone(), self._pose[:3, 3].clone()
         self._window.rescale(factor)
-        key = self._pose @ se3.inverse(offset)
-        shift = key[:3, 3] - self._window.poses[-1][:3, 3]
-        for pose in self._window.poses:
+        shift = first - poses[0][:3, 3] if from_start else last - (poses[-1] @ offset)[:3, 3]
+        for pose in poses:
             pose[:3, 3] += shift
+        self._pose = poses[-1] @ offset
         self._motion = self._motion.clone()
         self._motion[:3, 3] *= factor
 

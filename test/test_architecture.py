@@ -13,7 +13,7 @@ PACKAGE = ROOT / "flowodom"
 
 ROWS = (
     {"errors"},
-    {"config", "doctor", "drawing", "geometry", "inbox", "names", "process", "rvl", "salvage", "selection"},
+    {"config", "doctor", "drawing", "geometry", "inbox", "names", "process", "rvl", "salvage", "selection", "weights"},
     {"calibration", "frame", "frames", "messages"},
     {"bags", "flow"},
     {"depth", "info", "trajectory"},
@@ -21,7 +21,7 @@ ROWS = (
     {"scene_flow", "tracking"},
     {"clouds", "odometry", "page"},
     {"report", "session", "worlds"},
-    {"drift", "endpoints", "host"},
+    {"drift", "endpoints", "host", "training"},
     {"dds", "replay"},
     {"graph", "node"},
     {"cli"},
@@ -37,7 +37,9 @@ HOMES = {
     "rclpy": {"node"},
     "std_srvs": {"node"},
     "tf_transformations": {"node"},
+    "safetensors": {"weights"},
     "rosbags": {"bags", "dds", "messages", "salvage", "session"},
+    "transformers": {"depth"},
     "evo": set(),
     "open3d": set(),
     "scipy": set(),

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from flowodom.config import OdometryConfig, override
+from flowodom.depth import InverseDepth
+from flowodom.depth.fusion import FusedDepth
 from flowodom.frame import Frame
 from flowodom.geometry import se3
 from flowodom.odometry import Odometry, Scale, Status, resolve_device
@@ -229,6 +231,37 @@ def test_camera_height_makes_a_single_camera_metric(lane):
     found = (estimates[last].pose[:3, 3] - estimates[first].pose[:3, 3]).norm()
     true = (lane.poses[last][:3, 3] - lane.poses[first][:3, 3]).norm()
     assert float(found) == pytest.approx(float(true), rel=0.05)
+
+
+class Knowing:
+    """Stands in for a trained field: the exact depth of every frame, in metres, an eighth too far."""
+
+    def __init__(self, clip, scale_deviation=0.1):
+        self.scale_deviation = scale_deviation
+        self.depth = {frame.stamp: frame.depth for frame in clip.frames}
+
+    def observe(self, frame):
+        rho = torch.from_numpy(1 / self.depth[frame.stamp]) / 1.125
+        return InverseDepth(frame.camera, rho, (0.1 * rho) ** 2)
+
+
+def test_a_field_makes_a_single_camera_metric_and_says_how_well(short, monkeypatch):
+    monkeypatch.setattr("flowodom.odometry.choose_depth", lambda *_, **__: FusedDepth(Knowing(short)))
+    estimates = follow(blind(short).frames)
+    last = estimates[-1]
+    assert last.scale is Scale.LEARNED
+    assert 0.1 < last.scale_deviation < 0.2
+    # It holds from the very first step on.
+    assert all(e.scale in (Scale.LEARNED, Scale.UNKNOWN) for e in estimates)
+    true = (short.poses[-1][:3, 3] - short.poses[0][:3, 3]).norm()
+    assert float(last.pose[:3, 3].norm()) == pytest.approx(1.125 * float(true), rel=0.08)
+
+
+def test_a_field_that_does_not_know_metres_gives_none(short, monkeypatch):
+    monkeypatch.setattr("flowodom.odometry.choose_depth", lambda *_, **__: FusedDepth(Knowing(short, 0.8)))
+    last = follow(blind(short).frames)[-1]
+    assert last.scale is Scale.FIRST_BASELINE
+    assert last.scale_deviation is None
 
 
 def black(frame):

@@ -33,6 +33,10 @@ class InverseDepth:
         size = (camera.height, camera.width)
         return cls(camera, torch.full(size, torch.nan, device=device), torch.full(size, torch.inf, device=device))
 
+    def scaled(self, factor: float) -> InverseDepth:
+        """Returns the field when all lengths are multiplied by ``factor``."""
+        return InverseDepth(self.camera, self.mean / factor, self.variance / factor**2)
+
     def at(self, camera: PinholeCamera, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Reads the field at pixels, never mixing the two sides of a depth edge.
 
@@ -79,6 +83,25 @@ EDGE_RATIO = 0.03
 """Neighbouring inverse depths that differ by more than this share (and three deviations) lie on two surfaces."""
 
 
+@dataclass(frozen=True)
+class FramePair:
+    """The last two frames, and how they hang together.
+
+    Attributes:
+        frame: The current frame.
+        flow: Dense flow from the previous to the current frame, on the grid of ``camera``.
+        camera: Camera of the dense grid.
+        motion: (4, 4) float64 ``T_current_previous``.
+        covariance: (6, 6) of the right perturbation of its inverse, the pose of the current camera in the previous.
+    """
+
+    frame: Frame
+    flow: FlowField
+    camera: PinholeCamera
+    motion: Tensor
+    covariance: Tensor
+
+
 class DepthSource(Protocol):
     """Anything that gives a frame its depth.
 
@@ -92,26 +115,24 @@ class DepthSource(Protocol):
         """Returns what the image alone tells, before any motion is known; None for nothing."""
         ...
 
-    def fuse(
-        self,
-        observed: InverseDepth | None,
-        previous: InverseDepth | None,
-        flow: FlowField,
-        camera: PinholeCamera,
-        motion: Tensor,
-        covariance: Tensor,
-    ) -> InverseDepth:
+    def fuse(self, observed: InverseDepth | None, previous: InverseDepth | None, pair: FramePair) -> InverseDepth:
         """Combines it with the past, now that the motion is known.
 
         Args:
             observed: Of the current frame, from ``observe``.
             previous: The field of the previous frame, None at the start.
-            flow: Dense flow from the previous to the current frame, on the grid of ``camera``.
-            camera: Camera of the dense grid.
-            motion: (4, 4) float64 ``T_current_previous``.
-            covariance: (6, 6) of the right perturbation of ``motion``.
+            pair: The previous and the current frame, and how they hang together.
 
         Returns:
             The field of the current frame.
+        """
+        ...
+
+    def complete(self, known: InverseDepth, frame: Frame) -> InverseDepth:
+        """Adds what can be told of a frame beside motion, for who wants to know the depth of all its pixels.
+
+        Args:
+            known: The field of the frame, from ``fuse``.
+            frame: The frame.
         """
         ...

@@ -13,8 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flowodom.depth import InverseDepth
-from flowodom.flow import FlowField
+from flowodom.depth import FramePair, InverseDepth
 from flowodom.flow.consistency import FLOW_NOISE
 from flowodom.frame import Frame
 from flowodom.geometry import PinholeCamera, se3
@@ -51,32 +50,29 @@ class FilterDepth:
         """Returns None: one image of one camera tells no depth by itself."""
         return None
 
-    def fuse(
-        self,
-        observed: InverseDepth | None,
-        previous: InverseDepth | None,
-        flow: FlowField,
-        camera: PinholeCamera,
-        motion: Tensor,
-        covariance: Tensor,
-    ) -> InverseDepth:
+    def fuse(self, observed: InverseDepth | None, previous: InverseDepth | None, pair: FramePair) -> InverseDepth:
         """Carries the previous field to the current frame and corrects it; see ``DepthSource``."""
+        camera, flow, motion = pair.camera, pair.flow, pair.motion
         here = camera.pixels(device=self._device)
         there = here + flow.backward
         miss_squared = 2 * (flow.backward_variance - FLOW_NOISE**2)
         visible = camera.contains(there) & (miss_squared < MOST_MISS**2)
 
-        measured, measured_variance = _triangulate(camera, here, there, flow.backward_variance, motion, covariance)
+        measured, measured_variance = _triangulate(camera, here, there, flow.backward_variance, motion, pair.covariance)
         if previous is None:
             mean, variance = measured, measured_variance
         else:
             carried, carried_variance = _carry(camera, there, previous, motion)
-            mean, variance = _combine(carried, carried_variance, measured, measured_variance)
+            mean, variance = combine(carried, carried_variance, measured, measured_variance)
         variance = torch.maximum(variance, (LEAST_RELATIVE * mean) ** 2)
         known = visible & (mean > 0) & (variance < (MOST_RELATIVE * mean) ** 2)
         return InverseDepth(
             camera, torch.where(known, mean, torch.nan).float(), torch.where(known, variance, torch.inf).float()
         )
+
+    def complete(self, known: InverseDepth, frame: Frame) -> InverseDepth:
+        """Returns ``known``: there is nothing to add. See ``DepthSource``."""
+        return known
 
 
 def _triangulate(
@@ -120,7 +116,7 @@ def _carry(camera: PinholeCamera, there: Tensor, previous: InverseDepth, motion:
     return rho / stretch, torch.where(variance.isfinite(), carried, torch.inf)
 
 
-def _combine(mean_a: Tensor, variance_a: Tensor, mean_b: Tensor, variance_b: Tensor) -> tuple[Tensor, Tensor]:
+def combine(mean_a: Tensor, variance_a: Tensor, mean_b: Tensor, variance_b: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the product of two Gaussians; where they contradict each other the surer stays, less sure than before.
 
     An unknown mean (NaN) comes with an infinite variance and leaves the other as it is.

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from flowodom.config import DepthConfig
-from flowodom.depth import InverseDepth
-from flowodom.flow import FlowField
+from flowodom.depth import FramePair, InverseDepth
 from flowodom.frame import Frame
-from flowodom.geometry import PinholeCamera
 
 
 class SensorDepth:
@@ -39,14 +36,10 @@ class SensorDepth:
         variance = torch.where(valid, self._config.noise**2, torch.inf)
         return InverseDepth(frame.camera, mean, variance.to(mean.dtype))
 
-    def fuse(
-        self,
-        observed: InverseDepth | None,
-        previous: InverseDepth | None,
-        flow: FlowField,
-        camera: PinholeCamera,
-        motion: Tensor,
-        covariance: Tensor,
-    ) -> InverseDepth:
+    def fuse(self, observed: InverseDepth | None, previous: InverseDepth | None, pair: FramePair) -> InverseDepth:
         """Returns ``observed``: a depth camera needs no past. See ``DepthSource``."""
-        return observed if observed is not None else InverseDepth.unknown(camera, self._device)
+        return observed if observed is not None else InverseDepth.unknown(pair.camera, self._device)
+
+    def complete(self, known: InverseDepth, frame: Frame) -> InverseDepth:
+        """Returns ``known``: there is nothing to add. See ``DepthSource``."""
+        return known

@@ -2,18 +2,21 @@
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 
-from flowodom.depth import InverseDepth
+from flowodom.depth import FramePair, InverseDepth
 from flowodom.depth.filter import LEAST_RELATIVE, FilterDepth
 from flowodom.flow import DenseFlow
 from flowodom.flow.consistency import FLOW_NOISE
+from flowodom.frame import Frame
 from flowodom.geometry import se3
 from flowodom.worlds import pinhole
 
 CAMERA = pinhole(48, 36)
 STEP = torch.tensor([0.05, 0.01, 0.02, 0.004, -0.006, 0.003], dtype=torch.float64)
+FRAME = Frame(0, np.zeros((36, 48), np.uint8), CAMERA)
 CERTAIN = torch.zeros(6, 6, dtype=torch.float64)
 
 
@@ -53,11 +56,17 @@ class Plane:
 PLANE = Plane()
 
 
+def pair(k, flow=None, *, motion=None, covariance=CERTAIN):
+    """Frames ``k - 1`` and ``k``."""
+    flow = PLANE.field(k) if flow is None else flow
+    return FramePair(FRAME, flow, CAMERA, PLANE.motion(k) if motion is None else motion, covariance)
+
+
 def run(count, noise, seed=0):
     source, fields = FilterDepth(), [None]
     for k in range(1, count + 1):
         flow = PLANE.field(k, noise, seed)
-        fields.append(source.fuse(None, fields[-1], flow, CAMERA, PLANE.motion(k), CERTAIN))
+        fields.append(source.fuse(None, fields[-1], pair(k, flow)))
     return fields[1:]
 
 
@@ -102,10 +111,10 @@ def test_what_was_hidden_starts_anew():
     backward_variance = torch.where(hidden, FLOW_NOISE**2 + 0.5 * 4.0**2, flow.backward_variance)
     flow = DenseFlow(flow.forward, flow.backward, flow.forward_variance, backward_variance)
     source = FilterDepth()
-    field = source.fuse(None, fields[-1], flow, CAMERA, PLANE.motion(7), CERTAIN)
+    field = source.fuse(None, fields[-1], pair(7, flow))
     assert field.mean[hidden].isnan().all()
     assert field.variance[hidden].isinf().all()
-    later = source.fuse(None, field, PLANE.field(8), CAMERA, PLANE.motion(8), CERTAIN)
+    later = source.fuse(None, field, pair(8))
     middle, beside = later.variance[13:17, 23:27], later.variance[13:17, 8:12]
     assert middle.isfinite().all()
     assert middle.min() > 1.5 * beside.max()
@@ -115,7 +124,7 @@ def test_a_wrong_past_is_given_up_after_a_while():
     wrong = InverseDepth(CAMERA, 3.0 * PLANE.rho(0).float(), torch.full((36, 48), 0.02**2))
     source, field = FilterDepth(), wrong
     for k in range(1, 13):
-        field = source.fuse(None, field, PLANE.field(k), CAMERA, PLANE.motion(k), CERTAIN)
+        field = source.fuse(None, field, pair(k))
     known = field.mean.isfinite()
     relative = ((field.mean / PLANE.rho(12)).float()[known] - 1).abs()
     assert relative.median() < 0.05
@@ -123,9 +132,8 @@ def test_a_wrong_past_is_given_up_after_a_while():
 
 def test_an_uncertain_baseline_makes_depth_uncertain():
     doubt = torch.diag(torch.tensor([0.01] * 3 + [0.0] * 3, dtype=torch.float64)) ** 2
-    flow = PLANE.field(1)
-    certain = FilterDepth().fuse(None, None, flow, CAMERA, PLANE.motion(1), CERTAIN)
-    doubtful = FilterDepth().fuse(None, None, flow, CAMERA, PLANE.motion(1), doubt)
+    certain = FilterDepth().fuse(None, None, pair(1))
+    doubtful = FilterDepth().fuse(None, None, pair(1, covariance=doubt))
     both = certain.mean.isfinite() & doubtful.mean.isfinite()
     assert both.any()
     assert (doubtful.variance[both] > certain.variance[both]).all()
@@ -138,9 +146,9 @@ def test_a_camera_that_only_turns_learns_nothing(previous):
     forward = (CAMERA.project(se3.act(turn, CAMERA.rays(pixels))) - pixels).float()
     backward = (CAMERA.project(se3.act(se3.inverse(turn), CAMERA.rays(pixels))) - pixels).float()
     variance = torch.full((36, 48), FLOW_NOISE**2)
-    field = FilterDepth().fuse(
-        None, previous, DenseFlow(forward, backward, variance, variance), CAMERA, turn, 1e-8 * torch.eye(6).double()
-    )
+    flow = DenseFlow(forward, backward, variance, variance)
+    turned = pair(1, flow, motion=turn, covariance=1e-8 * torch.eye(6).double())
+    field = FilterDepth().fuse(None, previous, turned)
     assert field.mean.isnan().all()
     assert field.variance.isinf().all()
 
@@ -154,7 +162,7 @@ def test_turning_carries_what_was_known():
     backward = (CAMERA.project(back_rays) - pixels).float()
     variance = torch.full((36, 48), FLOW_NOISE**2)
     flow = DenseFlow(forward, backward, variance, variance)
-    field = FilterDepth().fuse(None, known, flow, CAMERA, turn, CERTAIN)
+    field = FilterDepth().fuse(None, known, pair(1, flow, motion=turn))
     seen = field.mean.isfinite()
     assert seen.double().mean() > 0.85
     # The point at rho seen along ray r before is at r' now: the same point, by the turned frame's depth.

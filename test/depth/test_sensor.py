@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from flowodom.config import DepthConfig
-from flowodom.depth import InverseDepth
+from flowodom.depth import FramePair, InverseDepth
 from flowodom.depth.sensor import SensorDepth
 from flowodom.flow import DenseFlow
 from flowodom.frame import Frame
@@ -56,7 +56,8 @@ def test_no_past_is_needed():
     assert source.metric
     still = torch.zeros(12, 16, 2)
     flow = DenseFlow(still, still, torch.ones(12, 16), torch.ones(12, 16))
-    rest = (flow, CAMERA, se3.identity(), torch.eye(6, dtype=torch.float64))
-    seen = source.observe(frame(flat(2.0)))
-    assert source.fuse(seen, InverseDepth.unknown(CAMERA), *rest) is seen
-    assert source.fuse(None, seen, *rest).mean.isnan().all()
+    now = frame(flat(2.0))
+    pair = FramePair(now, flow, CAMERA, se3.identity(), torch.eye(6, dtype=torch.float64))
+    seen = source.observe(now)
+    assert source.fuse(seen, InverseDepth.unknown(CAMERA), pair) is seen
+    assert source.fuse(None, seen, pair).mean.isnan().all()

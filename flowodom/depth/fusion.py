@@ -1,0 +1,166 @@
+"""All that is known of depth, together.
+
+Motion tells depth through the filter, with errors that shrink frame by frame, of what has moved past the camera. The
+single-image field tells it of every pixel of every image, with errors that neighbouring pixels and frames share. The
+filter never learns of the field, so that the two stay independent: where somebody wants to know the depth of all
+pixels their Gaussians are multiplied, and the field's one opinion is not counted anew with every frame. A depth camera
+overrules both where it measures.
+
+The field's unit is its own metre, the filter's that of the odometry. A Kalman filter on the logarithm of their ratio
+follows it, from the pixels that the filter has triangulated well; how far those scatter about the field says how far
+the field is to be trusted in this scene.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from flowodom.depth import FramePair, InverseDepth
+from flowodom.depth.filter import FilterDepth, combine
+from flowodom.depth.sensor import SensorDepth
+from flowodom.frame import Frame
+from flowodom.geometry import PinholeCamera
+
+SURE = 0.35
+"""Relative deviation of triangulated depth below which it tells the ratio of the units."""
+
+LEAST_SHARE = 0.03
+"""Share of the pixels that must be triangulated so well to tell the ratio of the units."""
+
+LEAST_POINTS = 30
+"""Points of known depth that must be there to tell how many metres the odometry's unit has."""
+
+FRAME_DEVIATION = 0.1
+"""Relative deviation of the field's scale from frame to frame."""
+
+WANDER = 0.003
+"""Relative change of the ratio of the units from frame to frame, one standard deviation."""
+
+TRUST_RATE = 0.05
+"""Share by which one frame changes how far the field is trusted."""
+
+NORMAL_MEDIAN = 0.455
+"""Median of the square of a normal deviate."""
+
+
+class SingleImage(Protocol):
+    """Anything that tells depth from one image, in metres.
+
+    Attributes:
+        scale_deviation: Relative deviation of its metres from the truth, from one scene to another.
+    """
+
+    @property
+    def scale_deviation(self) -> float:
+        """See the class."""
+        ...
+
+    def observe(self, frame: Frame) -> InverseDepth | None:
+        """Returns inverse depth, 1/m, at any resolution."""
+        ...
+
+
+class FusedDepth:
+    """Field, filter and, where there is one, a depth camera.
+
+    Args:
+        field: The single-image field, or what stands in for it.
+        sensor: The depth camera; None for a single camera.
+        device: Torch device of the fields.
+    """
+
+    def __init__(
+        self, field: SingleImage, sensor: SensorDepth | None = None, device: torch.device | str = "cpu"
+    ) -> None:
+        self.metric = sensor is not None
+        self._field, self._sensor, self._filter = field, sensor, FilterDepth(device)
+        self._log_ratio, self._excess = torch.zeros((), device=device), torch.ones((), device=device)
+        self._variance = torch.full((), torch.inf, device=device)
+
+    def observe(self, frame: Frame) -> InverseDepth | None:
+        """Returns what a depth camera measured; the field waits for ``complete``, as its unit is another."""
+        return None if self._sensor is None else self._sensor.observe(frame)
+
+    def fuse(self, observed: InverseDepth | None, previous: InverseDepth | None, pair: FramePair) -> InverseDepth:
+        """Carries and corrects what is known by motion, and overrules it by what a depth camera measured.
+
+        The result is on the depth camera's grid where there is one. See ``DepthSource``.
+        """
+        known = self._filter.fuse(None, previous, pair)
+        if observed is None:
+            return known
+        known, there = _on_grid(known, observed.camera), observed.variance.isfinite()
+        mean = torch.where(there, observed.mean, known.mean)
+        return InverseDepth(observed.camera, mean, torch.where(there, observed.variance, known.variance))
+
+    def complete(self, known: InverseDepth, frame: Frame) -> InverseDepth:
+        """Multiplies what is known with what the field says of the frame; see ``DepthSource``."""
+        field = self._field.observe(frame)
+        if field is None:
+            return known
+        self._align(_on_grid(known, field.camera), field)
+        ratio = self._log_ratio.exp()
+        guess_variance = self._excess * field.variance + self._variance * field.mean**2
+        guess = torch.stack((ratio * field.mean, ratio**2 * guess_variance))[None]
+        guess = functional.interpolate(guess, known.mean.shape, mode="bilinear", align_corners=False)[0]
+        return InverseDepth(known.camera, *combine(known.mean, known.variance, *guess))
+
+    def metres(self, frame: Frame, rays: Tensor, rho: Tensor, variance: Tensor) -> tuple[float, float] | None:
+        """Returns how many metres the odometry's unit of length has, by the field.
+
+        Args:
+            frame: A frame.
+            rays: (M, 3) rays of points that it sees, z = 1, optical frame.
+            rho: (M,) their inverse depths, one over the odometry's unit.
+            variance: (M,) of those.
+
+        Returns:
+            Metres, and their relative deviation; None where too few points are known.
+        """
+        field = self._field.observe(frame)
+        if field is None:
+            return None
+        expected = field.at(frame.camera, frame.camera.project(rays).to(field.mean.device))[0].to(rho.device)
+        sure = (rho > 0) & (variance < (SURE * rho) ** 2) & expected.isfinite()
+        if int(sure.sum()) < LEAST_POINTS:
+            return None
+        log_ratio = float((rho[sure] / expected[sure]).log().median())
+        self._log_ratio = torch.full_like(self._log_ratio, log_ratio)
+        self._variance = self._variance.clamp_max(FRAME_DEVIATION**2)
+        return math.exp(log_ratio), math.hypot(FRAME_DEVIATION, self._field.scale_deviation)
+
+    def rescale(self, factor: float) -> None:
+        """Follows the odometry, all of whose lengths are multiplied by ``factor``."""
+        self._log_ratio = self._log_ratio - math.log(factor)
+
+    def _align(self, known: InverseDepth, field: InverseDepth) -> None:
+        """Updates the ratio of the units, and the trust in the field, from one frame; on the device alone."""
+        relative, guessed = known.variance / known.mean**2, field.variance / field.mean**2
+        sure = relative < SURE**2
+        enough = sure.float().mean() >= LEAST_SHARE
+        difference = torch.where(sure, (known.mean / field.mean).log(), torch.nan)
+        measured = difference.nanmedian()
+        spread = (difference - measured).square().nanmedian() / NORMAL_MEDIAN
+        relative, guessed = (torch.where(sure, part, torch.nan).nanmedian() for part in (relative, guessed))
+        # A scene in which the field does better than on average does not make it better than it was found to be.
+        excess = ((spread - relative) / guessed).clamp_min(1)
+
+        before = self._variance + WANDER**2
+        first = before.isinf()
+        gain = torch.where(first, 1, before / (before + FRAME_DEVIATION**2))
+        rate = gain.clamp_min(TRUST_RATE)
+        self._log_ratio = torch.where(enough, torch.lerp(self._log_ratio, measured, gain), self._log_ratio)
+        self._excess = torch.where(enough, torch.lerp(self._excess, excess, rate), self._excess)
+        self._variance = torch.where(enough, gain * FRAME_DEVIATION**2, before)
+
+
+def _on_grid(field: InverseDepth, camera: PinholeCamera) -> InverseDepth:
+    """Returns a field read on the grid of another camera of the same view."""
+    if field.camera == camera:
+        return field
+    return InverseDepth(camera, *field.at(camera, camera.pixels(device=field.mean.device)))

@@ -1,0 +1,1 @@
+"""Training of the learned models, on rendered worlds and on raw video."""

@@ -1,0 +1,141 @@
+"""Learning from video: the fit of the motion, and what each loss says of worlds that are known."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from flowodom.depth.field import FieldConfig, FieldNetwork, normalised, places, project, rays
+from flowodom.geometry import se3
+from flowodom.registration.procrustes import procrustes
+from flowodom.training.self_supervised import WEIGHTS, VideoPairs, fit_motion, losses, photometric_error, total
+from flowodom.worlds import pinhole
+
+CONFIG = FieldConfig(channels=(8, 16), hidden=8, octaves=2, cells=64, near=0.5, far=20.0)
+CAMERA = pinhole(48, 40)
+SIDEWAYS = torch.tensor([0.5, -0.3, 0.0, 0.0, 0.0, 0.0])
+
+
+class Wall(FieldNetwork):
+    """A field that sees a wall that faces it, in the colours of the image."""
+
+    def __init__(self, depth):
+        super().__init__(CONFIG)
+        self.wall = math.log(depth)
+
+    def density(self, features, log_depth):
+        thickness = 1e4 * (log_depth > self.wall).to(features)
+        return thickness.expand(*features.shape[:2], -1)
+
+    def decode(self, features, log_depth):
+        thickness = self.density(features, log_depth)
+        return thickness, torch.zeros(*thickness.shape, 3).to(features)
+
+
+def wall_pair(depth, xi=SIDEWAYS):
+    """A camera that slides along a wall; its colours are smooth."""
+    intrinsics = normalised(CAMERA)
+    at = places(40, 48, torch.zeros(()))
+    motion = se3.exp(xi)
+
+    def seen_from(motion):
+        points = se3.act(motion, depth * rays(at, intrinsics))
+        return project(points / points[..., 2:], intrinsics) - at
+
+    def picture(at):
+        return torch.stack((at[..., 0], at[..., 1], (at[..., 0] * at[..., 1]).abs().sqrt()))
+
+    back = seen_from(se3.inverse(motion))
+    images = torch.stack((picture(at), picture(at + back)))
+    unit = torch.tensor([-math.log(depth)])
+    return VideoPairs(
+        images[None], torch.stack((seen_from(motion), back))[None], torch.full((1, 2, 40, 48), 1e-3), intrinsics, unit
+    )
+
+
+@pytest.fixture
+def scene_flow():
+    generator = torch.Generator().manual_seed(1)
+    points = torch.rand(2, 40, 3, generator=generator, dtype=torch.float64) * torch.tensor([4.0, 3.0, 4.0])
+    points = points - torch.tensor([2.0, 1.5, -1.0], dtype=torch.float64)
+    motion = se3.exp(0.1 * torch.randn(2, 6, generator=generator, dtype=torch.float64))
+    return points, se3.act(motion[:, None], points), motion
+
+
+def test_exact_scene_flow_gives_the_exact_motion(scene_flow):
+    points, targets, motion = scene_flow
+    found = fit_motion(points, targets, targets[..., :2] / targets[..., 2:], torch.ones(2, 40, dtype=torch.float64))
+    torch.testing.assert_close(found, motion, atol=1e-8, rtol=0)
+
+
+def test_what_moves_loses_its_voice_and_depth_noise_makes_no_motion(scene_flow):
+    points, targets, motion = scene_flow
+    generator = torch.Generator().manual_seed(2)
+    seen = targets[..., :2] / targets[..., 2:]
+    seen[:, :8] += 0.2
+    noisy = targets * (1 + 0.2 * torch.randn(2, 40, 1, generator=generator, dtype=torch.float64))
+    found = fit_motion(points, noisy, seen, torch.ones(2, 40, dtype=torch.float64))
+    error = se3.log(se3.inverse(motion) @ found).norm(dim=-1)
+    closed = se3.log(se3.inverse(motion) @ procrustes(points, noisy, torch.ones(2, 40).double())).norm(dim=-1)
+    assert (error < 0.3 * closed).all()
+
+
+def test_derivatives_go_through_the_fit_to_points_and_weights(scene_flow):
+    points, targets, _ = scene_flow
+    generator = torch.Generator().manual_seed(3)
+    # The robust voices are held fixed, so they must not matter: scene flow without outliers, and all alike.
+    noise = 1e-7 * torch.randn(1, 12, 2, generator=generator, dtype=torch.float64)
+    seen = (targets[..., :2] / targets[..., 2:])[:1, :12] + noise
+    weight = 0.5 + torch.rand(1, 12, generator=generator, dtype=torch.float64)
+    inputs = [v.clone().requires_grad_() for v in (points[:1, :12], targets[:1, :12], weight)]
+
+    def fit(points, targets, weight):
+        return se3.log(fit_motion(points, targets, seen, weight))
+
+    assert torch.autograd.gradcheck(fit, inputs, atol=1e-4, rtol=1e-2)
+
+
+def test_a_field_that_is_right_has_nothing_to_learn():
+    pairs = wall_pair(4.0)
+    right = losses(Wall(4.0), pairs, generator=torch.Generator().manual_seed(0))
+    assert set(right) == set(WEIGHTS)
+    assert right["colour"] < 0.01
+    assert right["context"] < 0.001
+    assert right["flow"] < 0.4
+    assert right["cycle"] < 0.01
+    assert right["static"] < 0.05
+    assert right["unit"] < 0.002
+    assert total(right).isfinite()
+
+
+def test_the_unit_is_held():
+    pairs = wall_pair(4.0)
+    same, other = (losses(Wall(d), pairs, generator=torch.Generator().manual_seed(0)) for d in (4.0, 8.0))
+    # A wall twice as far and a motion twice as long look the same.
+    assert other["colour"] < 0.01
+    assert other["flow"] < 0.4
+    assert float(other["unit"]) == pytest.approx(math.log(2) ** 2, rel=0.1)
+    assert same["unit"] < 0.01 * other["unit"]
+
+
+def test_what_the_flow_does_not_know_is_not_learned_from():
+    pairs = wall_pair(4.0)
+    broken = pairs.flow.clone()
+    broken[:, :, :, :16] += 0.2
+    deviation = pairs.deviation.clone()
+    deviation[:, :, :, :16] = 1.0
+    wrong = dataclasses.replace(pairs, flow=broken)
+    warned = dataclasses.replace(wrong, deviation=deviation)
+    unaware, aware = (losses(Wall(4.0), p, generator=torch.Generator().manual_seed(0)) for p in (wrong, warned))
+    assert aware["flow"] < 0.2 * unaware["flow"]
+
+
+def test_the_error_on_held_out_pairs_is_the_same_each_time():
+    torch.manual_seed(0)
+    network = FieldNetwork(CONFIG)
+    pairs = wall_pair(4.0)
+    first = photometric_error(network, pairs)
+    assert photometric_error(network, pairs) == first
+    assert photometric_error(Wall(4.0), pairs) < 0.1 * first
+    assert network.training
