@@ -47,7 +47,11 @@ def parameter(
 class FlowConfig:
     """Optical flow."""
 
-    method: str = parameter("dis", "Optical flow method.", choices=("dis", "lucas_kanade", "horn_schunck"))
+    method: str = parameter(
+        "dis", "Optical flow method.", choices=("dis", "lucas_kanade", "horn_schunck", "raft", "refined")
+    )
+    weights: str = parameter("", "File of weights of raft or refined; empty: what comes with flowodom.")
+    updates: int = parameter(8, "Most updates of raft: more are slower and find larger motion.", low=1, high=64)
     max_pixels: int = parameter(
         120_000, "Most pixels of the dense fields; larger images are shrunk for them.", unit="px", low=1000
     )

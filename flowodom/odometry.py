@@ -124,7 +124,7 @@ class Odometry:
     def __init__(self, config: OdometryConfig | None = None) -> None:
         self._config = config or OdometryConfig()
         self._device = resolve_device(self._config.device)
-        self._flow: FlowMethod = make_flow(self._config.flow.method)
+        self._flow: FlowMethod = make_flow(self._config.flow)
         self._single_image = find_field(self._config.depth, self._device)
         self._segment = 0
         self._origin = se3.identity()

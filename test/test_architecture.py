@@ -13,7 +13,20 @@ PACKAGE = ROOT / "flowodom"
 
 ROWS = (
     {"errors"},
-    {"config", "doctor", "drawing", "geometry", "inbox", "names", "process", "rvl", "salvage", "selection", "weights"},
+    {
+        "config",
+        "doctor",
+        "drawing",
+        "geometry",
+        "inbox",
+        "names",
+        "precision",
+        "process",
+        "rvl",
+        "salvage",
+        "selection",
+        "weights",
+    },
     {"calibration", "frame", "frames", "messages"},
     {"bags", "flow"},
     {"depth", "info", "trajectory"},

@@ -66,7 +66,7 @@ def solve(
     Raises:
         ShapeError: The images differ in size, are not grey uint8 or are too small, or the guess does not fit.
     """
-    _check(previous, current, initial)
+    check_pair(previous, current, initial)
     images = torch.stack((previous, current)).unsqueeze(1).to(torch.float32)
     pyramid = [images]
     while len(pyramid) < levels and min(pyramid[-1].shape[-2:]) >= 2 * MINIMUM_SIZE:
@@ -90,7 +90,8 @@ def solve(
     )
 
 
-def _check(previous: Tensor, current: Tensor, initial: Tensor | None) -> None:
+def check_pair(previous: Tensor, current: Tensor, initial: Tensor | None) -> None:
+    """Raises ShapeError where two images or the guess of their flow are not what a ``FlowMethod`` takes."""
     if previous.shape != current.shape or previous.ndim != 2 or min(previous.shape) < MINIMUM_SIZE:
         raise ShapeError(
             f"flow needs two grey images (H, W) of one size, at least {MINIMUM_SIZE} pixels each way, "

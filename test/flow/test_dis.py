@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from flowodom.config import FlowConfig
 from flowodom.errors import ShapeError
 from flowodom.flow.consistency import FLOW_NOISE
 from flowodom.flow.dis import DisFlow
@@ -78,4 +79,4 @@ def test_pictures_that_do_not_fit_are_named(method, previous, current, message):
 
 def test_it_is_the_default_method(translated):
     previous, current, true = translated(2.0, 1.0)
-    assert (make_flow("dis")(previous, current).forward - true)[INNER].norm(dim=-1).mean() < 0.08
+    assert (make_flow(FlowConfig())(previous, current).forward - true)[INNER].norm(dim=-1).mean() < 0.08

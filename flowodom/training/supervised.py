@@ -1,0 +1,282 @@
+"""The loop that trains any task: mixed precision, clipping, one cycle, an average of the weights, checkpoints.
+
+What a step learns from depends on its number alone, so a run that was stopped goes on as if it had not been. Under
+``torchrun`` every process takes its share of each batch, and the gradients are averaged.
+
+Source: Smith and Topin, "Super-Convergence" (2018) for the one cycle; Loshchilov and Hutter, "Decoupled Weight Decay
+Regularization" (ICLR 2019).
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+from flowodom import weights
+from flowodom.errors import ConfigError
+from flowodom.precision import autocast
+from flowodom.training import checkpoints
+
+Batch = TypeVar("Batch")
+
+
+class Task(Protocol[Batch]):
+    """What is learned, from what, and how well.
+
+    Attributes:
+        name: What the finished weights are called.
+        model: The network.
+    """
+
+    name: str
+    model: nn.Module
+
+    def batch(self, numbers: Sequence[int]) -> Batch:
+        """Returns the samples of these numbers, on the CPU or any device; the same numbers give the same samples."""
+        ...
+
+    def loss(self, model: nn.Module, batch: Batch, device: torch.device) -> Tensor:
+        """Returns the mean loss of the samples; ``model`` is the network, perhaps wrapped to share gradients."""
+        ...
+
+    def validate(self, model: nn.Module, device: torch.device) -> dict[str, float]:
+        """Returns figures of merit on what is never trained on."""
+        ...
+
+    def sheet(self, model: nn.Module, device: torch.device) -> NDArray[np.uint8]:
+        """Returns an (H, W, 3) RGB picture for people to judge by."""
+        ...
+
+    def save(self, path: Path, model: nn.Module, words: Mapping[str, str]) -> None:
+        """Writes weights as they are used, with words about them."""
+        ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how fast.
+
+    Attributes:
+        steps: Steps of the whole run, over which the learning rate goes up and down once.
+        batch: Samples a step, all processes together.
+        rate: Greatest learning rate.
+        decay: Weight decay.
+        clip: Most length of the gradient.
+        average: Share of the average of the weights that a step keeps.
+        validate: Steps between validations.
+        save: Seconds between checkpoints.
+        minutes: Time after which to stop, to be resumed; 0 for none.
+        seed: Of the first weights and of what is seen when.
+    """
+
+    steps: int = 100_000
+    batch: int = 8
+    rate: float = 4e-4
+    decay: float = 1e-5
+    clip: float = 1.0
+    average: float = 0.999
+    validate: int = 1000
+    save: float = 60.0
+    minutes: float = 0.0
+    seed: int = 1
+
+
+WARM_UP = 0.05
+"""Share of the steps over which the learning rate rises."""
+
+
+def one_cycle(step: int, steps: int) -> float:
+    """Returns the share of the greatest learning rate at a step: it rises, then falls to nothing, linearly."""
+    rise = max(1.0, WARM_UP * steps)
+    return min((step + 1) / rise, max(0.0, steps - step) / max(1.0, steps - rise))
+
+
+@contextmanager
+def processes(device: torch.device) -> Iterator[tuple[int, int, torch.device]]:
+    """Joins the other processes that ``torchrun`` started, if any.
+
+    Yields:
+        This process's number, how many there are, and its device.
+    """
+    count, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    if count == 1:
+        yield 0, 1, device
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield rank, count, device
+    finally:
+        distributed.destroy_process_group()
+
+
+class Run(Generic[Batch]):
+    """A run of training, from its beginning or from its last checkpoint.
+
+    Args:
+        task: What is learned.
+        out: Folder of ``log.csv``, ``sheet.png``, the checkpoints and the finished weights.
+        plan: How long and how fast; must be that of the checkpoint, but for ``minutes`` and ``save``.
+        device: Where to train.
+        resume: Whether to go on from the last checkpoint, if there is one.
+        half: Whether to compute in half precision where that is faster.
+
+    Raises:
+        ConfigError: There is a run in ``out`` and it is not to be resumed, or its plan was another.
+        WeightsError: The checkpoint is damaged or of another network.
+    """
+
+    def __init__(
+        self, task: Task[Batch], out: Path, plan: Plan, *, device: torch.device, resume: bool = False, half: bool = True
+    ) -> None:
+        self._task, self._out, self._plan = task, out, plan
+        self._device, self._half = device, half
+        self._model = task.model.to(device)
+        blend = get_ema_multi_avg_fn(plan.average)  # type: ignore[no-untyped-call]
+        self._average = AveragedModel(self._model, multi_avg_fn=blend, use_buffers=True)
+        self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=plan.rate, weight_decay=plan.decay)
+        self.step = 0
+        found = checkpoints.load(out / "checkpoints")
+        if found is not None:
+            if not resume:
+                raise ConfigError(f"there is a run in {out}; resume it or choose another folder")
+            self._restore(*found)
+
+    def _restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        mine, theirs = (
+            {k: v for k, v in p.items() if k not in ("minutes", "save")} for p in (asdict(self._plan), state["plan"])
+        )
+        if mine != theirs:
+            changed = ", ".join(f"{k} was {theirs.get(k)} and is {v}" for k, v in mine.items() if v != theirs.get(k))
+            raise ConfigError(f"the run in {self._out} had another plan ({changed}); give the same, or another folder")
+        self.step = int(state["step"])
+        where = self._out / "checkpoints"
+        weights.fill(self._model, _part(tensors, "model."), where)
+        weights.fill(self._average, _part(tensors, "average."), where)
+        moments = _part(tensors, "optimizer.")
+        index = {k: _part(moments, f"{k}.") for k in range(len(list(self._model.parameters())))}
+        groups = self._optimizer.state_dict()["param_groups"]
+        self._optimizer.load_state_dict({"state": {k: m for k, m in index.items() if m}, "param_groups": groups})
+
+    def _save(self) -> None:
+        tensors = {f"model.{name}": value for name, value in self._model.state_dict().items()}
+        tensors |= {f"average.{name}": value for name, value in self._average.state_dict().items()}
+        for index, moments in self._optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
+        checkpoints.save(self._out / "checkpoints", self.step, tensors, {"plan": asdict(self._plan)})
+
+    def train(self, *, progress: bool = False) -> bool:
+        """Trains until the plan is done or its time is up.
+
+        Args:
+            progress: Whether to draw a progress bar.
+
+        Returns:
+            Whether the plan is done; the weights are then in ``out``.
+        """
+        with processes(self._device) as (rank, count, device):
+            self._model.to(device)
+            return self._train(rank, count, device, progress=progress and rank == 0)
+
+    def _train(self, rank: int, count: int, device: torch.device, *, progress: bool) -> bool:
+        plan, task = self._plan, self._task
+        if plan.batch % count:
+            raise ConfigError(f"the batch of {plan.batch} must be a multiple of the {count} processes")
+        model: nn.Module = self._model if count == 1 else DistributedDataParallel(self._model)
+        share = plan.batch // count
+        start = saved = time.monotonic()
+        self._out.mkdir(parents=True, exist_ok=True)
+
+        def samples(step: int) -> Sequence[int]:
+            first = step * plan.batch + rank * share
+            return range(first, first + share)
+
+        bar = tqdm(initial=self.step, total=plan.steps, desc=task.name, unit="step", disable=not progress)
+        with ThreadPoolExecutor(1, "batches") as ahead, bar:
+            waiting = ahead.submit(task.batch, samples(self.step))
+            while self.step < plan.steps:
+                batch = waiting.result()
+                if self.step + 1 < plan.steps:
+                    waiting = ahead.submit(task.batch, samples(self.step + 1))
+                loss = self._learn(model, batch, device)
+                self.step += 1
+                bar.update()
+                now = time.monotonic()
+                over = bool(plan.minutes) and now - start > 60 * plan.minutes
+                if count > 1:
+                    over = _any(over, device)
+                done = self.step == plan.steps
+                if rank == 0 and (done or over or self.step % plan.validate == 0):
+                    figures = self._judge(device)
+                    self._log({"step": self.step, "loss": float(loss), **figures})
+                    bar.set_postfix({name: f"{value:.3g}" for name, value in figures.items()})
+                if rank == 0 and (done or over or now - saved > plan.save):
+                    self._save()
+                    saved = now
+                if over:
+                    break
+        return self.step == plan.steps
+
+    def _learn(self, model: nn.Module, batch: Batch, device: torch.device) -> Tensor:
+        model.train()
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._plan.rate * one_cycle(self.step, self._plan.steps)
+        with autocast(device, half=self._half):
+            loss = self._task.loss(model, batch, device)
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self._model.parameters(), self._plan.clip)
+        self._optimizer.step()
+        self._average.update_parameters(self._model)
+        return loss.detach()
+
+    @torch.no_grad()
+    def _judge(self, device: torch.device) -> dict[str, float]:
+        """Validates the average of the weights, writes it out and draws what it does."""
+        average = self._average.module.eval()
+        with autocast(device, half=self._half):
+            figures = self._task.validate(average, device)
+            picture = self._task.sheet(average, device)
+        cv2.imwrite(str(self._out / "sheet.png"), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+        words = {"steps": str(self.step), "batch": str(self._plan.batch), "seed": str(self._plan.seed)}
+        words |= {name: f"{value:.4g}" for name, value in figures.items()}
+        self._task.save(self._out / f"{self._task.name}.safetensors", average, words)
+        return figures
+
+    def _log(self, row: Mapping[str, float]) -> None:
+        path = self._out / "log.csv"
+        new = not path.exists()
+        with path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(row))
+            if new:
+                writer.writeheader()
+            writer.writerow({name: f"{value:.6g}" for name, value in row.items()})
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _any(flag: bool, device: torch.device) -> bool:
+    """Returns whether the flag is set in any process."""
+    value = torch.tensor(float(flag), device=device)
+    distributed.all_reduce(value, distributed.ReduceOp.MAX)
+    return bool(value)
