@@ -172,6 +172,29 @@ def _render(options: argparse.Namespace) -> int:
     return 0
 
 
+def _train_flow(options: argparse.Namespace) -> int:
+    from flowodom.odometry import resolve_device
+    from flowodom.process import prepare
+    from flowodom.training.flow import train_flow
+    from flowodom.training.supervised import Plan
+
+    prepare(options.threads)
+    plan = Plan(steps=options.steps, batch=options.batch, rate=options.rate, minutes=options.minutes, seed=options.seed)
+    done = train_flow(
+        options.out,
+        plan,
+        model=options.model,
+        pairs=options.pairs,
+        size=options.size,
+        device=resolve_device(options.device),
+        resume=options.resume,
+        progress=sys.stderr.isatty(),
+    )
+    state = "finished" if done else "stopped, --resume goes on"
+    print(f"{state}: {options.out / options.model}.safetensors")
+    return 0
+
+
 def _train_field(options: argparse.Namespace) -> int:
     from flowodom.odometry import resolve_device
     from flowodom.training.field import train_field
@@ -357,6 +380,25 @@ def _parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser("train", help="train a learned model on rendered worlds")
     models = train.add_subparsers(title="models", required=True, metavar="MODEL")
+    flow = models.add_parser("flow", parents=[common], help="a network that finds optical flow")
+    flow.set_defaults(run=_train_flow)
+    flow.add_argument("--out", type=Path, required=True, help="folder for weights, log, pictures and checkpoints")
+    flow.add_argument("--model", default="raft_small", help="raft_small, raft_large or refiner (%(default)s)")
+    flow.add_argument("--steps", type=int, default=20_000, help="steps of the whole training (%(default)s)")
+    flow.add_argument("--batch", type=int, default=16, help="pairs a step, all processes together (%(default)s)")
+    flow.add_argument("--rate", type=_positive, default=4e-4, help="greatest learning rate (%(default)s)")
+    flow.add_argument("--size", type=_size, default=(320, 240), metavar="WxH", help="of what is learned from (320x240)")
+    flow.add_argument(
+        "--pairs",
+        type=int,
+        default=0,
+        help="pairs to render once and keep; 0 renders all along, on a GPU (%(default)s)",
+    )
+    flow.add_argument("--minutes", type=float, default=0.0, help="stop after so long, to be resumed; 0 for never")
+    flow.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the folder")
+    flow.add_argument("--seed", type=int, default=1, help="the same seed gives the same weights (%(default)s)")
+    flow.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (%(default)s)")
+    flow.add_argument("--threads", type=int, default=1, help="CPU threads of torch (%(default)s)")
     field = models.add_parser("field", parents=[common], help="the single-image depth field")
     field.set_defaults(run=_train_field)
     field.add_argument("--out", type=Path, required=True, help="folder; a training that was stopped in it goes on")

@@ -1,10 +1,11 @@
 """A small recurrent network that starts from another method's flow and learns its correction and its uncertainty.
 
-It sees both images where the flow says that they should agree, and how far the flow misses when followed there and
-back, at a quarter of the size, with a coarser level for the surroundings. Untrained it corrects nothing.
+It sees both images where the flow says that they should agree, what a step of least squares would do about their
+difference, and how far the flow misses when followed there and back; all that at a quarter of the size, with a coarser
+level for the surroundings. Untrained it corrects nothing.
 
-Source: the recurrence and the convex upsampling of Teed and Deng, "RAFT" (ECCV 2020), on warped images instead of
-correlation.
+Source: the recurrence and the convex upsampling of Teed and Deng, "RAFT" (ECCV 2020); in place of correlation the step
+of Lucas and Kanade, "An Iterative Image Registration Technique" (IJCAI 1981), which the network weighs.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch.nn import functional
 from flowodom import weights
 from flowodom.errors import WeightsError
 from flowodom.flow import uncertainty
-from flowodom.flow.pyramid import warp
+from flowodom.flow.pyramid import IMAGE_NOISE, gradient, residual, warp
 from flowodom.flow.raft import Prediction, convex_upsample
 
 MODEL = "refiner"
@@ -36,6 +37,54 @@ CONTRAST = 32.0
 
 REACH = 8.0
 """Pixels of flow that count as one."""
+
+WINDOWS = (3, 7)
+"""Sides of the neighbourhoods over which the steps are solved, pixels of the network."""
+
+LONGEST_STEP = 3.0
+"""Most that a step may move each component, pixels."""
+
+EVIDENCE = 3 * len(WINDOWS) + 2
+"""Channels of ``evidence``."""
+
+
+def evidence(first: Tensor, second: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
+    """Says how the images differ where flow points, and what would mend it.
+
+    Args:
+        first: (B, 1, H, W) float32 grey levels, in which the flow starts.
+        second: (B, 1, H, W) float32 grey levels, in which it ends.
+        flow: (B, 2, H, W) float32 pixels.
+
+    Returns:
+        (B, EVIDENCE, H / 4, W / 4): for each window the least-squares step, pixels, and how sure it is; then how large
+        the difference is and which part of it is known. And the (B, 1, H, W) difference, grey levels.
+    """
+    difference, inside = residual(first, second, flow)
+    slope_u, slope_v = gradient(first + 0.5 * difference)
+    known = inside.to(first.dtype)
+    products = known * torch.cat(
+        (
+            slope_u * slope_u,
+            slope_u * slope_v,
+            slope_v * slope_v,
+            slope_u * difference,
+            slope_v * difference,
+            difference * difference,
+        ),
+        dim=1,
+    )
+    pooled = functional.avg_pool2d(products, FACTOR)
+    channels = []
+    for window in WINDOWS:
+        mean = functional.avg_pool2d(pooled, window, stride=1, padding=window // 2, count_include_pad=False)
+        a, b, c, du, dv, _ = mean.unbind(1)
+        a, c = a + IMAGE_NOISE**2, c + IMAGE_NOISE**2
+        determinant = a * c - b * b
+        step = torch.stack((b * dv - c * du, b * du - a * dv), dim=1) / determinant[:, None]
+        channels += [step.clamp(-LONGEST_STEP, LONGEST_STEP), (determinant / (a + c)).log()[:, None] / 4]
+    energy = (pooled[:, 5:] + IMAGE_NOISE**2).log() / 4
+    return torch.cat((*channels, energy, functional.avg_pool2d(known, FACTOR)), dim=1), difference
 
 
 class Surroundings(nn.Module):
@@ -71,11 +120,11 @@ class Refiner(nn.Module):
     def __init__(self, *, width: int = 32, updates: int = 2) -> None:
         super().__init__()
         self.width, self.updates = width, updates
-        seen = 3 * FACTOR**2 + 4
+        seen = 2 * FACTOR**2 + EVIDENCE + 4
         self.look = nn.Conv2d(seen + width, width, 3, padding=1)
         self.surroundings = Surroundings(outer=width, inner=2 * width)
         self.state = nn.Conv2d(width, width, 3, padding=1)
-        self.step = nn.Conv2d(width, 2, 3, padding=1)
+        self.step = nn.Conv2d(width, 2 + len(WINDOWS), 3, padding=1)
         self.mixture = nn.Conv2d(width, uncertainty.CHANNELS, 3, padding=1)
         self.mask = nn.Conv2d(width, 9 * FACTOR**2, 1)
         for head in (self.step, self.mask):
@@ -102,12 +151,14 @@ class Refiner(nn.Module):
         found, predictions = flow, []
         for _ in range(self.updates):
             found = found.detach()
-            there, inside = warp(second, found)
-            difference = torch.cat(((there - first) / CONTRAST * inside, inside.to(first.dtype)), dim=1)
-            seen = torch.cat((image, functional.pixel_unshuffle(difference, FACTOR), miss, hidden), dim=1)
+            told, difference = evidence(first, second, found)
+            seen = torch.cat((image, functional.pixel_unshuffle(difference / CONTRAST, FACTOR), told, miss, hidden), 1)
             hidden = self.surroundings(functional.relu(self.look(seen)))
             hidden = functional.relu(self.state(hidden))
-            step = convex_upsample(REACH * self.step(hidden).float(), self.mask(hidden).float(), FACTOR)
+            own, trust = self.step(hidden).float().split((2, len(WINDOWS)), dim=1)
+            steps = told[:, : 3 * len(WINDOWS)].reshape(batch, len(WINDOWS), 3, *told.shape[-2:])[:, :, :2]
+            step = own + (trust[:, :, None] * steps).sum(1)
+            step = convex_upsample(step, self.mask(hidden).float(), FACTOR)
             mixture = functional.interpolate(
                 self.mixture(hidden).float(), scale_factor=FACTOR, mode="bilinear", align_corners=False
             )

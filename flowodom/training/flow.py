@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -13,14 +13,25 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from flowodom.drawing import flow_picture
+from flowodom.errors import ConfigError
 from flowodom.flow.checkpoint import save_raft
 from flowodom.flow.dis import DisFlow
-from flowodom.flow.raft import Prediction, Raft
+from flowodom.flow.raft import LEAST_SIDE, STRIDE, Prediction, Raft
 from flowodom.flow.refiner import Refiner, save_refiner
 from flowodom.flow.uncertainty import variance
 from flowodom.training.augmentation import augment
 from flowodom.training.losses import flow_figures, sequence_loss
-from flowodom.training.pairs import Pair, PairSource
+from flowodom.training.pairs import UNSEEN, LivePairs, Pair, PairSource, RenderedPairs, StoredPairs
+from flowodom.training.supervised import Plan, Run, processes
+
+BatchSource = Callable[[Sequence[int]], list[Pair]]
+"""Gives the pairs of consecutive numbers."""
+
+MODELS = ("raft_small", "raft_large", "refiner")
+"""Networks that ``train_flow`` knows."""
+
+JUDGED = 96
+"""Stored pairs of unseen worlds."""
 
 SHOWN = 6
 """Pairs on the picture sheet."""
@@ -54,40 +65,35 @@ class FlowTask:
         train: Pairs to learn from.
         unseen: Pairs to judge by, from other worlds.
         judged: How many of them.
-        crop: Width and height of what is learned from at a time.
-        seed: Of the augmentation.
     """
 
     name: str
     model: nn.Module
 
-    def __init__(
-        self, train: PairSource, unseen: PairSource, *, judged: int = 32, crop: tuple[int, int], seed: int = 1
-    ) -> None:
-        self._train, self._unseen = train, unseen
-        self._judged, self._crop, self._seed = judged, crop, seed
+    def __init__(self, train: BatchSource, unseen: BatchSource, *, judged: int = 32) -> None:
+        self._train, self._unseen, self._judged = train, unseen, judged
         self._exam: list[FlowBatch] = []
 
     def batch(self, numbers: Sequence[int]) -> FlowBatch:
-        """Returns augmented pairs; see ``Task``."""
-        return self._collate([augment(self._train(n), (self._seed, n), self._crop) for n in numbers])
+        """Returns pairs; see ``Task``."""
+        return self._collate(self._train(numbers))
 
     def loss(self, model: nn.Module, batch: FlowBatch, device: torch.device) -> Tensor:
         """Returns the sequence loss; see ``Task``."""
-        return sequence_loss(self.predict(model, batch, device), batch.flow.to(device))
+        return sequence_loss(self.predict(model, batch, device), batch.flow.to(device), batch.hidden.to(device))
 
     def validate(self, model: nn.Module, device: torch.device) -> dict[str, float]:
-        """Returns mean figures over unseen pairs, with mild augmentation; see ``Task``."""
+        """Returns mean figures over unseen pairs; see ``Task``."""
         rows = []
         for batch in self._examination():
             last = self.predict(model, batch, device)[-1]
-            flow, truth = last.flow.cpu(), batch.flow
-            row = flow_figures(flow, truth, batch.hidden)
+            flow, truth, hidden = last.flow.cpu(), batch.flow.cpu(), batch.hidden.cpu()
+            row = flow_figures(flow, truth, hidden)
             if batch.start is not None:
-                start = flow_figures(batch.start, truth, batch.hidden)
+                start = flow_figures(batch.start.cpu(), truth, hidden)
                 row |= {f"start_{name}": value for name, value in start.items()}
             if last.mixture is not None:
-                seen = truth.isfinite().all(1) & ~batch.hidden
+                seen = truth.isfinite().all(1) & ~hidden
                 ratio = ((flow - truth).square().sum(1) / (2 * variance(last.mixture).cpu()))[seen]
                 row["whitened"] = float(ratio.mean())
             rows.append(row)
@@ -98,7 +104,7 @@ class FlowTask:
         rows = []
         for batch in self._examination()[:SHOWN]:
             last = self.predict(model, batch, device)[-1]
-            grey = batch.previous[0, 0].numpy()
+            grey = batch.previous[0, 0].cpu().numpy()
             longest = max(1.0, float(batch.flow[0].nan_to_num().norm(dim=0).quantile(0.95)))
             true, found = (f[0].permute(1, 2, 0).float().cpu().numpy() for f in (batch.flow, last.flow))
             error = (found - true) * 4
@@ -123,8 +129,7 @@ class FlowTask:
 
     def _examination(self) -> list[FlowBatch]:
         if not self._exam:
-            numbers = range(self._judged)
-            self._exam = [self._collate([augment(self._unseen(n), (0, n), self._crop)]) for n in numbers]
+            self._exam = [self._collate(self._unseen([number])) for number in range(self._judged)]
         return self._exam
 
     def _collate(self, pairs: list[Pair]) -> FlowBatch:
@@ -145,21 +150,19 @@ class RaftTask(FlowTask):
         unseen: Pairs to judge by.
         size: One of ``raft.SIZES``.
         updates: While training.
-        crop: Width and height of what is learned from at a time; multiples of 8, at least 128.
-        seed: Of the augmentation.
+        judged: How many to judge by.
     """
 
     def __init__(
         self,
-        train: PairSource,
-        unseen: PairSource,
+        train: BatchSource,
+        unseen: BatchSource,
         *,
         size: str = "small",
         updates: int = 8,
-        crop: tuple[int, int] = (320, 240),
-        seed: int = 1,
+        judged: int = 32,
     ) -> None:
-        super().__init__(train, unseen, crop=crop, seed=seed)
+        super().__init__(train, unseen, judged=judged)
         self.name = f"raft_{size}"
         self.model = Raft(size=size, uncertain=True)
         self._updates = updates
@@ -182,15 +185,12 @@ class RefinerTask(FlowTask):
 
     Args:
         train: Pairs to learn from.
-        unseen: Pairs to judge by.
-        crop: Width and height of what is learned from at a time; multiples of 8.
-        seed: Of the augmentation.
+        unseen: Pairs to judge by; sides multiples of 8.
+        judged: How many of them.
     """
 
-    def __init__(
-        self, train: PairSource, unseen: PairSource, *, crop: tuple[int, int] = (320, 240), seed: int = 1
-    ) -> None:
-        super().__init__(train, unseen, crop=crop, seed=seed)
+    def __init__(self, train: BatchSource, unseen: BatchSource, *, judged: int = 32) -> None:
+        super().__init__(train, unseen, judged=judged)
         self.name = "refiner"
         self.model = Refiner()
         self._dis = DisFlow()
@@ -212,3 +212,71 @@ class RefinerTask(FlowTask):
         forward = torch.stack([field.forward for field in fields])
         backward = torch.stack([field.backward for field in fields])
         return forward.permute(0, 3, 1, 2).contiguous(), backward.permute(0, 3, 1, 2).contiguous()
+
+
+def augmented(source: PairSource, seed: int, crop: tuple[int, int]) -> BatchSource:
+    """Returns pairs of a source as cameras of all sorts would have taken a part of them."""
+    return lambda numbers: [augment(source(n), (seed, n), crop) for n in numbers]
+
+
+def _sources(
+    folder: Path, pairs: int, size: tuple[int, int], seed: int, device: torch.device, *, progress: bool
+) -> tuple[BatchSource, BatchSource]:
+    """Returns what to learn from and what to judge by."""
+    if not pairs:
+        live, unseen = (LivePairs(seed=s, size=size, device=device) for s in (seed, UNSEEN + seed))
+        return live, unseen
+    world = RenderedPairs()
+    stored = StoredPairs(world, folder / "pairs", count=pairs)
+    kept = StoredPairs(lambda n: world(UNSEEN + n), folder / "unseen", count=JUDGED)
+    for part in (stored, kept):
+        part.fill(progress=progress)
+    return augmented(stored, seed, size), augmented(kept, 0, size)
+
+
+def train_flow(
+    out: Path,
+    plan: Plan,
+    *,
+    model: str = "raft_small",
+    pairs: int = 0,
+    size: tuple[int, int] = (320, 240),
+    device: torch.device,
+    resume: bool = False,
+    progress: bool = False,
+) -> bool:
+    """Trains a network that finds flow.
+
+    Args:
+        out: Folder of the weights, the log, the picture sheet, the checkpoints and stored pairs.
+        plan: How long and how fast.
+        model: One of ``MODELS``.
+        pairs: Pairs of 320x240 to render once and keep; 0 renders every batch anew, which asks for a GPU.
+        size: Width and height of what is learned from at a time: multiples of 8, and at least 128 for RAFT.
+        device: Where to train.
+        resume: Whether to go on from the last checkpoint, if there is one.
+        progress: Whether to draw progress bars.
+
+    Returns:
+        Whether the plan is done.
+
+    Raises:
+        ConfigError: A value is unfit, or the run in ``out`` is not to be resumed or had another plan.
+        WeightsError: The checkpoint is damaged.
+    """
+    least = 16 if model == "refiner" else LEAST_SIDE
+    if model not in MODELS:
+        raise ConfigError(f"the model must be one of {', '.join(MODELS)}, got {model!r}")
+    if min(size) < least or any(side % STRIDE for side in size):
+        raise ConfigError(f"width and height must be multiples of {STRIDE}, {least} or more, got {size}")
+    if pairs and (size[0] > 320 or size[1] > 240):
+        raise ConfigError(f"stored pairs are 320x240; what is cut out of them cannot be {size[0]}x{size[1]}")
+    with processes(device) as group:
+        torch.manual_seed(plan.seed)
+        train, unseen = _sources(out, pairs, size, plan.seed, group.device, progress=progress and group.rank == 0)
+        task: FlowTask
+        if model == "refiner":
+            task = RefinerTask(train, unseen)
+        else:
+            task = RaftTask(train, unseen, size=model.removeprefix("raft_"))
+        return Run(task, out, plan, group=group, resume=resume).train(progress=progress)

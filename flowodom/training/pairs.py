@@ -1,13 +1,13 @@
 """Pairs of images with their exact flow, by number: the same number gives the same pair, on any machine.
 
-A source of pairs is anything that is called with a number. ``RenderedPairs`` renders worlds; ``StoredPairs`` keeps
-what another source gave in a folder, since rendering on a processor takes longer than a step of training.
+Where there is a GPU, ``LivePairs`` renders every batch anew. On a processor that takes longer than a step of training:
+there ``StoredPairs`` keeps what ``RenderedPairs`` makes.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +21,8 @@ from flowodom import weights
 from flowodom.errors import ShapeError, WeightsError
 from flowodom.geometry import PinholeCamera
 from flowodom.worlds import Motion, Rendering, World, hand_held, pinhole, room, rotation, straight, street, wheeled
+from flowodom.worlds.pairs import TrainingPairs
+from flowodom.worlds.photometric import photometric
 
 PAIRS_A_WORLD = 8
 """Consecutive numbers that share a world, since making one takes as long as rendering several pairs of it."""
@@ -114,6 +116,29 @@ def _place(seed: int, size: tuple[int, int], device: torch.device | str) -> tupl
 def _grey(rendering: Rendering) -> Tensor:
     assert rendering.image is not None
     return torch.from_numpy(cv2.cvtColor(rendering.image.cpu().numpy(), cv2.COLOR_RGB2GRAY)).to(rendering.image.device)
+
+
+class LivePairs:
+    """Pairs rendered on the device when they are asked for, as many at a time, with a camera's faults.
+
+    Args:
+        seed: The same seed gives the same pairs.
+        size: Width and height of the images, pixels.
+        device: Where to render.
+    """
+
+    def __init__(self, *, seed: int, size: tuple[int, int], device: torch.device) -> None:
+        self._seed, self._size, self._device = seed, size, device
+
+    def __call__(self, numbers: Sequence[int]) -> list[Pair]:
+        """Returns the pairs of consecutive numbers, of which the first is a multiple of how many there are."""
+        index = numbers[0] // len(numbers)
+        batch = photometric(TrainingPairs(self._seed, self._size, len(numbers), self._device)[index], index)
+        weight = torch.tensor((0.299, 0.587, 0.114), device=self._device).view(1, 3, 1, 1)
+        greys = [(x.float() * weight).sum(1).round().to(torch.uint8) for x in (batch.image0, batch.image1)]
+        flows = [flow.permute(0, 2, 3, 1) for flow in (batch.flow_forward, batch.flow_backward)]
+        hidden = (batch.hidden_forward, batch.hidden_backward)
+        return [Pair(*parts) for parts in zip(*greys, *flows, *hidden, strict=True)]
 
 
 class StoredPairs:

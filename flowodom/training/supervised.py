@@ -107,23 +107,42 @@ def one_cycle(step: int, steps: int) -> float:
     return min((step + 1) / rise, max(0.0, steps - step) / max(1.0, steps - rise))
 
 
-@contextmanager
-def processes(device: torch.device) -> Iterator[tuple[int, int, torch.device]]:
-    """Joins the other processes that ``torchrun`` started, if any.
+@dataclass(frozen=True)
+class Group:
+    """The processes that train together.
 
-    Yields:
-        This process's number, how many there are, and its device.
+    Attributes:
+        device: Of this one.
+        rank: Its number.
+        count: How many there are.
     """
+
+    device: torch.device
+    rank: int = 0
+    count: int = 1
+
+    def any(self, flag: bool) -> bool:
+        """Returns whether the flag is set in any process."""
+        if self.count == 1:
+            return flag
+        value = torch.tensor(float(flag), device=self.device)
+        distributed.all_reduce(value, distributed.ReduceOp.MAX)
+        return bool(value)
+
+
+@contextmanager
+def processes(device: torch.device) -> Iterator[Group]:
+    """Joins the other processes that ``torchrun`` started, if any; each takes a GPU of its own."""
     count, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     if count == 1:
-        yield 0, 1, device
+        yield Group(device)
         return
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield rank, count, device
+        yield Group(device, rank, count)
     finally:
         distributed.destroy_process_group()
 
@@ -135,7 +154,7 @@ class Run(Generic[Batch]):
         task: What is learned.
         out: Folder of ``log.csv``, ``sheet.png``, the checkpoints and the finished weights.
         plan: How long and how fast; must be that of the checkpoint, but for ``minutes`` and ``save``.
-        device: Where to train.
+        group: Where to train, and with whom.
         resume: Whether to go on from the last checkpoint, if there is one.
         half: Whether to compute in half precision where that is faster.
 
@@ -145,11 +164,13 @@ class Run(Generic[Batch]):
     """
 
     def __init__(
-        self, task: Task[Batch], out: Path, plan: Plan, *, device: torch.device, resume: bool = False, half: bool = True
+        self, task: Task[Batch], out: Path, plan: Plan, *, group: Group, resume: bool = False, half: bool = True
     ) -> None:
+        if plan.batch % group.count:
+            raise ConfigError(f"the batch of {plan.batch} must be a multiple of the {group.count} processes")
         self._task, self._out, self._plan = task, out, plan
-        self._device, self._half = device, half
-        self._model = task.model.to(device)
+        self._group, self._half = group, half
+        self._model = task.model.to(group.device)
         blend = get_ema_multi_avg_fn(plan.average)  # type: ignore[no-untyped-call]
         self._average = AveragedModel(self._model, multi_avg_fn=blend, use_buffers=True)
         self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=plan.rate, weight_decay=plan.decay)
@@ -192,50 +213,43 @@ class Run(Generic[Batch]):
         Returns:
             Whether the plan is done; the weights are then in ``out``.
         """
-        with processes(self._device) as (rank, count, device):
-            self._model.to(device)
-            return self._train(rank, count, device, progress=progress and rank == 0)
-
-    def _train(self, rank: int, count: int, device: torch.device, *, progress: bool) -> bool:
-        plan, task = self._plan, self._task
-        if plan.batch % count:
-            raise ConfigError(f"the batch of {plan.batch} must be a multiple of the {count} processes")
-        model: nn.Module = self._model if count == 1 else DistributedDataParallel(self._model)
-        share = plan.batch // count
-        start = saved = time.monotonic()
+        plan, task, group = self._plan, self._task, self._group
+        model: nn.Module = self._model if group.count == 1 else DistributedDataParallel(self._model)
+        first = group.rank == 0
+        share = plan.batch // group.count
+        begun = saved = time.monotonic()
         self._out.mkdir(parents=True, exist_ok=True)
 
         def samples(step: int) -> Sequence[int]:
-            first = step * plan.batch + rank * share
-            return range(first, first + share)
+            start = step * plan.batch + group.rank * share
+            return range(start, start + share)
 
-        bar = tqdm(initial=self.step, total=plan.steps, desc=task.name, unit="step", disable=not progress)
+        bar = tqdm(initial=self.step, total=plan.steps, desc=task.name, unit="step", disable=not (progress and first))
         with ThreadPoolExecutor(1, "batches") as ahead, bar:
             waiting = ahead.submit(task.batch, samples(self.step))
             while self.step < plan.steps:
                 batch = waiting.result()
                 if self.step + 1 < plan.steps:
                     waiting = ahead.submit(task.batch, samples(self.step + 1))
-                loss = self._learn(model, batch, device)
+                loss = self._learn(model, batch)
                 self.step += 1
                 bar.update()
                 now = time.monotonic()
-                over = bool(plan.minutes) and now - start > 60 * plan.minutes
-                if count > 1:
-                    over = _any(over, device)
+                over = group.any(bool(plan.minutes) and now - begun > 60 * plan.minutes)
                 done = self.step == plan.steps
-                if rank == 0 and (done or over or self.step % plan.validate == 0):
-                    figures = self._judge(device)
+                if first and (done or over or self.step % plan.validate == 0):
+                    figures = self._judge()
                     self._log({"step": self.step, "loss": float(loss), **figures})
                     bar.set_postfix({name: f"{value:.3g}" for name, value in figures.items()})
-                if rank == 0 and (done or over or now - saved > plan.save):
+                if first and (done or over or now - saved > plan.save):
                     self._save()
                     saved = now
                 if over:
                     break
         return self.step == plan.steps
 
-    def _learn(self, model: nn.Module, batch: Batch, device: torch.device) -> Tensor:
+    def _learn(self, model: nn.Module, batch: Batch) -> Tensor:
+        device = self._group.device
         model.train()
         for group in self._optimizer.param_groups:
             group["lr"] = self._plan.rate * one_cycle(self.step, self._plan.steps)
@@ -249,9 +263,9 @@ class Run(Generic[Batch]):
         return loss.detach()
 
     @torch.no_grad()
-    def _judge(self, device: torch.device) -> dict[str, float]:
+    def _judge(self) -> dict[str, float]:
         """Validates the average of the weights, writes it out and draws what it does."""
-        average = self._average.module.eval()
+        average, device = self._average.module.eval(), self._group.device
         with autocast(device, half=self._half):
             figures = self._task.validate(average, device)
             picture = self._task.sheet(average, device)
@@ -273,10 +287,3 @@ class Run(Generic[Batch]):
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def _any(flag: bool, device: torch.device) -> bool:
-    """Returns whether the flag is set in any process."""
-    value = torch.tensor(float(flag), device=device)
-    distributed.all_reduce(value, distributed.ReduceOp.MAX)
-    return bool(value)
