@@ -1,7 +1,11 @@
-"""Compares dense optical flow methods on procedural worlds, whose flow is known exactly.
+"""Compares dense optical flow methods on procedural worlds, whose flow is known exactly, and on recordings.
 
-python benchmarks/flow.py [--frames N] [--size 320x240] [--threads N] [--device cpu] [--noise 1.5]
-                          [--methods dis,lucas_kanade] [--out flow.json]
+python benchmarks/flow.py [BAG ...] [--frames N] [--size 320x240] [--threads N] [--device cpu] [--noise 1.5]
+                          [--methods dis,lucas_kanade] [--weights raft=FILE] [--out flow.json]
+
+Bags of a depth camera with true poses take the place of the worlds. Their truth is the flow that the measured depth and
+the true motion induce, at the size that the odometry works at; it is as good as those, and has errors of its own. What
+moves by itself, and what a nearer thing hides, is left out.
 """
 
 from __future__ import annotations
@@ -12,17 +16,19 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
+from peers import shots
 from torch import Tensor
 
-from flowodom.flow.dis import DisFlow
-from flowodom.flow.horn_schunck import HornSchunckFlow
-from flowodom.flow.lucas_kanade import LucasKanadeFlow
+from flowodom import weights
+from flowodom.config import FlowConfig
+from flowodom.flow.methods import METHODS, make_flow
 from flowodom.worlds import Sensor, pinhole, sequence
 from flowodom.worlds.recording import scene
 
@@ -72,6 +78,55 @@ def pairs(frames: int, width: int, height: int, noise: float) -> Iterator[Pair]:
             previous = grey
 
 
+GAP = 2
+"""Frames between the two of a pair from a recording."""
+
+DEPTH_STEP = 0.03
+"""Relative difference of depth beyond which a point of a recording is hidden, or has moved by itself."""
+
+
+def recorded_pairs(bag: Path, frames: int) -> Iterator[Pair]:
+    """Yields ``frames - 1`` pairs spread over a recording with depth and true poses."""
+    every = list(shots(bag))
+    most = FlowConfig().max_pixels
+    starts = np.unique(np.linspace(0, len(every) - 1 - GAP, max(1, frames - 1)).astype(int))
+    for first, second in ((every[k], every[k + GAP]) for k in starts):
+        camera = first.frame.camera
+        scale = min(1.0, (most / (camera.width * camera.height)) ** 0.5)
+        size = (round(camera.width * scale), round(camera.height * scale))
+        before, after = (
+            torch.from_numpy(cv2.resize(shot.grey, size, interpolation=cv2.INTER_AREA)) for shot in (first, second)
+        )
+        column = (torch.arange(size[0], dtype=torch.float64) + 0.5) / scale - 0.5
+        row = (torch.arange(size[1], dtype=torch.float64) + 0.5) / scale - 0.5
+        pixels = torch.stack(torch.meshgrid(column, row, indexing="xy"), dim=-1)
+        depth = _nearest(first.depth, pixels)
+        motion = torch.from_numpy(np.linalg.inv(second.truth) @ first.truth)
+        points = camera.unproject(pixels, depth) @ motion[:3, :3].T + motion[:3, 3]
+        landing = camera.project(points)
+        seen = _nearest(second.depth, landing)
+        wrong = ~((seen - points[..., 2]).abs() < DEPTH_STEP * points[..., 2])
+        smooth = _smooth(first.depth, pixels)
+        yield Pair(bag.stem, before, after, ((landing - pixels) * scale).float(), wrong | ~smooth)
+
+
+def _nearest(depth: Any, pixels: Tensor) -> Tensor:
+    """Returns the depth at the nearest pixel, NaN outside of the image."""
+    height, width = depth.shape
+    column, row = pixels.nan_to_num(-1e3).round().long().unbind(-1)
+    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    found = torch.from_numpy(depth).double()[row.clamp(0, height - 1), column.clamp(0, width - 1)]
+    return torch.where(inside, found, torch.nan)
+
+
+def _smooth(depth: Any, pixels: Tensor) -> Tensor:
+    """Returns where depth has no edge within a few pixels: registration is least exact there."""
+    filled = np.nan_to_num(depth, nan=0.0)
+    kernel = np.ones((9, 9), np.uint8)
+    step = cv2.dilate(filled, kernel) - cv2.erode(filled, kernel)
+    return _nearest(step, pixels) < DEPTH_STEP * _nearest(filled, pixels)
+
+
 Method = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
 """(previous, current) -> forward flow and its variance, None where the method gives none. Works in both directions."""
 
@@ -84,22 +139,21 @@ def farneback(previous: Tensor, current: Tensor) -> tuple[Tensor, None]:
     return torch.from_numpy(forward), None
 
 
-def methods() -> dict[str, Method]:
-    """Returns what is compared, by name."""
+def methods(files: dict[str, str]) -> dict[str, Method]:
+    """Returns what is compared, by name; ``files`` of weights by method, beside those that ship."""
 
-    def of(method: DisFlow | LucasKanadeFlow | HornSchunckFlow) -> Method:
+    def of(name: str) -> Method:
+        method = make_flow(FlowConfig(method=name, weights=files.get(name, "")))
+
         def run(previous: Tensor, current: Tensor) -> tuple[Tensor, Tensor | None]:
             field = method(previous, current)
             return field.forward.cpu(), field.forward_variance.cpu()
 
         return run
 
-    return {
-        "dis": of(DisFlow()),
-        "lucas_kanade": of(LucasKanadeFlow()),
-        "horn_schunck": of(HornSchunckFlow()),
-        "farneback": farneback,
-    }
+    shipped = {"raft": "raft_small", "refined": "refiner"}
+    there = [name for name in METHODS if name not in shipped or name in files or weights.shipped(shipped[name])]
+    return {name: of(name) for name in there} | {"farneback": farneback}
 
 
 def measure(pair: Pair, flow: Tensor, variance: Tensor | None) -> dict[str, float]:
@@ -133,6 +187,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu", help="torch device")
     parser.add_argument("--methods", default="", help="names separated by commas; all when left out")
     parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("bags", type=Path, nargs="*", metavar="BAG", help="recordings, in place of the worlds")
+    parser.add_argument(
+        "--weights", action="append", default=[], metavar="METHOD=FILE", help="weights of raft or refined"
+    )
     options = parser.parse_args(arguments)
     processors = sorted(os.sched_getaffinity(0))
     threads = options.threads or len(processors)
@@ -140,14 +198,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
     width, height = (int(n) for n in options.size.split("x"))
-    known = methods()
+    known = methods(dict(item.split("=", 1) for item in options.weights))
     wanted = options.methods.split(",") if options.methods else list(known)
     if unknown := set(wanted) - set(known):
         parser.error(f"there is no method {', '.join(sorted(unknown))}; there are: {', '.join(known)}")
 
     found: dict[str, dict[str, list[dict[str, float]]]] = {name: {} for name in wanted}
     warm = False
-    for pair in pairs(options.frames, width, height, options.noise):
+    source = (
+        chain.from_iterable(recorded_pairs(bag, options.frames) for bag in options.bags)
+        if options.bags
+        else pairs(options.frames, width, height, options.noise)
+    )
+    for pair in source:
         previous, current = pair.previous.to(options.device), pair.current.to(options.device)
         for name in wanted:
             if not warm:
@@ -162,12 +225,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     def mean(figures: list[dict[str, float]]) -> dict[str, float]:
         return {m: float(np.nanmean([f[m] for f in figures] or [np.nan])) for m in MEASURES}
 
-    print(f"{width}x{height}, noise {options.noise:g}, {threads} thread(s), {options.device}\n")
+    if options.bags:
+        print(f"{options.threads} thread(s), {options.device}\n")
+    else:
+        print(f"{width}x{height}, noise {options.noise:g}, {threads} thread(s), {options.device}\n")
     summary = {name: {s: mean(f) for s, f in by_scene.items()} for name, by_scene in found.items()}
     for name, by_scene in found.items():
         summary[name]["all"] = mean([figure for figures in by_scene.values() for figure in figures])
     print(f"{'':17}{'':14}" + "".join(f"  {m:>12}" for m in MEASURES))
-    for group in (*SCENES, "all"):
+    for group in (*found[wanted[0]], "all"):
         for name in wanted:
             cells = "".join(f"  {summary[name][group][m]:>12.3g}" for m in MEASURES)
             print(f"{group:17}{name:14}{cells}")

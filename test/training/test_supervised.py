@@ -4,6 +4,7 @@ import csv
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -91,8 +92,8 @@ def test_the_rate_rises_once_and_falls_to_nothing():
     top = rates.index(max(rates))
     assert max(rates) == 1
     assert top == pytest.approx(WARM_UP * 200, abs=1)
-    assert all(b > a for a, b in zip(rates[:top], rates[1 : top + 1], strict=True))
-    assert all(b <= a for a, b in zip(rates[top:], rates[top + 1 :], strict=False))
+    assert all(b > a for a, b in pairwise(rates[: top + 1]))
+    assert all(b <= a for a, b in pairwise(rates[top:]))
     assert rates[-1] == 0
 
 
