@@ -76,7 +76,7 @@ def adapt(
     network: FieldNetwork,
     *,
     steps: int = 1500,
-    rate: float = 3e-4,
+    rate: float = 2e-4,
     device: torch.device | str = "cpu",
     topics: Mapping[str, str | None] | None = None,
     frames: int | None = None,
@@ -122,7 +122,7 @@ def adapt(
     share = torch.tensor([len(clip) for clip in learned], dtype=torch.float)
     for step in bar:
         clip = learned[int(torch.multinomial(share, 1))]
-        parts = losses(network, clip[torch.randint(len(clip), (BATCH,)).to(device)])
+        parts = losses(network, varied(clip[torch.randint(len(clip), (BATCH,)).to(device)]))
         loss = total(parts)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -189,6 +189,18 @@ def pairs_of(frames: Iterator[Frame], network: FieldNetwork) -> VideoPairs:
     if not parts:
         return VideoPairs(*(torch.zeros(0) for _ in dataclasses.fields(VideoPairs)))
     return VideoPairs(*(torch.stack([getattr(p, f.name) for p in parts]) for f in dataclasses.fields(VideoPairs)))
+
+
+def varied(pairs: VideoPairs) -> VideoPairs:
+    """Returns pairs as another day might have shown them: mirrored or not, of other brightness, contrast and colour.
+
+    Both frames of a pair change alike, so that what holds between them still does.
+    """
+    gain = 0.7 + 0.6 * torch.rand(len(pairs), 1, 3, 1, 1)
+    gamma = 0.7 + 0.6 * torch.rand(len(pairs), 1, 1, 1, 1)
+    images = (gain.to(pairs.images.device) * pairs.images.clamp_min(1e-3) ** gamma.to(pairs.images.device)).clamp(0, 1)
+    pairs = dataclasses.replace(pairs, images=images)
+    return pairs.mirrored() if float(torch.rand(())) < 0.5 else pairs
 
 
 def _shrunk(frame: Frame, pixels: int) -> Frame:

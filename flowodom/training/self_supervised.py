@@ -13,7 +13,7 @@ Source: FlowCam (Smith et al., 2023), sections 3.2 and 3.3; Flux4D for the prior
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -58,6 +58,17 @@ class VideoPairs:
 
     def __getitem__(self, index: Tensor | slice) -> VideoPairs:
         return VideoPairs(*(getattr(self, f.name)[index] for f in fields(self)))
+
+    def mirrored(self) -> VideoPairs:
+        """Returns what a mirrored world would have given."""
+        intrinsics = self.intrinsics * self.intrinsics.new_tensor((1, 1, -1, 1))
+        return replace(
+            self,
+            images=self.images.flip(-1),
+            flow=self.flow.flip(-2) * self.flow.new_tensor((-1, 1)),
+            deviation=self.deviation.flip(-1),
+            intrinsics=intrinsics + intrinsics.new_tensor((0, 0, 1, 0)),
+        )
 
     def to(self, device: torch.device | str) -> VideoPairs:
         """Returns the pairs on another device."""

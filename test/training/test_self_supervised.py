@@ -119,6 +119,18 @@ def test_the_unit_is_held():
     assert same["unit"] < 0.01 * other["unit"]
 
 
+def test_a_mirrored_world_is_as_right():
+    pairs = wall_pair(4.0)
+    plain, mirrored = (
+        losses(Wall(4.0), p, generator=torch.Generator().manual_seed(0)) for p in (pairs, pairs.mirrored())
+    )
+    assert mirrored["colour"] < 0.01
+    assert mirrored["flow"] == pytest.approx(float(plain["flow"]), rel=0.3)
+    again = pairs.mirrored().mirrored()
+    torch.testing.assert_close(again.flow, pairs.flow)
+    torch.testing.assert_close(again.intrinsics, pairs.intrinsics)
+
+
 def test_what_the_flow_does_not_know_is_not_learned_from():
     pairs = wall_pair(4.0)
     broken = pairs.flow.clone()
