@@ -1,4 +1,4 @@
-"""The command line: ``flowodom replay | info | evaluate | doctor | render | dds``.
+"""The command line: ``flowodom replay | info | evaluate | doctor | render | study | dds``.
 
 Each subcommand imports what it needs when it runs, so that ``flowodom --help`` is there at once.
 """
@@ -172,6 +172,16 @@ def _render(options: argparse.Namespace) -> int:
     return 0
 
 
+def _study(options: argparse.Namespace) -> int:
+    from flowodom import ghosting
+
+    outcomes = ghosting.study(seeds=options.seeds, frames=options.frames, progress=sys.stderr.isatty())
+    print(ghosting.table(outcomes))
+    for path in ghosting.write(outcomes, options.out):
+        print(f"wrote {path}")
+    return 0
+
+
 def _dds(options: argparse.Namespace) -> int:
     from flowodom.dds import Participant
     from flowodom.names import Names
@@ -309,6 +319,12 @@ def _parser() -> argparse.ArgumentParser:
     render.add_argument("--no-depth", dest="depth", action="store_false", help="a single camera without depth")
     render.add_argument("--compressed", action="store_true", help="JPEG images instead of raw ones")
     render.add_argument("--overwrite", action="store_true", help="replace a recording that is there")
+
+    study = command("study", _study, "measure on rendered clips what the product claims")
+    study.add_argument("what", choices=["ghosting"], help="ghosting: what scene flow takes out of a cloud's blur")
+    study.add_argument("--out", type=Path, default=Path("out/ghosting"), help="folder for table and plot (%(default)s)")
+    study.add_argument("--frames", type=int, default=61, help="frames of a clip, at 30 a second (%(default)s)")
+    study.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="a clip each (1 2 3)")
     _add_dds(command("dds", _dds, "join a ROS 2 graph without ROS: run the odometry, or play, record or show topics"))
     return parser
 

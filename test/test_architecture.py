@@ -21,7 +21,7 @@ ROWS = (
     {"scene_flow", "tracking"},
     {"clouds", "odometry", "page"},
     {"report", "session", "worlds"},
-    {"drift", "endpoints", "host"},
+    {"drift", "endpoints", "ghosting", "host"},
     {"dds", "replay"},
     {"graph", "node"},
     {"cli"},
