@@ -30,6 +30,9 @@ TOPIC_ROLES = {
     "ground_truth": "true poses to compare with; 'none' for no comparison",
 }
 
+_MAP_VOXEL = 0.05
+"""Size of the voxels of a map that is asked for without a size, metres."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line.
@@ -95,6 +98,8 @@ def _replay(options: argparse.Namespace) -> int:
     from flowodom.replay import replay
 
     config = make_config(options)
+    if options.map is not None:
+        config = override(config, {"map.file": str(options.map), "map.voxel": config.map.voxel or _MAP_VOXEL})
     prepare(config.threads)
     with logging_redirect_tqdm():
         result = replay(
@@ -275,6 +280,9 @@ def _parser() -> argparse.ArgumentParser:
         "--rate",
         type=_positive,
         help="keep to this multiple of the recorded speed and drop frames when behind (default: every frame)",
+    )
+    replay.add_argument(
+        "--map", type=Path, metavar="PLY", help="write a map of the static world (map.voxel, or 0.05 m)"
     )
     replay.add_argument("--no-report", dest="report", action="store_false", help="do not write report.html")
     replay.add_argument("--no-points", dest="points", action="store_false", help="do not write point clouds")

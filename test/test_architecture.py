@@ -19,7 +19,7 @@ ROWS = (
     {"depth", "info", "trajectory"},
     {"evaluation", "plots", "registration"},
     {"scene_flow", "tracking"},
-    {"clouds", "odometry", "page"},
+    {"clouds", "mapping", "odometry", "page"},
     {"report", "session", "worlds"},
     {"drift", "endpoints", "ghosting", "host"},
     {"dds", "replay"},
@@ -39,7 +39,7 @@ HOMES = {
     "tf_transformations": {"node"},
     "rosbags": {"bags", "dds", "messages", "salvage", "session"},
     "evo": set(),
-    "open3d": set(),
+    "open3d": {"mapping"},
     "scipy": set(),
 }
 """Libraries that only some modules may import."""

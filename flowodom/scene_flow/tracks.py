@@ -17,6 +17,10 @@ CLOSE = 0.08
 _LEARNING, _BELIEVED = 0.3, 0.6
 """A frame's share in the belief that a point moves, and the belief from which on it does: three frames in a row."""
 
+_SUSPECTED, _REACH, _GUIDES = 0.25, 0.3, 500
+"""Belief from which on a hidden point goes along with a moving one, the distance within which it does, metres, and how
+many moving ones are looked at."""
+
 _SMOOTHING = 0.5
 """A frame's share in the velocity at which a hidden point goes on."""
 
@@ -27,7 +31,8 @@ class Tracks:
     A point moves only by its residual flow, the part of its flow that the camera's motion does not explain, and only
     where that is significant frame after frame: what stands still does not drift, and one wrong flow at the edge of a
     mover does not send it off. Until a point is believed to move, its way is kept aside. A point that is hidden, out of
-    view or without depth goes on as it last went, for ``patience`` seconds, and then stays.
+    view or without depth goes along with the nearest moving point that is seen, else on as it last went for ``patience``
+    seconds, and then stays.
 
     Args:
         significance: Standard deviations by which a point must move on its own to count as moving.
@@ -98,5 +103,19 @@ class Tracks:
         way = self._aside + own
         self.points = self.points + torch.where(believed & self.seen[:, None], way, 0.0)
         self.points = self.points + torch.where(coasting, self._velocity * interval, 0.0)
+        self._follow(believed[:, 0], interval)
         resting = self.seen & ~moving
         self._aside = torch.where(believed | resting[:, None], 0.0, way)
+
+    def _follow(self, believed: Tensor, interval: float) -> None:
+        """Takes hidden points of moving things along with what is seen of them."""
+        hidden = (~self.seen & (self._belief > _SUSPECTED)).nonzero()[:, 0]
+        guides = (self.seen & believed).nonzero()[:, 0]
+        if not len(hidden) or not len(guides):
+            return
+        guides = guides[:: len(guides) // _GUIDES + 1]
+        distance, nearest = torch.cdist(self.points[hidden], self.points[guides]).min(1)
+        near = distance < _REACH
+        self._velocity[hidden[near]] = self._velocity[guides][nearest[near]]
+        self._unseen[hidden[near]] = 0.0
+        self._belief[hidden[near]] = 1.0
