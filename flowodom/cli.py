@@ -1,4 +1,4 @@
-"""The command line: ``flowodom replay | info | evaluate | doctor | render | train | adapt | dds``.
+"""The command line: ``flowodom replay | info | evaluate | doctor | render | study | train | adapt | dds``.
 
 Each subcommand imports what it needs when it runs, so that ``flowodom --help`` is there at once.
 """
@@ -29,6 +29,9 @@ TOPIC_ROLES = {
     "depth": "depth registered to the image; 'none' for a single camera",
     "ground_truth": "true poses to compare with; 'none' for no comparison",
 }
+
+_MAP_VOXEL = 0.05
+"""Size of the voxels of a map that is asked for without a size, metres."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -95,6 +98,8 @@ def _replay(options: argparse.Namespace) -> int:
     from flowodom.replay import replay
 
     config = make_config(options)
+    if options.map is not None:
+        config = override(config, {"map.file": str(options.map), "map.voxel": config.map.voxel or _MAP_VOXEL})
     prepare(config.threads)
     with logging_redirect_tqdm():
         result = replay(
@@ -240,6 +245,16 @@ def _adapt(options: argparse.Namespace) -> int:
     return 0
 
 
+def _study(options: argparse.Namespace) -> int:
+    from flowodom import ghosting
+
+    outcomes = ghosting.study(seeds=options.seeds, frames=options.frames, progress=sys.stderr.isatty())
+    print(ghosting.table(outcomes))
+    for path in ghosting.write(outcomes, options.out):
+        print(f"wrote {path}")
+    return 0
+
+
 def _dds(options: argparse.Namespace) -> int:
     from flowodom.dds import Participant
     from flowodom.names import Names
@@ -334,6 +349,9 @@ def _parser() -> argparse.ArgumentParser:
         type=_positive,
         help="keep to this multiple of the recorded speed and drop frames when behind (default: every frame)",
     )
+    replay.add_argument(
+        "--map", type=Path, metavar="PLY", help="write a map of the static world (map.voxel, or 0.05 m)"
+    )
     replay.add_argument("--no-report", dest="report", action="store_false", help="do not write report.html")
     replay.add_argument("--no-points", dest="points", action="store_false", help="do not write point clouds")
     replay.add_argument("--no-progress", dest="progress", action="store_false", help="do not draw a progress bar")
@@ -377,6 +395,12 @@ def _parser() -> argparse.ArgumentParser:
     render.add_argument("--no-depth", dest="depth", action="store_false", help="a single camera without depth")
     render.add_argument("--compressed", action="store_true", help="JPEG images instead of raw ones")
     render.add_argument("--overwrite", action="store_true", help="replace a recording that is there")
+
+    study = command("study", _study, "measure on rendered clips what the product claims")
+    study.add_argument("what", choices=["ghosting"], help="ghosting: what scene flow takes out of a cloud's blur")
+    study.add_argument("--out", type=Path, default=Path("out/ghosting"), help="folder for table and plot (%(default)s)")
+    study.add_argument("--frames", type=int, default=61, help="frames of a clip, at 30 a second (%(default)s)")
+    study.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="a clip each (1 2 3)")
 
     train = commands.add_parser("train", help="train a learned model on rendered worlds")
     models = train.add_subparsers(title="models", required=True, metavar="MODEL")

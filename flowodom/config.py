@@ -165,6 +165,14 @@ class CloudConfig:
 
 
 @dataclass(frozen=True)
+class MapConfig:
+    """The map of the static world."""
+
+    voxel: float = parameter(0.0, "Size of its voxels; 0 for no map.", unit="m", low=0.0)
+    file: str = parameter("map.ply", "Where save_map writes it, as PLY.")
+
+
+@dataclass(frozen=True)
 class PathConfig:
     """The path travelled."""
 
@@ -213,6 +221,7 @@ class SessionConfig(OdometryConfig):
     sync: SyncConfig = field(default_factory=SyncConfig)
     qos: QosConfig = field(default_factory=QosConfig)
     cloud: CloudConfig = field(default_factory=CloudConfig)
+    map: MapConfig = field(default_factory=MapConfig)
     path: PathConfig = field(default_factory=PathConfig)
 
 

@@ -79,6 +79,7 @@ class OdometryNode(LifecycleNode):
             "~/reset": Session.reset,
             "~/pause": Session.pause,
             "~/resume": Session.resume,
+            "~/save_map": Session.save_map,
         }
         for name, action in handlers.items():
             self.create_service(Trigger, name, partial(self._serve, action))

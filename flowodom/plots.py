@@ -11,6 +11,7 @@ import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -332,3 +333,25 @@ def _svg(figure: Figure, description: str) -> str:
     for role, stand_in in _STAND_INS.items():
         body = body.replace(stand_in, f"var(--{role})")
     return f"{head}>{body}"
+
+
+def growth_plot(curves: Sequence[tuple[str, Array, Array]], path: Path, *, x: str, y: str, scale: float = 1.0) -> None:
+    """Writes an SVG of how several figures grow, on a logarithmic scale, in colours of its own on white.
+
+    Args:
+        curves: Name, x and positive y of each.
+        path: Where to.
+        x: Label of the x axis.
+        y: Label of the y axis.
+        scale: Factor on y.
+    """
+    with matplotlib.rc_context({"svg.hashsalt": "flowodom", "font.size": 10}):
+        figure = Figure(figsize=(8, 4.5), layout="constrained", facecolor="white")
+        axes = figure.subplots()
+        for k, (name, across, up) in enumerate(curves):
+            axes.plot(across, scale * up, label=name, linestyle="--" if k == 0 else "-", linewidth=1.8)
+        axes.set(xlabel=x, ylabel=y, yscale="log")
+        axes.grid(True, which="major", alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+        figure.savefig(path, format="svg", metadata={"Date": None})

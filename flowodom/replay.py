@@ -152,6 +152,9 @@ def replay(
         if problem is not None and not interrupted:
             raise problem
         files = [out / "odometry.mcap"]
+        if config.map.voxel:
+            session.save_map()
+            files.append(Path(config.map.file))
         evaluation = _write_results(out, bag, builder, truth, config, report, files)
     counts = session.counts
     return Result(

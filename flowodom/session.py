@@ -11,6 +11,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,10 +24,11 @@ from flowodom import messages
 from flowodom.calibration import Calibration
 from flowodom.clouds import make_cloud
 from flowodom.config import SessionConfig
-from flowodom.errors import BagError, CalibrationError, FlowodomError, FrameError, MessageError
+from flowodom.errors import BagError, CalibrationError, ConfigError, FlowodomError, FrameError, MessageError
 from flowodom.frame import Frame
 from flowodom.frames import Euler, FrameTree, clean, motion_of, parse_pose
 from flowodom.geometry import PinholeCamera, se3
+from flowodom.mapping import StaticMap
 from flowodom.messages import DiagnosticStatus, MessageFactory
 from flowodom.odometry import Estimate, Odometry, Status
 
@@ -203,6 +205,7 @@ class Session:
         self._mounting: _Mounting | None = None
         self._segment = 0
         self._estimate: Estimate | None = None
+        self._map = StaticMap(self.config.map.voxel) if self.config.map.voxel else None
         self._path: list[Any] = []
         self._path_interval = 0.0
         self._last: dict[str, int] = {}
@@ -388,6 +391,16 @@ class Session:
         """Starts a new segment at the last trusted pose."""
         self._images.clear()
         self._odometry.reset()
+
+    def save_map(self) -> None:
+        """Writes the map of the static world to ``map.file``.
+
+        Raises:
+            FlowodomError: There is no map, it is empty, or it cannot be written.
+        """
+        if self._map is None:
+            raise ConfigError("there is no map: set map.voxel to the size of its voxels in metres, for example 0.05")
+        self._map.save(Path(self.config.map.file).expanduser())
 
     def report(self, key: str, error: FlowodomError | None) -> None:
         """Notes something that its host found wrong, for the diagnostics; None when it is right again.
@@ -670,7 +683,7 @@ class Session:
                 transform = self._make.transform(stamp, odom, base, placement.pose)
             out.append(("/tf", self._make.tf_message([transform])))
         out += self._publish_path(stamp, placement.pose)
-        out += self._publish_clouds(frame, camera, estimate)
+        out += self._publish_clouds(frame, camera, estimate, placement)
         return out
 
     def _odometry_message(self, estimate: Estimate, placement: Placement) -> Any:
@@ -710,12 +723,16 @@ class Session:
             return []
         return [("path", self._make.path(stamp, self.config.odom_frame, self._path))]
 
-    def _publish_clouds(self, frame: Frame, camera: str, estimate: Estimate) -> list[Publication]:
+    def _publish_clouds(self, frame: Frame, camera: str, estimate: Estimate, placement: Placement) -> list[Publication]:
         if estimate.lift is None or not self._wants_clouds(estimate.stamp):
             return []
         self._last["points"] = estimate.stamp
         properties = estimate.lift(self.config.cloud.stride)
         cloud = make_cloud(frame, properties, estimate.interval, self.config.cloud)
+        if self._map is not None:
+            points = np.column_stack([cloud.fields[axis] for axis in "xyz"]).astype(np.float64)
+            pose = placement.pose @ placement.extrinsic
+            self._map.add(points, cloud.fields["rgb"], cloud.moving, pose.numpy())
         clouds = {"points": cloud, "dynamic_points": cloud.select(cloud.moving)}
         camera = self.config.camera_frame or camera
         return [
@@ -726,7 +743,8 @@ class Session:
 
     def _wants_clouds(self, stamp: int) -> bool:
         period = 1 / self.config.cloud.rate if self.config.cloud.rate else 0.0
-        return any(map(self._wanted, _CLOUDS)) and self._passed("points", stamp, period)
+        wanted = self._map is not None or any(map(self._wanted, _CLOUDS))
+        return wanted and self._passed("points", stamp, period)
 
     def _passed(self, what: str, now: int, period: float) -> bool:
         """Tells whether ``period`` seconds have passed since this was last due; a little early is not too early."""

@@ -32,9 +32,9 @@ ROWS = (
     {"depth", "info", "trajectory"},
     {"evaluation", "plots", "registration"},
     {"scene_flow", "tracking"},
-    {"clouds", "odometry", "page"},
+    {"clouds", "mapping", "odometry", "page"},
     {"report", "session", "worlds"},
-    {"drift", "endpoints", "host", "training"},
+    {"drift", "endpoints", "ghosting", "host", "training"},
     {"dds", "replay"},
     {"graph", "node"},
     {"cli"},
@@ -54,7 +54,7 @@ HOMES = {
     "rosbags": {"bags", "dds", "messages", "salvage", "session"},
     "transformers": {"depth"},
     "evo": set(),
-    "open3d": set(),
+    "open3d": {"mapping"},
     "scipy": set(),
 }
 """Libraries that only some modules may import."""
