@@ -145,7 +145,8 @@ def inverse(motion: Tensor) -> Tensor:
 def normalised(motion: Tensor) -> Tensor:
     """Returns (..., 4, 4) motions whose rotations are orthonormal again, to second order of how far they were not.
 
-    Products of many rotations lose it by rounding; where inverses are taken by the transpose and fed back, exponentially.
+    Products of many rotations lose it by rounding; where inverses are taken by the transpose and fed back, it is lost
+    exponentially.
     """
     rotation = motion[..., :3, :3]
     excess = rotation.transpose(-1, -2) @ rotation - torch.eye(3, dtype=motion.dtype, device=motion.device)
