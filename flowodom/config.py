@@ -158,10 +158,13 @@ class CloudConfig:
     rate: float = parameter(
         10.0, "Most clouds per second, by the stamps; 0 for one with every frame.", unit="Hz", low=0.0, live=True
     )
-    significance: float = parameter(
-        4.0, "Standard deviations by which a point must move on its own to count as dynamic.", low=0.0, live=True
+    probability: float = parameter(
+        0.5, "Probability of moving on its own above which a point is dynamic.", low=0.0, high=1.0, live=True
     )
-    speed: float = parameter(0.1, "Least speed of a dynamic point.", unit="m/s", low=0.0, live=True)
+    voxel: float = parameter(
+        0.0, "Edge of the cubes of which each keeps one point; 0 keeps all.", unit="m", low=0.0, live=True
+    )
+    range: float = parameter(0.0, "Points farther away are left out; 0 keeps all.", unit="m", low=0.0, live=True)
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,9 @@ _SYNONYMS = {"8UC1": "mono8", "16UC1": "mono16", "8UC3": "bgr8", "8UC4": "bgra8"
 _DEPTH = {"16UC1": ("u2", 1), "mono16": ("u2", 1), "32FC1": ("f4", 1)}
 """Encodings of depth images: millimetres twice, then metres."""
 
+MARKERS = {"arrow": 0, "cube": 1, "line_strip": 4, "text_view_facing": 9}
+"""Kinds of visualization_msgs/Marker that are used, with their numbers."""
+
 _PNG = b"\x89PNG\r\n\x1a\n"
 _COMPRESSED_DEPTH_HEADER = 12
 
@@ -489,6 +492,73 @@ class MessageFactory:
             data=points.view(np.uint8) if count else np.empty(0, dtype=np.uint8),
             is_dense=True,
         )
+
+    def marker(
+        self,
+        stamp: int,
+        frame_id: str,
+        namespace: str,
+        number: int,
+        kind: str,
+        *,
+        colour: Sequence[float],
+        size: Sequence[float],
+        lifetime: float,
+        pose: Any = None,
+        points: Any = (),
+        text: str = "",
+    ) -> Any:
+        """Returns a visualization_msgs/Marker.
+
+        Args:
+            stamp: Nanoseconds.
+            frame_id: Frame of pose and points.
+            namespace: With ``number`` it names the marker; a newer one of that name replaces it.
+            number: See ``namespace``.
+            kind: One of ``MARKERS``.
+            colour: Red, green, blue and opacity, 0 to 1.
+            size: Its scale along x, y and z, metres, as its kind takes it.
+            lifetime: Seconds after which it vanishes.
+            pose: (4, 4) ``T_frame_marker``; identity when None.
+            points: (N, 3) points of arrows and lines.
+            text: What it says.
+        """
+        red, green, blue, opacity = colour
+        duration = self._new(
+            "builtin_interfaces/msg/Duration", sec=int(lifetime), nanosec=int(lifetime % 1 * NANOSECONDS)
+        )
+        fields = {
+            "header": self.header(stamp, frame_id),
+            "ns": namespace,
+            "id": number,
+            "type": MARKERS[kind],
+            "action": 0,
+            "pose": self.pose(np.eye(4) if pose is None else pose),
+            "scale": self._vector("Vector3", size),
+            "color": self._new("std_msgs/msg/ColorRGBA", r=red, g=green, b=blue, a=opacity),
+            "lifetime": duration,
+            "frame_locked": False,
+            "points": [self._vector("Point", point) for point in np.asarray(points, dtype=np.float64)],
+            "colors": [],
+            "texture_resource": "",
+            "texture": self._new(
+                "sensor_msgs/msg/CompressedImage", header=self.header(0, ""), format="", data=np.empty(0, np.uint8)
+            ),
+            "uv_coordinates": [],
+            "text": text,
+            "mesh_resource": "",
+            "mesh_use_embedded_materials": False,
+        }
+        msgtype = "visualization_msgs/msg/Marker"
+        names = {name for name, _ in self.store.fielddefs[msgtype][1]}
+        if "mesh_file" in names:
+            fields["mesh_file"] = self._new("visualization_msgs/msg/MeshFile", filename="", data=np.empty(0, np.uint8))
+        # Distributions before Humble know no textures.
+        return self._new(msgtype, **{name: value for name, value in fields.items() if name in names})
+
+    def marker_array(self, markers: Iterable[Any]) -> Any:
+        """Returns the visualization_msgs/MarkerArray of Marker messages."""
+        return self._new("visualization_msgs/msg/MarkerArray", markers=list(markers))
 
     def diagnostics(self, stamp: int, statuses: Iterable[DiagnosticStatus]) -> Any:
         """Returns a diagnostic_msgs/DiagnosticArray."""

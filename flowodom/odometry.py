@@ -7,8 +7,10 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import cv2
 import torch
@@ -19,19 +21,32 @@ from flowodom.depth import DepthSource, FramePair, InverseDepth
 from flowodom.depth.fusion import FusedDepth
 from flowodom.depth.sources import choose_depth, find_field
 from flowodom.errors import ConfigError
-from flowodom.flow import FlowMethod
+from flowodom.flow import FlowField, FlowMethod
 from flowodom.flow.methods import make_flow
 from flowodom.frame import Frame
 from flowodom.geometry import PinholeCamera, se3
 from flowodom.registration.ground import ground_height
 from flowodom.scene_flow import PropertySet, lift
-from flowodom.tracking import NotTracked, OutOfSight, Parallax, Tracker, View
+from flowodom.scene_flow.decompose import Moving, find_moving
+from flowodom.tracking import NotTracked, OutOfSight, Parallax, Track, Tracker, View
 
 _log = logging.getLogger(__name__)
 
 PATIENCE = 1.0
 """Seconds without a trusted pose after which a new segment starts at the last one."""
 
+
+SWAY = 0.03
+"""Share of the points that agree with a pose yet lie on what moves on its own, from which they have swayed it."""
+
+AMBIGUOUS = 0.25
+"""Share of the image that may begin to move on its own from one frame to the next without being doubted."""
+
+NEARER = 0.1
+"""Logarithm of the ratio of inverse depths by which what moves must stand out from what is still beside it."""
+
+MOST_ACCELERATION = (12.0, 30.0)
+"""What a camera is believed to do, m/s^2 and rad/s^2, where much of the image moves otherwise than the rest."""
 
 SCALE_WANDER = 0.003
 """Relative change of a single camera's scale from keyframe to keyframe, one standard deviation."""
@@ -88,6 +103,7 @@ class Estimate:
         matches: Points followed into the frame.
         inliers: Those that agree with the pose.
         timing: Seconds spent in each stage.
+        moving: What moves on its own in this frame; None where nothing does or no pose is believed.
         lift: Gives P, F, W, C of every so manieth row and column of the previous frame; None without a tracked pair.
     """
 
@@ -106,12 +122,22 @@ class Estimate:
     matches: int = 0
     inliers: int = 0
     timing: dict[str, float] = field(default_factory=dict)
+    moving: Moving | None = None
     lift: Callable[[int], PropertySet] | None = field(default=None, repr=False)
 
     @cached_property
     def properties(self) -> PropertySet | None:
         """P, F, W, C of every pixel of the previous frame, lifted when first asked for; None without a tracked pair."""
         return None if self.lift is None else self.lift(1)
+
+
+class _Opinion(NamedTuple):
+    """What a view tells, given what may move."""
+
+    tracker: Tracker
+    track: Track
+    field: InverseDepth | None
+    moving: Moving | None
 
 
 class Odometry:
@@ -135,6 +161,8 @@ class Odometry:
         self._scale_variance = 0.0
         self._previous: View
         self._field: InverseDepth | None = None
+        self._moving: Moving | None = None
+        self._velocity: Tensor | None = None
         self._lost_since: int | None = None
         self._timing: dict[str, float] = {}
 
@@ -149,7 +177,7 @@ class Odometry:
             self._segment += 1
         if pose is not None:
             self._origin, self._origin_covariance = pose.to(torch.float64), torch.zeros(6, 6, dtype=torch.float64)
-        self._tracker, self._field, self._lost_since = None, None, None
+        self._tracker, self._field, self._moving, self._velocity, self._lost_since = None, None, None, None, None
 
     def step(self, frame: Frame, *, fields: bool = False) -> Estimate:
         """Takes in the next frame.
@@ -169,16 +197,15 @@ class Odometry:
             view = self._look(frame)
         if self._tracker is None:
             return self._begin(view)
-        tracker, previous, former = self._tracker, self._previous, self._field
+        previous, former = self._previous, self._field
         dense_camera = _dense_camera(frame.camera, view.dense)
         interval = (frame.stamp - previous.frame.stamp) * 1e-9
         with self._stage("flow"):
             flow = self._flow(previous.dense, view.dense)
-            if fields or not self._depth.metric:
+            if fields or not self._depth.metric or self._moving is not None:
                 flow.begin()
         try:
-            with self._stage("pose"):
-                track = tracker.track(view, flow)
+            track, moving = self._locate(view, flow, dense_camera, interval)
         except Parallax as wait:
             self._previous = view
             if isinstance(wait, OutOfSight):
@@ -186,14 +213,10 @@ class Odometry:
             return self._estimate(view, Status.INITIALIZING, reason=str(wait))
         except NotTracked as loss:
             return self._lose(view, str(loss))
-        with self._stage("depth"):
-            to_current = se3.inverse(track.motion)
-            if tracker.started:
-                pair = FramePair(frame, flow, dense_camera, to_current, track.motion_covariance)
-                self._field = self._depth.fuse(view.depth, former, pair)
+        tracker, to_current, self._moving = self._tracker, se3.inverse(track.motion), moving
         if track.keyframe:
             with self._stage("window"):
-                tracker.add_keyframe(view, self._field)
+                tracker.add_keyframe(view, self._field, self._moving)
         self._previous, self._lost_since = view, None
         factor = self._measure_scale(frame, track.keyframe)
         unknown = InverseDepth.unknown(dense_camera, self._device)
@@ -209,6 +232,7 @@ class Odometry:
             keyframe=track.keyframe,
             matches=track.matches,
             inliers=track.inliers,
+            moving=self._moving,
             lift=lambda stride: lift(
                 dense_camera,
                 flow,
@@ -218,6 +242,67 @@ class Odometry:
                 stride=stride,
             ),
         )
+
+    def _locate(
+        self, view: View, flow: FlowField, camera: PinholeCamera, interval: float
+    ) -> tuple[Track, Moving | None]:
+        """Finds pose, depth and what moves on its own; again without the latter where it has swayed the pose.
+
+        Raises:
+            NotTracked, Parallax: See ``Tracker.track``.
+        """
+        moving = None if self._moving is None else self._moving.carried(flow)
+        opinion = self._judge(view, flow, camera, moving)
+        if opinion.moving is not None and opinion.tracker.share_on(opinion.moving) > SWAY:
+            opinion = self._judge(view, flow, camera, opinion.moving)
+        velocity = se3.log(opinion.track.motion) / interval
+        if (grown := self._grown(opinion.moving)) > AMBIGUOUS and not self._steady(velocity, interval):
+            assert opinion.moving is not None
+            if opinion.moving.nearness < -NEARER:
+                # What moves is seen through gaps of what stands still: it is the other way round.
+                opinion = self._judge(view, flow, camera, opinion.moving.swapped())
+                velocity = se3.log(opinion.track.motion) / interval
+            if opinion.moving is None or opinion.moving.nearness < NEARER:
+                raise NotTracked(f"{grown:.0%} of the image moves otherwise than the rest: which is still, is not told")
+        self._tracker, self._field, self._velocity = opinion.tracker, opinion.field, velocity
+        return opinion.track, opinion.moving
+
+    def _judge(self, view: View, flow: FlowField, camera: PinholeCamera, moving: Moving | None) -> _Opinion:
+        """Finds pose, depth and what moves on its own, where ``moving`` has no say in the pose."""
+        assert self._tracker is not None
+        tracker, former = copy(self._tracker), self._field
+        with self._stage("pose"):
+            try:
+                track = tracker.track(view, flow, moving)
+            except Parallax:
+                self._tracker = tracker
+                raise
+        to_current, field = se3.inverse(track.motion), former
+        with self._stage("depth"):
+            if tracker.started:
+                pair = FramePair(view.frame, flow, camera, to_current, track.motion_covariance)
+                field = self._depth.fuse(view.depth, former, pair)
+        with self._stage("moving"):
+            found = None
+            if former is not None and field is not None:
+                past, now = (self._previous.dense, former), (view.dense, field)
+                found = find_moving(camera, past, now, flow, to_current, self._moving)
+        if found is not None and self._velocity is None:
+            # At first nobody has been watched standing still.
+            found = found.unbiased()
+        return _Opinion(tracker, track, field, found)
+
+    def _grown(self, moving: Moving | None) -> float:
+        """Returns by how much the share of the image that moves on its own has grown since the frame before."""
+        before = 0.0 if self._moving is None else self._moving.share
+        return (0.0 if moving is None else moving.share) - before
+
+    def _steady(self, velocity: Tensor, interval: float) -> bool:
+        """Tells whether the camera can have come to ``velocity`` (6,) from that of the last tracked pair."""
+        if self._velocity is None:
+            return False
+        change = (velocity - self._velocity) / interval
+        return bool(change[:3].norm() < MOST_ACCELERATION[0] and change[3:].norm() < MOST_ACCELERATION[1])
 
     def _look(self, frame: Frame) -> View:
         """Prepares a frame: grey, its dense-size copy, and the depth that it carries."""
@@ -324,7 +409,7 @@ class Odometry:
     def _stage(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        self._timing[name] = time.perf_counter() - start
+        self._timing[name] = self._timing.get(name, 0.0) + time.perf_counter() - start
 
 
 def resolve_device(name: str) -> torch.device:

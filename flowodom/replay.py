@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 _AHEAD = 12
 """Messages decoded ahead of the odometry."""
 _STATIC = "/tf_static"
-_CLOUDS = ("points", "dynamic_points")
+_CLOUDS = ("points", "dynamic_points", "objects", "object_odometry")
 
 
 @dataclass(frozen=True)

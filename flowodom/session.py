@@ -31,6 +31,7 @@ from flowodom.geometry import PinholeCamera, se3
 from flowodom.mapping import StaticMap
 from flowodom.messages import DiagnosticStatus, MessageFactory
 from flowodom.odometry import Estimate, Odometry, Status
+from flowodom.surroundings import Surroundings
 
 _log = logging.getLogger(__name__)
 
@@ -89,6 +90,11 @@ OUTPUTS = (
     Port("path", ("nav_msgs/msg/Path",), "the way travelled, thinned out", latched=True, reliable=True),
     Port("points", ("sensor_msgs/msg/PointCloud2",), "the scene, a velocity with every point", reliable=True),
     Port("dynamic_points", ("sensor_msgs/msg/PointCloud2",), "the points that move on their own", reliable=True),
+    Port("objects", ("visualization_msgs/msg/MarkerArray",), "boxes, velocities, numbers and trails", reliable=True),
+    Port("object_odometry", ("nav_msgs/msg/Odometry",), "pose and twist of every moving object", reliable=True),
+    Port("forecast", ("visualization_msgs/msg/MarkerArray",), "where base and objects will be", reliable=True),
+    Port("moving_mask", ("sensor_msgs/msg/Image",), "pixels that move on their own are 255", reliable=True),
+    Port("flow", ("sensor_msgs/msg/Image",), "optical flow by the colour wheel", reliable=True),
     Port("/diagnostics", ("diagnostic_msgs/msg/DiagnosticArray",), "state, rates, latencies, problems", reliable=True),
 )
 
@@ -173,6 +179,7 @@ class Session:
         self.counts: Counter[str] = Counter()
         self._odometry = odometry or Odometry(self.config)
         self._make = MessageFactory(store)
+        self._surroundings = Surroundings(self._make, wanted)
         self._inputs = frozenset((port.name for port in INPUTS) if inputs is None else inputs)
         self._wanted = wanted
         self._on_estimate = on_estimate
@@ -371,6 +378,7 @@ class Session:
         self._odometry.reset(se3.identity())
         self._start = pose
         self._anchor = self._base_pose = self._guess = None
+        self._surroundings.reset()
         self._path.clear()
         self._path_interval = 0.0
         self._images.clear()
@@ -500,6 +508,7 @@ class Session:
         self._last.clear()
         self._first_tick = None
         self.frames.clear_moving()
+        self._surroundings.reset()
         self._odometry.reset()
 
     def _work(self, *, final: bool = False) -> list[Publication]:
@@ -683,24 +692,43 @@ class Session:
                 transform = self._make.transform(stamp, odom, base, placement.pose)
             out.append(("/tf", self._make.tf_message([transform])))
         out += self._publish_path(stamp, placement.pose)
-        out += self._publish_clouds(frame, camera, estimate, placement)
-        return out
+        return out + self._publish_surroundings(frame, camera, estimate, placement)
+
+    def _publish_surroundings(
+        self, frame: Frame, camera: str, estimate: Estimate, placement: Placement
+    ) -> list[Publication]:
+        camera, odom, stamp = self.config.camera_frame or camera, self.config.odom_frame, estimate.stamp
+        out: list[Publication] = []
+        pose = placement.pose @ placement.extrinsic
+        if estimate.motion is not None and estimate.interval > 0:
+            self._surroundings.follow(estimate.moving, pose, estimate.motion, stamp, estimate.interval)
+            twist, covariance = self._twist(estimate)
+            out += self._surroundings.publish_objects(stamp, odom)
+            out += self._surroundings.publish_forecast(stamp, odom, placement.pose, twist, covariance)
+        out += self._publish_clouds(frame, camera, estimate, pose)
+        return out + self._surroundings.publish_pictures(frame, camera, estimate.moving, lambda: estimate.properties)
+
+    def _twist(self, estimate: Estimate) -> tuple[Tensor, Tensor]:
+        """Returns the (6,) twist of the base in itself and its (6, 6) covariance."""
+        unknown = torch.eye(6, dtype=torch.float64) * _UNKNOWN_VARIANCE
+        if estimate.motion is None or estimate.interval <= 0:
+            return torch.zeros(6, dtype=torch.float64), unknown
+        assert self._mounting is not None
+        adjoint = self._mounting.adjoint
+        twist = adjoint @ se3.log(estimate.motion) / estimate.interval
+        if estimate.motion_covariance is None:
+            return twist, unknown
+        # The Jacobian of the logarithm is left out: it is the identity up to half the angle of one frame.
+        return twist, adjoint @ estimate.motion_covariance @ adjoint.T / estimate.interval**2
 
     def _odometry_message(self, estimate: Estimate, placement: Placement) -> Any:
-        twist = torch.zeros(6, dtype=torch.float64)
-        covariance = twist_covariance = torch.eye(6, dtype=torch.float64) * _UNKNOWN_VARIANCE
+        covariance = torch.eye(6, dtype=torch.float64) * _UNKNOWN_VARIANCE
         if placement.covariance is not None:
             # Position and a small rotation along the axes of odom, from the body's own.
             turn = torch.zeros(6, 6, dtype=torch.float64)
             turn[:3, :3] = turn[3:, 3:] = placement.pose[:3, :3]
             covariance = turn @ placement.covariance @ turn.T
-        if estimate.motion is not None and estimate.interval > 0:
-            assert self._mounting is not None
-            adjoint = self._mounting.adjoint
-            twist = adjoint @ se3.log(estimate.motion) / estimate.interval
-            if estimate.motion_covariance is not None:
-                # The Jacobian of the logarithm is left out: it is the identity up to half the angle of one frame.
-                twist_covariance = adjoint @ estimate.motion_covariance @ adjoint.T / estimate.interval**2
+        twist, twist_covariance = self._twist(estimate)
         odom, base = self.config.odom_frame, self.config.base_frame
         return self._make.odometry(estimate.stamp, odom, base, placement.pose, covariance, twist, twist_covariance)
 
@@ -723,18 +751,18 @@ class Session:
             return []
         return [("path", self._make.path(stamp, self.config.odom_frame, self._path))]
 
-    def _publish_clouds(self, frame: Frame, camera: str, estimate: Estimate, placement: Placement) -> list[Publication]:
+    def _publish_clouds(self, frame: Frame, camera: str, estimate: Estimate, pose: Tensor) -> list[Publication]:
         if estimate.lift is None or not self._wants_clouds(estimate.stamp):
             return []
         self._last["points"] = estimate.stamp
         properties = estimate.lift(self.config.cloud.stride)
-        cloud = make_cloud(frame, properties, estimate.interval, self.config.cloud)
+        cloud = make_cloud(
+            frame, properties, estimate.interval, self.config.cloud, estimate.moving, self._surroundings.objects, pose
+        )
         if self._map is not None:
             points = np.column_stack([cloud.fields[axis] for axis in "xyz"]).astype(np.float64)
-            pose = placement.pose @ placement.extrinsic
             self._map.add(points, cloud.fields["rgb"], cloud.moving, pose.numpy())
         clouds = {"points": cloud, "dynamic_points": cloud.select(cloud.moving)}
-        camera = self.config.camera_frame or camera
         return [
             (name, self._make.point_cloud(estimate.stamp, camera, clouds[name].fields))
             for name in _CLOUDS

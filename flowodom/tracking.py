@@ -23,6 +23,7 @@ from flowodom.registration.refine import ANNEALING, Fit, Matches, Shutter, refin
 from flowodom.registration.resection import resection
 from flowodom.registration.two_view import triangulate, two_view
 from flowodom.registration.window import KeyframeWindow
+from flowodom.scene_flow.decompose import Moving
 
 LEAST_INLIERS = 25
 """Matches that must agree with a pose for it to be believed."""
@@ -210,18 +211,21 @@ class Tracker:
         self._motion = self._motion.clone()
         self._motion[:3, 3] *= factor
 
-    def track(self, view: View, flow: FlowField) -> Track:
+    def track(self, view: View, flow: FlowField, moving: Moving | None = None) -> Track:
         """Finds the pose of a view.
 
         Args:
             view: The current view.
             flow: Dense flow from the last tracked view to it.
+            moving: What moves on its own in this view, and has no say; None for nothing.
 
         Raises:
             NotTracked: The view does not tell where the camera is.
             Parallax: A single camera is between standing still and a baseline that can be triangulated.
         """
         seen, found = self._follow(view, flow)
+        if moving is not None:
+            found &= ~moving.doubted(self._camera, seen).cpu()
         matches = self._matches(view, seen).subset(found)
         if len(matches) < LEAST_INLIERS:
             raise NotTracked(f"only {len(matches)} points could be followed, {LEAST_INLIERS} are needed")
@@ -251,7 +255,7 @@ class Tracker:
         keyframe = self._wants_keyframe(seen, found)
         return Track(pose, covariance, motion, motion_covariance, keyframe, len(matches), inliers)
 
-    def add_keyframe(self, view: View, depth: InverseDepth | None) -> None:
+    def add_keyframe(self, view: View, depth: InverseDepth | None, moving: Moving | None = None) -> None:
         """Makes the view that was tracked last a keyframe, and refines the window; ``pose`` changes a little.
 
         A single camera that has not left its place needs only the newest: older ones tell no depth.
@@ -259,13 +263,14 @@ class Tracker:
         Args:
             view: That view.
             depth: Its field, from which new points start.
+            moving: What moves on its own in it, where none start; None for nothing.
         """
         if not self._started:
             self._window = self._new_window()
             self._seen, self._found = torch.zeros(0, 2, dtype=torch.float64), torch.zeros(0, dtype=torch.bool)
         observed, seen = self._found, self._seen
         rho, variance = self._read(view.depth, seen)
-        fresh = choose(view.grey, self._config.points, taken=seen[observed], ignore=_unfit(view))
+        fresh = choose(view.grey, self._config.points, taken=seen[observed], ignore=_unfit(view, moving))
         fresh_rho, fresh_variance = self._read(depth, fresh)
         self._window.add(
             self._pose, observed, self._unshear(seen), seen, rho, variance,
@@ -277,6 +282,10 @@ class Tracker:
         self._pose = self._window.poses[-1]
         self._relative_covariance = torch.zeros_like(self._covariance)
         self._places = self._window.places
+
+    def share_on(self, moving: Moving) -> float:
+        """Returns the share of the points of the last fit that lie on what moves on its own."""
+        return float(moving.doubted(self._camera, self._seen[self._found]).double().mean())
 
     def _follow(self, view: View, flow: FlowField) -> tuple[Tensor, Tensor]:
         """Returns where the keyframe's points are seen (M, 2), and which were found (M,)."""
@@ -446,13 +455,15 @@ class Tracker:
         return moved > KEYFRAME_FLOW * self._camera.width or share < KEYFRAME_SHARE
 
 
-def _unfit(view: View) -> NDArray[np.bool_] | None:
-    """Returns the (H, W) pixels on which no point may be chosen: what is masked, and the edges of depth.
+def _unfit(view: View, moving: Moving | None) -> NDArray[np.bool_] | None:
+    """Returns the (H, W) pixels on which no point may be chosen: what is masked, what moves, and the edges of depth.
 
     A Lucas-Kanade window across a depth edge sees two motions, and a depth camera's own registration is worst there.
     """
-    if view.depth is None:
-        return view.frame.ignore
-    field = view.depth
-    edge = (field.variance.isfinite() & (field.variance > (EDGE_DEVIATION * field.mean) ** 2)).cpu().numpy()
-    return np.asarray(edge if view.frame.ignore is None else edge | view.frame.ignore)
+    unfit = [] if view.frame.ignore is None else [view.frame.ignore]
+    if view.depth is not None:
+        field = view.depth
+        unfit.append((field.variance.isfinite() & (field.variance > (EDGE_DEVIATION * field.mean) ** 2)).cpu().numpy())
+    if moving is not None:
+        unfit.append(moving.mask(view.grey.shape, doubted=True))
+    return np.logical_or.reduce(unfit) if unfit else None

@@ -16,6 +16,7 @@ from flowodom.geometry import PinholeCamera, se3
 from flowodom.messages import MessageFactory
 from flowodom.odometry import Estimate, Scale, Status
 from flowodom.scene_flow import PropertySet
+from flowodom.scene_flow.decompose import Moving, Surface
 from flowodom.session import Session
 
 SECOND = 1_000_000_000
@@ -46,6 +47,7 @@ class FakeOdometry:
         self.previous: int | None = None
         self.segment = 0
         self.properties: PropertySet | None = None
+        self.moving: Moving | None = None
 
     def reset(self, pose: Tensor | None = None) -> None:
         self.resets.append(pose)
@@ -78,6 +80,7 @@ class FakeOdometry:
             scale=Scale.SENSOR,
             matches=10,
             inliers=9,
+            moving=None if first or lost else self.moving,
             lift=None if first or lost or properties is None else lambda _: properties,
         )
 
@@ -540,6 +543,14 @@ def property_set() -> PropertySet:
     )
 
 
+def moving_set() -> Moving:
+    camera = CAMERA.scaled(0.5)
+    logit = torch.full((12, 16), -5.0)
+    logit[4:8, 4:8] = 5.0
+    blank = torch.full((12, 16), 0.5)
+    return Moving(camera, logit, logit, Surface(camera, blank, blank, 1e-6 * blank))
+
+
 def cloud_rows(message: Any) -> np.ndarray:
     return np.asarray(message.data).view(np.float32).reshape(message.width, -1)
 
@@ -547,6 +558,7 @@ def cloud_rows(message: Any) -> np.ndarray:
 def test_clouds_carry_places_colours_and_velocities() -> None:
     rig = Rig({"cloud.stride": 1}, inputs=("image", "camera_info"))
     rig.odometry.properties = property_set()
+    rig.odometry.moving = moving_set()
     rig.tf()
     rig.info()
     rig.image(0)
@@ -561,6 +573,8 @@ def test_clouds_carry_places_colours_and_velocities() -> None:
         "vx",
         "vy",
         "vz",
+        "moving_probability",
+        "object_id",
         "weight",
         "confidence",
     ]
@@ -569,7 +583,10 @@ def test_clouds_carry_places_colours_and_velocities() -> None:
     assert dynamic.width == 16
     rows = cloud_rows(dynamic)
     np.testing.assert_allclose(rows[:, 2], 2.0)
-    np.testing.assert_allclose(rows[:, 4:7], [[1.0, 0.0, 0.0]] * 16, atol=1e-6)
+    np.testing.assert_allclose(rows[:, 4:7], [[1.0, 0.0, 0.0]] * 16, atol=0.01)
+    assert (rows[:, 7] > 0.99).all()
+    still = cloud_rows(points)[:, 7] < 0.5
+    assert np.abs(cloud_rows(points)[still, 4:7]).max() < 0.01
     assert (rows[:, 3].view(np.uint32) == 0x646464).all()
 
 

@@ -142,6 +142,17 @@ def inverse(motion: Tensor) -> Tensor:
     return matrix(rotation, -(rotation @ motion[..., :3, 3:])[..., 0])
 
 
+def normalised(motion: Tensor) -> Tensor:
+    """Returns (..., 4, 4) motions whose rotations are orthonormal again, to second order of how far they were not.
+
+    Products of many rotations lose it by rounding; where inverses are taken by the transpose and fed back, it is lost
+    exponentially.
+    """
+    rotation = motion[..., :3, :3]
+    excess = rotation.transpose(-1, -2) @ rotation - torch.eye(3, dtype=motion.dtype, device=motion.device)
+    return matrix(rotation - 0.5 * rotation @ excess, motion[..., :3, 3])
+
+
 def act(motion: Tensor, points: Tensor) -> Tensor:
     """Applies (4, 4) or (..., 4, 4) motions to (..., 3) points; leading shapes broadcast."""
     return (motion[..., :3, :3] @ points[..., None])[..., 0] + motion[..., :3, 3]

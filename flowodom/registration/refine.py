@@ -215,7 +215,7 @@ def refine(
     Returns:
         The fit; its information has zero rows for what was held.
     """
-    motion, rho, shear = start, matches.rho, shutter.shear
+    motion, rho, shear = se3.normalised(start), matches.rho, shutter.shear
     rolling = shutter.deviation > 0
     final = OUTLIER * OUTLIER * spread(residuals(camera, matches, motion, shear)[1])
     kernel = final * annealing

@@ -225,3 +225,11 @@ def test_dtype_is_kept():
     assert se3.exp(xi).dtype == torch.float32
     assert se3.log(se3.exp(xi)).dtype == torch.float32
     assert se3.adjoint(se3.exp(xi)).dtype == torch.float32
+
+
+def test_normalised_makes_rotations_orthonormal_again():
+    motion = se3.exp(torch.tensor([[1.0, 2, 3, 0.4, -0.5, 0.6], [0, 0, 0, 1e-3, 0, 0]], dtype=torch.float64))
+    bent = motion.clone()
+    bent[..., :3, :3] *= 1 + 1e-6
+    found = se3.normalised(bent)
+    torch.testing.assert_close(found, motion, atol=1e-11, rtol=0)

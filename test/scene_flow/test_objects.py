@@ -1,0 +1,147 @@
+"""Moving objects found in worlds whose bodies' motions are exact, and followed through occlusion."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from flowodom.depth import InverseDepth
+from flowodom.flow import DenseFlow
+from flowodom.flow.consistency import FLOW_NOISE
+from flowodom.geometry import se3
+from flowodom.scene_flow.decompose import find_moving
+from flowodom.scene_flow.objects import COASTING, CONFIRMED, ObjectTracker, label, segment
+from flowodom.worlds import pinhole, room, straight
+
+CAMERA = pinhole(240, 180)
+RATE = 30
+FRAMES = 9
+
+
+@pytest.fixture(scope="module")
+def clip():
+    """A room with two movers: renderings, what moves in each, and the camera's motions ``T_previous_camera``."""
+    path = straight(position=(-0.8, 0.0, 1.2), speed=0.3)
+    world = room(7, movers=2, texels=128)
+    seen, moving, motions, found = [], [], [], None
+    for k in range(FRAMES):
+        now = world.render(path(k / RATE), k / RATE, CAMERA)
+        if seen:
+            truth = world.flow_between(seen[-1], now)
+            variance = torch.full(truth.forward.shape[:2], FLOW_NOISE**2)
+            flow = DenseFlow(
+                truth.forward.nan_to_num().float(), truth.backward.nan_to_num().float(), variance, variance
+            )
+            found = find_moving(CAMERA, look(seen[-1]), look(now), flow, truth.motions[0], found)
+            motions.append(se3.inverse(truth.motions[0]))
+        seen.append(now)
+        moving.append(found)
+    return seen, moving, motions
+
+
+def look(view):
+    rho = (1 / view.depth).float()
+    return view.image.float().mean(-1).to(torch.uint8), InverseDepth(CAMERA, rho, torch.full(rho.shape, 1e-6))
+
+
+def coarse(view):
+    return view.object_id[1::2, 1::2]
+
+
+def run(clip, count=FRAMES, hide=()):
+    seen, moving, motions = clip
+    tracker, all_objects = ObjectTracker(), []
+    for k in range(1, count):
+        what = None if k in hide else moving[k]
+        tracker.update(what, seen[k].pose, motions[k - 1], round(k / RATE * 1e9), 1 / RATE)
+        all_objects.append(tracker.objects)
+    return all_objects
+
+
+def body_of(known, view):
+    """The true body that an object's mask lies on, and their intersection over union."""
+    truth = coarse(view)
+    body = int(truth[known.mask].mode().values)
+    return body, float((known.mask & (truth == body)).sum() / (known.mask | (truth == body)).sum())
+
+
+def test_each_segment_has_its_bodys_motion(clip):
+    seen, moving, _ = clip
+    parts = segment(moving[-1])
+    assert len(parts) == 2
+    before, now = seen[-2], seen[-1]
+    bodies = set()
+    for part in parts:
+        body = int(coarse(now)[part.mask].mode().values)
+        bodies.add(body)
+        true = se3.inverse(before.pose) @ before.bodies[body] @ se3.inverse(now.bodies[body]) @ now.pose
+        middle = part.points.mean(0)
+        error = (se3.act(part.motion, middle) - se3.act(true, middle)).norm()
+        assert error < 0.006
+        assert torch.linalg.eigvalsh(part.covariance).min() > 0
+        assert (part.box[1] > part.box[0]).all()
+    assert bodies == {1, 2}
+
+
+def test_objects_are_confirmed_with_masks_and_velocities_of_the_bodies(clip):
+    seen, _, _ = clip
+    objects = run(clip)
+    assert not any(objects[: CONFIRMED - 1])
+    last, view, before = objects[-1], seen[-1], seen[-2]
+    assert len(last) == 2
+    for known in last:
+        body, overlap = body_of(known, view)
+        assert overlap > 0.75
+        back = before.bodies[body] @ se3.inverse(view.bodies[body])
+        true = (known.centre - se3.act(back, known.centre)) * RATE
+        assert (known.velocity - true).norm() < 0.1 * true.norm() + 0.05
+        assert ((known.extent > 0.1) & (known.extent < 1.5)).all()
+        assert len(known.trail) >= FRAMES - 2
+
+
+def test_numbers_stay(clip):
+    objects = run(clip)
+    numbers = [tuple(sorted(o.id for o in some)) for some in objects if len(some) == 2]
+    assert len(set(numbers)) == 1
+
+
+def test_an_object_is_known_again_after_it_was_hidden(clip):
+    objects = run(clip, hide=(6, 7))
+    before, hidden, after = objects[4], objects[6], objects[7]
+    assert [o.id for o in hidden] == [o.id for o in before]
+    assert all(o.mask is None for o in hidden)
+    assert {o.id for o in after} == {o.id for o in before}
+    assert all(o.mask is not None for o in after)
+    for was, coasted in zip(before, hidden, strict=True):
+        torch.testing.assert_close(coasted.pose, was.pose @ se3.exp(was.twist * 2 / RATE))
+        assert torch.linalg.eigvalsh(coasted.twist_covariance - was.twist_covariance).min() > 0
+
+
+def test_an_object_that_stays_away_is_dropped(clip):
+    seen, moving, motions = clip
+    tracker = ObjectTracker()
+    for k in range(1, FRAMES):
+        tracker.update(moving[k], seen[k].pose, motions[k - 1], round(k / RATE * 1e9), 1 / RATE)
+    stamp = round((FRAMES - 1) / RATE * 1e9)
+    for k in range(round(COASTING * RATE) + 2):
+        tracker.update(None, seen[-1].pose, se3.identity(), stamp + round((k + 1) / RATE * 1e9), 1 / RATE)
+    assert tracker.objects == []
+
+
+def test_nothing_moving_gives_no_objects(clip):
+    seen, _, motions = clip
+    tracker = ObjectTracker()
+    tracker.update(None, seen[1].pose, motions[0], 1, 1 / RATE)
+    assert tracker.objects == []
+    _, moving, _ = clip
+    assert segment(replace(moving[-1], stories=None)) == []
+
+
+def test_label_is_at_the_images_size(clip):
+    objects = run(clip)[-1]
+    numbers = label(objects, clip[1][-1].camera, (180, 240))
+    assert numbers.shape == (180, 240)
+    assert set(np.unique(numbers)) == {0, *(o.id for o in objects)}
+    truth = clip[0][-1].object_id.numpy() > 0
+    assert ((numbers > 0) & truth).sum() / ((numbers > 0) | truth).sum() > 0.75
