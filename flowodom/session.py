@@ -35,6 +35,9 @@ from flowodom.odometry import Estimate, Odometry, Status
 _log = logging.getLogger(__name__)
 
 _IMAGES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
+_STATIC = 0.5
+"""Least weight in the pose fit of a point of the map."""
+
 _UNKNOWN_VARIANCE = 9999.0
 _JUMP = 0.1
 """Seconds by which a stamp must go back to count as a jump of the clock; less is one only if the next goes on there."""
@@ -730,7 +733,8 @@ class Session:
         if self._map is not None:
             points = np.column_stack([cloud.fields[axis] for axis in "xyz"]).astype(np.float64)
             pose = placement.pose @ placement.extrinsic
-            self._map.add(points, cloud.fields["rgb"], cloud.moving, pose.numpy())
+            moving = cloud.moving | (cloud.fields["weight"] < _STATIC)
+            self._map.add(points, cloud.fields["rgb"], moving, pose.numpy())
         clouds = {"points": cloud, "dynamic_points": cloud.select(cloud.moving)}
         camera = self.config.camera_frame or camera
         return [
