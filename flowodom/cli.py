@@ -1,4 +1,4 @@
-"""The command line: ``flowodom replay | info | evaluate | doctor | render | study | train | adapt | dds``.
+"""The command line: ``flowodom replay | track | info | evaluate | doctor | render | study | train | adapt | dds``.
 
 Each subcommand imports what it needs when it runs, so that ``flowodom --help`` is there at once.
 """
@@ -116,6 +116,17 @@ def _replay(options: argparse.Namespace) -> int:
         )
     print(result.summary())
     return 130 if result.interrupted else 0
+
+
+def _track(options: argparse.Namespace) -> int:
+    from flowodom.process import prepare
+    from flowodom.track import track
+
+    config = make_config(options)
+    prepare(config.threads)
+    out = options.out or Path("out") / options.bag.resolve().stem
+    print(f"wrote {track(options.bag, out, options.points, config, topics=topic_overrides(options))}")
+    return 0
 
 
 def _info(options: argparse.Namespace) -> int:
@@ -356,6 +367,13 @@ def _parser() -> argparse.ArgumentParser:
     replay.add_argument("--no-points", dest="points", action="store_false", help="do not write point clouds")
     replay.add_argument("--no-progress", dest="progress", action="store_false", help="do not draw a progress bar")
 
+    track = command("track", _track, "follow pixels of a bag's first frame in 3D, into tracks.csv")
+    track.add_argument("bag", type=Path, help="rosbag2 folder, .mcap, .db3 or ROS 1 .bag")
+    track.add_argument("--points", type=_pixel, nargs="+", required=True, metavar="U,V", help="pixels to follow")
+    track.add_argument("--out", type=Path, help="folder for the results (default: out/NAME-OF-THE-BAG)")
+    add_config_arguments(track)
+    _add_topic_arguments(track)
+
     info = command("info", _info, "show what is in a bag and what replay would use of it")
     info.add_argument("bag", type=Path, help="rosbag2 folder, .mcap, .db3 or ROS 1 .bag")
     _add_topic_arguments(info)
@@ -534,6 +552,14 @@ def _positive(text: str) -> float:
     if not value > 0:
         raise argparse.ArgumentTypeError(f"must be greater than 0, got {text}")
     return value
+
+
+def _pixel(text: str) -> tuple[float, float]:
+    u, comma, v = text.partition(",")
+    try:
+        return float(u), float(v) if comma else float("nan")
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be U,V, got {text}") from None
 
 
 def _size(text: str) -> tuple[int, int]:

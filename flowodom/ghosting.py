@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from flowodom.config import OdometryConfig
-from flowodom.depth import DepthSource, InverseDepth
+from flowodom.config import FlowConfig, OdometryConfig
+from flowodom.depth import DepthSource, FramePair, InverseDepth
 from flowodom.depth.filter import FilterDepth
 from flowodom.depth.sensor import SensorDepth
 from flowodom.errors import FlowodomError
@@ -145,7 +145,7 @@ class _Sight:
 
     def __init__(self, rung: Rung, steps: Sequence[Step]) -> None:
         self._rung, self._steps = rung, steps
-        self._method: FlowMethod | None = make_flow(rung.flow) if rung.flow else None
+        self._method: FlowMethod | None = make_flow(FlowConfig(method=rung.flow)) if rung.flow else None
         self._source: DepthSource = FilterDepth() if rung.depth == "filter" else SensorDepth(OdometryConfig().depth)
         self._field: InverseDepth | None = None
         self._odometry = Odometry() if rung.odometry else None
@@ -174,7 +174,8 @@ class _Sight:
         elif flow is not None:
             motion = se3.inverse(pose) @ self._pose
             covariance = torch.eye(6, dtype=torch.float64) * 1e-12
-            self._field = self._source.fuse(None, self._field, flow, self.camera, motion, covariance)
+            pair = FramePair(step.frame, flow, self.camera, motion, covariance)
+            self._field = self._source.fuse(None, self._field, pair)
         self._pose = pose
         return flow, self._field, pose
 

@@ -118,9 +118,10 @@ class StaticMap:
         self._waiting.clear()
         unique, place = np.unique(keys, return_inverse=True)
         count, old = len(unique), place[: len(self._keys)]
-        sums = np.column_stack([np.bincount(place, column, count) for column in values.T])
-        hits: Array = np.bincount(old, self._hits, count)
-        misses = np.bincount(old, self._misses, count)
+        sums = np.zeros((count, 7))
+        np.add.at(sums, place, values)
+        hits, misses = np.zeros(count), np.zeros(count)
+        hits[old], misses[old] = self._hits, self._misses
         for found in hit:
             hits[np.searchsorted(unique, found)] += 1
         np.minimum(hits, _MOST_HITS, out=hits)

@@ -9,7 +9,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,6 +96,7 @@ def replay(
     report: bool = True,
     points: bool = True,
     progress: bool = True,
+    observe: Callable[[Frame, Estimate, Placement | None], None] | None = None,
 ) -> Result:
     """Runs the odometry on a recording.
 
@@ -113,6 +114,7 @@ def replay(
         report: Whether to write report.html.
         points: Whether to write the clouds.
         progress: Whether to draw a progress bar on the terminal.
+        observe: Shown every frame, what it told and where that puts the base.
 
     Raises:
         FlowodomError: The recording cannot be used, nothing came out of it, or the results cannot be written.
@@ -139,7 +141,7 @@ def replay(
             raise BagError(f"cannot make the folder {out}: {error.strerror or error}") from error
         truth = _truth(bag, selection, config)
         with BagWriter(out / "odometry.mcap", overwrite=True) as writer:
-            run = _Run(session, writer, names, selection.ground_truth, builder, truth)
+            run = _Run(session, writer, names, selection.ground_truth, builder, truth, observe)
             for raw in reader.raw_messages([_STATIC]):
                 run.take_static(raw)
             wanted = [*names, *([selection.ground_truth] if selection.ground_truth else [])]
@@ -173,8 +175,10 @@ class _Run:
         truth_topic: str | None,
         builder: ReportBuilder,
         truth: Trajectory | None,
+        observe: Callable[[Frame, Estimate, Placement | None], None] | None,
     ) -> None:
         self._session = session
+        self._observe = observe
         self._writer = writer
         self._names = names
         self._truth_topic = truth_topic
@@ -189,6 +193,8 @@ class _Run:
 
     def observe(self, frame: Frame, estimate: Estimate, placement: Placement | None) -> None:
         """Collects what the report and the evaluation need: the base's pose in the place of the camera's."""
+        if self._observe is not None:
+            self._observe(frame, estimate, placement)
         pose = None if placement is None else placement.pose
         covariance = None if placement is None else placement.covariance
         self._builder.add(frame, dataclasses.replace(estimate, pose=pose, covariance=covariance))

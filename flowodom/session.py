@@ -36,6 +36,9 @@ from flowodom.surroundings import Surroundings
 _log = logging.getLogger(__name__)
 
 _IMAGES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
+_STATIC = 0.5
+"""Least weight in the pose fit of a point of the map."""
+
 _UNKNOWN_VARIANCE = 9999.0
 _JUMP = 0.1
 """Seconds by which a stamp must go back to count as a jump of the clock; less is one only if the next goes on there."""
@@ -761,7 +764,8 @@ class Session:
         )
         if self._map is not None:
             points = np.column_stack([cloud.fields[axis] for axis in "xyz"]).astype(np.float64)
-            self._map.add(points, cloud.fields["rgb"], cloud.moving, pose.numpy())
+            moving = cloud.moving | (cloud.fields["weight"] < _STATIC)
+            self._map.add(points, cloud.fields["rgb"], moving, pose.numpy())
         clouds = {"points": cloud, "dynamic_points": cloud.select(cloud.moving)}
         return [
             (name, self._make.point_cloud(estimate.stamp, camera, clouds[name].fields))

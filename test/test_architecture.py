@@ -37,7 +37,7 @@ ROWS = (
     {"report", "session", "worlds"},
     {"drift", "endpoints", "ghosting", "host", "training"},
     {"dds", "replay"},
-    {"graph", "node"},
+    {"graph", "node", "track"},
     {"cli"},
 )
 """Modules and subpackages of flowodom; each may import those of the rows above it, and nothing else of flowodom."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from flowodom.geometry import se3
 from flowodom.scene_flow.lift import PropertySet
 
-SAME_SURFACE = 0.05
+SAME_SURFACE = 0.02
 """A point is seen where the surface at its pixel is at its own depth, to this share of it."""
 
 CLOSE = 0.08
@@ -17,7 +17,7 @@ CLOSE = 0.08
 _LEARNING, _BELIEVED = 0.3, 0.6
 """A frame's share in the belief that a point moves, and the belief from which on it does: three frames in a row."""
 
-_SUSPECTED, _REACH, _GUIDES = 0.25, 0.3, 500
+_SUSPECTED, _REACH, _GUIDES = 0.5, 0.3, 500
 """Belief from which on a hidden point goes along with a moving one, the distance within which it does, metres, and how
 many moving ones are looked at."""
 
@@ -31,8 +31,8 @@ class Tracks:
     A point moves only by its residual flow, the part of its flow that the camera's motion does not explain, and only
     where that is significant frame after frame: what stands still does not drift, and one wrong flow at the edge of a
     mover does not send it off. Until a point is believed to move, its way is kept aside. A point that is hidden, out of
-    view or without depth goes along with the nearest moving point that is seen, else on as it last went for ``patience``
-    seconds, and then stays.
+    view or without depth goes along with the nearest moving point that is seen, else on as it last went for
+    ``patience`` seconds, and then stays.
 
     Args:
         significance: Standard deviations by which a point must move on its own to count as moving.
@@ -119,3 +119,23 @@ class Tracks:
         self._velocity[hidden[near]] = self._velocity[guides][nearest[near]]
         self._unseen[hidden[near]] = 0.0
         self._belief[hidden[near]] = 1.0
+
+
+APD_DISTANCES = (0.1, 0.3, 0.5, 1.0)
+"""Distances within which ``apd3d`` counts points, metres."""
+
+
+def apd3d(estimate: Tensor, truth: Tensor) -> float:
+    """Scores tracks by the average share of points within several distances of the truth, after median alignment.
+
+    Args:
+        estimate: (N, 3) points, frame and origin of ``truth``, at any scale.
+        truth: (N, 3) where they truly are, metres.
+
+    Returns:
+        Mean over ``APD_DISTANCES`` of the share within each, 0 to 1, once the estimate's median distance from the
+        origin is made the truth's.
+    """
+    scale = truth.norm(dim=-1).median() / estimate.norm(dim=-1).median().clamp_min(1e-12)
+    error = (scale * estimate - truth).norm(dim=-1)
+    return sum(float((error < distance).double().mean()) for distance in APD_DISTANCES) / len(APD_DISTANCES)
