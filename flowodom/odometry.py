@@ -48,6 +48,15 @@ NEARER = 0.1
 MOST_ACCELERATION = (12.0, 30.0)
 """What a camera is believed to do, m/s^2 and rad/s^2, where much of the image moves otherwise than the rest."""
 
+CROWDED = 0.7
+"""Share of the points that agree with a pose, below which what moves on its own is looked for."""
+
+WATCHED = 0.01
+"""Share of the image that moves on its own from which it is looked for in every frame."""
+
+LOOK_PERIOD = 0.2
+"""Longest time, seconds, for which nobody looks for what moves on its own."""
+
 SCALE_WANDER = 0.003
 """Relative change of a single camera's scale from keyframe to keyframe, one standard deviation."""
 
@@ -163,6 +172,7 @@ class Odometry:
         self._field: InverseDepth | None = None
         self._moving: Moving | None = None
         self._velocity: Tensor | None = None
+        self._looked = 0
         self._lost_since: int | None = None
         self._timing: dict[str, float] = {}
 
@@ -202,10 +212,11 @@ class Odometry:
         interval = (frame.stamp - previous.frame.stamp) * 1e-9
         with self._stage("flow"):
             flow = self._flow(previous.dense, view.dense)
-            if fields or not self._depth.metric or self._moving is not None:
+            search = fields or self._is_watching(frame.stamp)
+            if search or not self._depth.metric or self._moving is not None:
                 flow.begin()
         try:
-            track, moving = self._locate(view, flow, dense_camera, interval)
+            track, moving = self._locate(view, flow, dense_camera, interval, search)
         except Parallax as wait:
             self._previous = view
             if isinstance(wait, OutOfSight):
@@ -243,8 +254,16 @@ class Odometry:
             ),
         )
 
+    def _is_watching(self, stamp: int) -> bool:
+        """Tells whether to look for what moves on its own: where something is known to, and now and then.
+
+        It is looked for as well where fields are asked for, and where many points contradict the pose.
+        """
+        known = self._moving is not None and self._moving.share > WATCHED
+        return known or stamp - self._looked >= round(1e9 * LOOK_PERIOD)
+
     def _locate(
-        self, view: View, flow: FlowField, camera: PinholeCamera, interval: float
+        self, view: View, flow: FlowField, camera: PinholeCamera, interval: float, search: bool
     ) -> tuple[Track, Moving | None]:
         """Finds pose, depth and what moves on its own; again without the latter where it has swayed the pose.
 
@@ -252,23 +271,25 @@ class Odometry:
             NotTracked, Parallax: See ``Tracker.track``.
         """
         moving = None if self._moving is None else self._moving.carried(flow)
-        opinion = self._judge(view, flow, camera, moving)
+        opinion = self._judge(view, flow, camera, moving, search=search)
         if opinion.moving is not None and opinion.tracker.share_on(opinion.moving) > SWAY:
-            opinion = self._judge(view, flow, camera, opinion.moving)
+            opinion = self._judge(view, flow, camera, opinion.moving, search=True)
         velocity = se3.log(opinion.track.motion) / interval
         if (grown := self._grown(opinion.moving)) > AMBIGUOUS and not self._steady(velocity, interval):
             assert opinion.moving is not None
             if opinion.moving.nearness < -NEARER:
                 # What moves is seen through gaps of what stands still: it is the other way round.
-                opinion = self._judge(view, flow, camera, opinion.moving.swapped())
+                opinion = self._judge(view, flow, camera, opinion.moving.swapped(), search=True)
                 velocity = se3.log(opinion.track.motion) / interval
             if opinion.moving is None or opinion.moving.nearness < NEARER:
                 raise NotTracked(f"{grown:.0%} of the image moves otherwise than the rest: which is still, is not told")
         self._tracker, self._field, self._velocity = opinion.tracker, opinion.field, velocity
         return opinion.track, opinion.moving
 
-    def _judge(self, view: View, flow: FlowField, camera: PinholeCamera, moving: Moving | None) -> _Opinion:
-        """Finds pose, depth and what moves on its own, where ``moving`` has no say in the pose."""
+    def _judge(
+        self, view: View, flow: FlowField, camera: PinholeCamera, moving: Moving | None, *, search: bool
+    ) -> _Opinion:
+        """Finds pose, depth and, if need be, what moves on its own, where ``moving`` has no say in the pose."""
         assert self._tracker is not None
         tracker, former = copy(self._tracker), self._field
         with self._stage("pose"):
@@ -284,7 +305,9 @@ class Odometry:
                 field = self._depth.fuse(view.depth, former, pair)
         with self._stage("moving"):
             found = None
-            if former is not None and field is not None:
+            crowded = track.inliers < CROWDED * track.matches
+            if former is not None and field is not None and (search or crowded):
+                self._looked = view.frame.stamp
                 past, now = (self._previous.dense, former), (view.dense, field)
                 found = find_moving(camera, past, now, flow, to_current, self._moving)
         if found is not None and self._velocity is None:
