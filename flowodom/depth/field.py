@@ -241,10 +241,18 @@ def load_field(path: Path) -> FieldNetwork:
     return network
 
 
-def save_field(path: Path, network: FieldNetwork) -> None:
-    """Writes a network's weights, in half precision, with its shape beside them."""
+def save_field(path: Path, network: FieldNetwork, *, steps: int, seed: int) -> None:
+    """Writes a network's weights, in half precision, with its shape beside them.
+
+    Args:
+        path: Where to; what is there is replaced.
+        network: The network.
+        steps: Steps that it has learned.
+        seed: Seed with which it began.
+    """
     tensors = {name: value.half() for name, value in network.state_dict().items()}
-    weights.write(path, tensors, {"field": json.dumps(dataclasses.asdict(network.config))})
+    shape = json.dumps(dataclasses.asdict(network.config))
+    weights.write(path, tensors, {"model": "field", "field": shape, "steps": str(steps), "seed": str(seed)})
 
 
 class FieldDepth:
