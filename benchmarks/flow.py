@@ -118,8 +118,9 @@ def _motions(points: Tensor, focal: float) -> Tensor:
     """Returns (H, W, 2, 9) derivatives of where (H, W, 3) points are seen, by translation, rotation and shear."""
     x, y, z = points.unbind(-1)
     zero = torch.zeros_like(z)
-    projection = focal * torch.stack((1 / z, zero, -x / z**2, zero, 1 / z, -y / z**2), dim=-1).unflatten(-1, (2, 3))
-    turn = torch.stack((zero, z, -y, -z, zero, x, y, -x, zero), dim=-1).unflatten(-1, (3, 3))
+    projection = focal * torch.stack((1 / z, zero, -x / z**2, zero, 1 / z, -y / z**2), dim=-1)
+    turn = torch.stack((zero, z, -y, -z, zero, x, y, -x, zero), dim=-1)
+    projection, turn = projection.view(*z.shape, 2, 3), turn.view(*z.shape, 3, 3)
     rotation = projection @ turn
     row = torch.linspace(-0.5, 0.5, len(z), dtype=z.dtype)[:, None, None, None]
     return torch.cat((projection, rotation, row * rotation), dim=-1)
