@@ -45,6 +45,7 @@ SCENES = {
 MEASURES = {
     "mean": "mean distance, pixels, between found and true flow of the points seen in both images",
     "median": "median of the same",
+    "rigid": "mean of the same for recordings, less what an error of the true motion and a rolling shutter explain",
     "over 1 px %": "share of these points whose flow is off by more than a pixel",
     "hidden mean": "mean distance, pixels, for the points that the other image does not show",
     "in 3 sigma %": "share of these points whose error is within 3 sigma of the variance given with the flow",
@@ -63,6 +64,8 @@ class Pair:
     current: Tensor
     flow: Tensor
     hidden: Tensor
+    motions: Tensor | None = None
+    """(H, W, 2, 9): how flow changes with the camera's motion and with its turning from first to last row."""
 
 
 def pairs(frames: int, width: int, height: int, noise: float) -> Iterator[Pair]:
@@ -107,7 +110,31 @@ def recorded_pairs(bag: Path, frames: int) -> Iterator[Pair]:
         seen = _nearest(second.depth, landing)
         wrong = ~((seen - points[..., 2]).abs() < DEPTH_STEP * points[..., 2])
         smooth = _smooth(first.depth, pixels)
-        yield Pair(bag.stem, before, after, ((landing - pixels) * scale).float(), wrong | ~smooth)
+        flow = ((landing - pixels) * scale).float()
+        yield Pair(bag.stem, before, after, flow, wrong | ~smooth, _motions(points, camera.focal * scale))
+
+
+def _motions(points: Tensor, focal: float) -> Tensor:
+    """Returns (H, W, 2, 9) derivatives of where (H, W, 3) points are seen, by translation, rotation and shear."""
+    x, y, z = points.unbind(-1)
+    zero = torch.zeros_like(z)
+    projection = focal * torch.stack((1 / z, zero, -x / z**2, zero, 1 / z, -y / z**2), dim=-1)
+    turn = torch.stack((zero, z, -y, -z, zero, x, y, -x, zero), dim=-1)
+    projection, turn = projection.view(*z.shape, 2, 3), turn.view(*z.shape, 3, 3)
+    rotation = projection @ turn
+    row = torch.linspace(-0.5, 0.5, len(z), dtype=z.dtype)[:, None, None, None]
+    return torch.cat((projection, rotation, row * rotation), dim=-1)
+
+
+def _without_motion(difference: Tensor, motions: Tensor) -> Tensor:
+    """Returns (N, 2) differences of flow less what an error of the true motion, with (N, 2, 9) motions, explains."""
+    left, weight = difference.double(), torch.ones(len(difference), dtype=torch.float64)
+    for _ in range(10):
+        a = motions * weight[:, None, None]
+        solution = torch.linalg.lstsq(a.flatten(0, 1), (difference.double() * weight[:, None]).flatten()[:, None])
+        left = difference - (motions @ solution.solution)[..., 0]
+        weight = 1 / (1 + (left.norm(dim=-1) / 0.5) ** 2).sqrt()
+    return left
 
 
 def _nearest(depth: Any, pixels: Tensor) -> Tensor:
@@ -165,11 +192,14 @@ def measure(pair: Pair, flow: Tensor, variance: Tensor | None) -> dict[str, floa
     result = {
         "mean": float(off.mean()),
         "median": float(off.median()),
+        "rigid": float("nan"),
         "over 1 px %": 100 * float((off > 1).float().mean()),
         "hidden mean": float(error[hidden].mean()) if hidden.any() else float("nan"),
         "in 3 sigma %": float("nan"),
         "whitened": float("nan"),
     }
+    if pair.motions is not None:
+        result["rigid"] = float(_without_motion((flow - pair.flow)[seen], pair.motions[seen]).norm(dim=-1).mean())
     if variance is not None:
         squared = off**2 / variance[seen]
         result["in 3 sigma %"] = 100 * float((squared < 11.83).float().mean())  # two degrees of freedom

@@ -1,6 +1,5 @@
 """Files of weights: what is written is read, and nothing in them is ever run."""
 
-import json
 import pickle
 
 import pytest
@@ -86,11 +85,10 @@ def test_what_ships_has_a_card_and_is_small():
     files = sorted(weights.FOLDER.glob("*.safetensors"))
     assert sum(path.stat().st_size for path in files) < 25e6
     for path in files:
-        _, words = weights.read(path)
-        card = path.with_suffix(".md").read_text(encoding="utf-8")
-        assert {"model", "steps", "seed"} <= words.keys(), json.dumps(words)
-        for heading in ("Data", "Training", "Figures", "Command"):
-            assert f"## {heading}" in card
+        assert weights.read(path)[1], "metadata that say what it is"
+        card = path.with_suffix(".md").read_text(encoding="utf-8").lower()
+        for matter in ("data", "training", "seed", "steps", "flowodom train"):
+            assert matter in card, f"{path.name}: {matter}"
         assert weights.shipped(path.stem) == path
 
 
