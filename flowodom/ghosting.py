@@ -29,7 +29,7 @@ from flowodom.geometry import PinholeCamera, se3
 from flowodom.odometry import Odometry
 from flowodom.plots import growth_plot
 from flowodom.scene_flow import lift
-from flowodom.scene_flow.tracks import Tracks
+from flowodom.scene_flow.tracks import Tracks, apd3d
 from flowodom.worlds import Step, hand_held, pinhole, room, sequence
 
 _SURE = 1e-9
@@ -84,6 +84,8 @@ class Outcome:
         aware_movers: The same of flow-aware accumulation.
         aware_rest: Error of flow-aware accumulation at the end, of points on what stands still.
         movers: Share of accumulated points that lie on moving things.
+        apd: APD3D of the flow-aware points at the end, 0 to 1 (``scene_flow.tracks.apd3d``).
+        apd_movers: The same of points on moving things alone.
     """
 
     name: str
@@ -96,6 +98,8 @@ class Outcome:
     aware_movers: float
     aware_rest: float
     movers: float
+    apd: float
+    apd_movers: float
 
 
 def clip(seed: int, frames: int, size: tuple[int, int] = (320, 240)) -> list[Step]:
@@ -203,7 +207,7 @@ def accumulate(rung: Rung, steps: Sequence[Step]) -> dict[str, list[float]]:
     Returns:
         By name, figures after each third frame: ``static`` and ``aware`` mean errors of all points, of those in sight
         (``static_seen``, ``aware_seen``), of those on movers (``static_movers``, ``aware_movers``), of the rest
-        (``aware_rest``), metres; ``movers``, their share; ``frame``.
+        (``aware_rest``), metres; ``movers``, their share; ``apd`` and ``apd_movers``, scores; ``frame``.
     """
     sight, truth = _Sight(rung, steps), _Truth(steps)
     tracks = Tracks()
@@ -241,6 +245,8 @@ def accumulate(rung: Rung, steps: Sequence[Step]) -> dict[str, list[float]]:
             "aware_movers": aware[moving].mean(),
             "aware_rest": aware[~moving].mean(),
             "movers": moving.float().mean(),
+            "apd": apd3d(tracks.points, real),
+            "apd_movers": apd3d(tracks.points[moving], real[moving]),
         }
         for name, value in figures.items():
             found.setdefault(name, []).append(float(value))
@@ -286,6 +292,8 @@ def _outcome(name: str, runs: list[dict[str, list[float]]]) -> Outcome:
         mean("aware_movers")[-1],
         mean("aware_rest")[-1],
         mean("movers")[-1],
+        mean("apd")[-1],
+        mean("apd_movers")[-1],
     )
 
 
@@ -298,6 +306,8 @@ _COLUMNS: tuple[tuple[str, Callable[[Outcome], str]], ...] = (
     ("movers static, mm", lambda o: f"{1e3 * o.static_movers:.0f}"),
     ("movers flow-aware, mm", lambda o: f"{1e3 * o.aware_movers:.0f}"),
     ("rest flow-aware, mm", lambda o: f"{1e3 * o.aware_rest:.1f}"),
+    ("APD3D all", lambda o: f"{o.apd:.3f}"),
+    ("APD3D movers", lambda o: f"{o.apd_movers:.3f}"),
     ("points on movers", lambda o: f"{100 * o.movers:.1f} %"),
 )
 

@@ -339,19 +339,20 @@ def growth_plot(curves: Sequence[tuple[str, Array, Array]], path: Path, *, x: st
     """Writes an SVG of how several figures grow, on a logarithmic scale, in colours of its own on white.
 
     Args:
-        curves: Name, x and positive y of each.
+        curves: Name, x and y of each; where y is next to nothing it is left out.
         path: Where to.
         x: Label of the x axis.
         y: Label of the y axis.
         scale: Factor on y.
     """
     with matplotlib.rc_context({"svg.hashsalt": "flowodom", "font.size": 10}):
-        figure = Figure(figsize=(8, 4.5), layout="constrained", facecolor="white")
+        figure = Figure(figsize=(8, 5.5), layout="constrained", facecolor="white")
         axes = figure.subplots()
         for k, (name, across, up) in enumerate(curves):
-            axes.plot(across, scale * up, label=name, linestyle="--" if k == 0 else "-", linewidth=1.8)
+            shown = up > 1e-3 * up.max()
+            axes.plot(across[shown], scale * up[shown], label=name, linestyle="--" if k == 0 else "-", linewidth=1.8)
         axes.set(xlabel=x, ylabel=y, yscale="log")
         axes.grid(True, which="major", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, frameon=False)
         figure.savefig(path, format="svg", metadata={"Date": None})

@@ -18,6 +18,7 @@ def test_exact_flow_takes_most_of_the_ghosts_out(outcomes):
     assert exact.aware_rest < 0.005
     assert exact.factor > 2
     assert 0.02 < exact.movers < 0.5
+    assert 0.9 < exact.apd_movers <= exact.apd <= 1
 
 
 def test_what_stands_is_left_alone_by_a_real_flow():

@@ -134,8 +134,10 @@ def apd3d(estimate: Tensor, truth: Tensor) -> float:
 
     Returns:
         Mean over ``APD_DISTANCES`` of the share within each, 0 to 1, once the estimate's median distance from the
-        origin is made the truth's.
+        origin is made the truth's; NaN for no point.
     """
+    if not len(truth):
+        return float("nan")
     scale = truth.norm(dim=-1).median() / estimate.norm(dim=-1).median().clamp_min(1e-12)
     error = (scale * estimate - truth).norm(dim=-1)
     return sum(float((error < distance).double().mean()) for distance in APD_DISTANCES) / len(APD_DISTANCES)
