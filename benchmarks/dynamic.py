@@ -101,13 +101,13 @@ class Score:
             start: (4, 4) ``T_world_odom``.
             interval: Seconds since then.
         """
-        for known in objects:
-            if known.mask is None:
-                continue
-            mask = known.mask.numpy()
+        met: set[int] = set()
+        seen = [(known, known.mask.numpy()) for known in objects if known.mask is not None]
+        for known, mask in sorted(seen, key=lambda pair: -int(pair[1].sum())):
             body = int(np.bincount(cv2.resize(ids, mask.shape[::-1], interpolation=cv2.INTER_NEAREST)[mask]).argmax())
-            if body == 0:
+            if body == 0 or body in met:
                 continue
+            met.add(body)
             if self.owners.get(body, known.id) != known.id:
                 self.switches += 1
             self.owners[body] = known.id

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flowodom.config import CloudConfig
-from flowodom.flow.consistency import sample
 from flowodom.frame import Frame
 from flowodom.scene_flow import PropertySet
 from flowodom.scene_flow.decompose import Moving, nearest
@@ -75,7 +74,7 @@ def make_cloud(
     numbers = torch.zeros(len(now), dtype=torch.int32, device=now.device)
     if moving is not None:
         places = moving.places(properties.camera, pixels)
-        probability = sample(moving.logit[..., None], places)[..., 0].sigmoid()
+        probability = moving.at(properties.camera, pixels)
         for known in objects:
             if known.mask is None or known.mask.shape != moving.logit.shape:
                 continue

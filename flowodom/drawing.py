@@ -16,6 +16,9 @@ Field = NDArray[np.float32]
 WEIGHT_COLOUR = (45, 212, 160)
 """RGB of weight 1."""
 
+MOVING_COLOUR = (255, 96, 64)
+"""RGB of what moves on its own beyond doubt."""
+
 _DIM = 0.55
 """Brightness of the image under a colour, so that the colour stands out."""
 
@@ -76,18 +79,19 @@ def inverse_depth_picture(grey: Image, depth: Field, near: float, far: float) ->
     return _blend(grey, np.asarray(colours, dtype=np.uint8), 0.9 * np.asarray(opacity, dtype=np.float32))
 
 
-def weight_picture(grey: Image, weight: Field) -> Image:
+def weight_picture(grey: Image, weight: Field, tint: tuple[int, int, int] = WEIGHT_COLOUR) -> Image:
     """Draws weights in [0, 1] as a tint: full is used in the fit, none is not.
 
     Args:
         grey: (H, W) uint8.
         weight: (h, w), NaN counts as 0.
+        tint: RGB of weight 1.
 
     Returns:
         (H, W, 3) uint8 RGB.
     """
     opacity = _resize(np.nan_to_num(weight, nan=0.0, posinf=0.0, neginf=0.0), grey)
-    colours = np.broadcast_to(np.array(WEIGHT_COLOUR, dtype=np.uint8), (*grey.shape, 3))
+    colours = np.broadcast_to(np.array(tint, dtype=np.uint8), (*grey.shape, 3))
     return _blend(grey, colours, 0.65 * np.clip(opacity, 0, 1))
 
 

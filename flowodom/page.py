@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from flowodom import __version__, drawing, plots
 from flowodom.config import parameters
 from flowodom.evaluation import FIGURES, Alignment, Evaluation, Figure, align, angles, number_text, pose_errors
 from flowodom.evaluation import relative_errors as errors_between
+from flowodom.geometry import se3
+from flowodom.scene_flow.forecast import judge
 from flowodom.trajectory import Array, Indices, Trajectory, associate
 
 if TYPE_CHECKING:
@@ -205,6 +208,7 @@ def render(run: Run, title: str, configuration: Any = None) -> str:
         _speed(run),
         _tracking(run),
         _pictures(run),
+        _forecast(run),
         _figures(run),
         _configuration(configuration),
     ]
@@ -467,7 +471,7 @@ def _pictures(run: Run) -> str:
     caption = (
         "Flow: hue is the direction (wheel), opacity the length. Depth: bright is near, grey is unknown. Weight: "
         "tinted where a pixel may serve the pose fit (static and observable). Residual flow: what the camera's own "
-        "motion does not explain; things that move by themselves stand out."
+        "motion does not explain; things that move by themselves stand out. Moving: how likely a pixel does so."
     )
     return _section("Pictures", caption, "".join(blocks), aside=icon)
 
@@ -493,7 +497,9 @@ def _panels(shot: Snapshot, unit: str) -> list[tuple[str, str, drawing.Image]]:
     ]
     longest = _longest(shot.residual, 2.0)
     picture = drawing.flow_picture(shot.grey, shot.residual, longest)
-    return [*panels, ("Residual flow", f"up to {longest:.1f} px", picture)]
+    share = f"{float((shot.moving > 0.5).mean()):.1%} of the image"
+    moving = drawing.weight_picture(shot.grey, shot.moving, drawing.MOVING_COLOUR)
+    return [*panels, ("Residual flow", f"up to {longest:.1f} px", picture), ("Moving", share, moving)]
 
 
 def _longest(flow: drawing.Field, least: float) -> float:
@@ -501,6 +507,33 @@ def _longest(flow: drawing.Field, least: float) -> float:
     length = np.linalg.norm(flow, axis=-1)
     length = length[np.isfinite(length)]
     return max(least, float(np.percentile(length, 99))) if length.size else least
+
+
+def _forecast(run: Run) -> str:
+    """What the path would have been with the twist of each frame, against what it was."""
+    path = run.trajectory
+    if len(path.stamps) < 3:
+        return ""
+    poses = torch.from_numpy(np.asarray(path.poses, dtype=np.float64))
+    lapse = torch.from_numpy(np.diff(path.stamps) * 1e-9)[:, None]
+    twists = torch.full((len(poses), 6), torch.nan, dtype=torch.float64)
+    twists[1:] = se3.log(se3.inverse(poses[:-1]) @ poses[1:]) / lapse
+    segments = np.zeros(len(poses), dtype=np.int64) if path.segments is None else path.segments
+    twists[1:][torch.from_numpy(segments[1:] != segments[:-1])] = torch.nan
+    found = judge(path.stamps, poses, twists, segments)
+    unit = "m" if run.metric else "units"
+    rows = "".join(
+        f"<tr><th scope=row>{seconds:g} s</th><td>{number_text(float(miss))} {unit}</td><td>{turn:.2f}°</td></tr>"
+        for seconds, miss, turn, count in zip(
+            found.seconds, found.translation, found.rotation, found.count, strict=True
+        )
+        if count
+    )
+    if not rows:
+        return ""
+    head = "<thead><tr><th scope=col>ahead</th><th scope=col>place</th><th scope=col>direction</th></tr></thead>"
+    caption = "How far a forecast with constant twist misses the pose that was estimated then: medians over all frames."
+    return _section("Forecast", caption, f"<div class='scroll'><table class='figures'>{head}{rows}</table></div>")
 
 
 def _figures(run: Run) -> str:

@@ -24,6 +24,7 @@ from flowodom.evaluation import Evaluation, compare
 from flowodom.frame import Frame
 from flowodom.odometry import Estimate, Status
 from flowodom.scene_flow import PropertySet
+from flowodom.scene_flow.decompose import Moving
 from flowodom.trajectory import TOLERANCE, Array, Trajectory
 
 _LOG = logging.getLogger(__name__)
@@ -67,6 +68,7 @@ class Snapshot:
         depth: (h, w) metres.
         weight: (h, w) in [0, 1].
         residual: (h, w, 2) pixels: the part of the flow that is not the camera's motion.
+        moving: (h, w) probability that a pixel moves on its own.
     """
 
     index: int
@@ -75,6 +77,7 @@ class Snapshot:
     depth: drawing.Field
     weight: drawing.Field
     residual: drawing.Field
+    moving: drawing.Field
 
 
 class ReportBuilder:
@@ -123,7 +126,7 @@ class ReportBuilder:
         )
         # Properties are lifted when asked for, so only a frame that is to be drawn may ask.
         if self._previous is not None and (index + 1) % self._stride == 0 and estimate.properties is not None:
-            self._snapshots.append(_snapshot(index, self._previous, estimate.properties))
+            self._snapshots.append(_snapshot(index, self._previous, estimate.properties, estimate.moving))
             if len(self._snapshots) > 2 * self._wanted:
                 self._stride *= 2
                 self._snapshots = [shot for shot in self._snapshots if (shot.index + 1) % self._stride == 0]
@@ -262,7 +265,7 @@ class ReportBuilder:
         return self._snapshots[:: max(1, round(len(self._snapshots) / self._wanted))]
 
 
-def _snapshot(index: int, previous: Frame, properties: PropertySet) -> Snapshot:
+def _snapshot(index: int, previous: Frame, properties: PropertySet, moving: Moving | None) -> Snapshot:
     step = max(1, -(-properties.camera.width // _FIELD_WIDTH))
 
     def thin(field: torch.Tensor) -> drawing.Field:
@@ -280,6 +283,10 @@ def _snapshot(index: int, previous: Frame, properties: PropertySet) -> Snapshot:
     with np.errstate(divide="ignore", invalid="ignore"):
         residual = focal * (now[..., :2] / now[..., 2:] - still[..., :2] / still[..., 2:])
         residual[~((now[..., 2] > 0) & (still[..., 2] > 0))] = np.nan
+    flow = properties.flow
+    probability = torch.zeros_like(flow[..., 0])
+    if moving is not None:
+        probability = moving.at(camera, camera.pixels(device=flow.device) + flow)
     return Snapshot(
         index=index,
         grey=grey,
@@ -287,4 +294,5 @@ def _snapshot(index: int, previous: Frame, properties: PropertySet) -> Snapshot:
         depth=thin(properties.points[..., 2]),
         weight=thin(properties.weight),
         residual=residual * ratio,
+        moving=thin(probability),
     )

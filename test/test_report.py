@@ -183,7 +183,7 @@ class TestPage:
 
     def test_pictures_can_be_read(self, full: tuple[str, Page]) -> None:
         pictures = [source for source in full[1].sources if source.startswith("data:image/jpeg;base64,")]
-        assert len(pictures) == 5 * 3
+        assert len(pictures) == 6 * 3
         for source in pictures:
             data = np.frombuffer(base64.b64decode(source.partition(",")[2]), dtype=np.uint8)
             assert cv2.imdecode(data, cv2.IMREAD_COLOR).shape == (48, 64, 3)

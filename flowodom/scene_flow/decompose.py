@@ -36,8 +36,11 @@ CELL = 2
 GLANCE_CELL = 8
 """Pixels of the dense grid, each way, that share one residual in the first glance."""
 
-GLANCE_SHARE = 0.004
+GLANCE_SHARE = 0.005
 """Share of the first glance's cells that must disagree with the camera's motion for a closer look."""
+
+GLANCE_SIGNIFICANT = 27.0
+"""Squared Mahalanobis distance from which a cell of the first glance disagrees: the rough flow has large errors."""
 
 PRIOR = 0.02
 """Probability that a pixel of which nothing is known moves."""
@@ -386,6 +389,10 @@ class Moving:
         scale = pixels.new_tensor((self.camera.width / camera.width, self.camera.height / camera.height))
         return ((pixels + 0.5) * scale - 0.5).to(self.logit)
 
+    def at(self, camera: PinholeCamera, pixels: Tensor) -> Tensor:
+        """Returns the (...) probability at (..., 2) pixels of a camera with the same view at any resolution."""
+        return sample(self.logit[..., None], self.places(camera, pixels))[..., 0].sigmoid()
+
     def doubted(self, camera: PinholeCamera, pixels: Tensor) -> Tensor:
         """Returns (...) bool: what is doubted at (..., 2) pixels of a camera with the same view at any resolution."""
         return nearest(self.doubt[..., None], self.places(camera, pixels))[..., 0] > 0
@@ -397,9 +404,9 @@ def glance(previous: Surface, current: Surface, flow: FlowField, motion: Tensor)
     stories = tell(current, previous, flow.rough, sure, motion, GLANCE_CELL)
     usable = stories.usable & previous.variance.isfinite()
     squared = stories.squared / scatter(stories.squared, usable)
-    moves = (usable & (squared > SIGNIFICANT)).float()
+    moves = (usable & (squared > GLANCE_SIGNIFICANT)).float()
     # Alone it is an error of the flow; with its neighbours it is a thing.
-    things = (box(moves[None], 1)[0] > 0.6).float().mean()
+    things = (box(moves[None], 1)[0] > 0.85).float().mean()
     return bool(things > GLANCE_SHARE)
 
 

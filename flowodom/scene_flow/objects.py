@@ -33,7 +33,7 @@ from flowodom.scene_flow.decompose import EDGE, RELATIVE_FLOOR, Moving, nearest
 LEAST_PIXELS = 0.001
 """Share of the grid that a part needs to propose a motion."""
 
-SAMPLES = 160
+SAMPLES = 100
 """Most points of one motion's fit."""
 
 PLACE_NOISE = 0.25
@@ -236,7 +236,7 @@ def _fit(moving: Moving, mask: Tensor, least: float, *, splits: int) -> list[Seg
     sure = matches.subset(both)
     points = sure.direction / sure.rho[:, None]
     start = procrustes(points, moving.camera.unproject(sure.pixels, 1 / sure.seen_rho), sure.rho**4)
-    fit = refine(moving.camera, matches, start, max_iterations=6)
+    fit = refine(moving.camera, matches, start, max_iterations=4)
     agrees = fit.weight > 0.25
     if splits > 0 and float(agrees.double().mean()) < EXPLAINED:
         every, place = _matches(moving, mask, mask.numel())
