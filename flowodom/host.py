@@ -79,7 +79,7 @@ class Host:
                 elif item.topic:
                     out = self._handle(item.topic, item.message, item.time)
                 else:
-                    item.message(self._session)
+                    self._act(item.message)
                     continue
                 for name, message in out:
                     self._publish(name, message)
@@ -87,6 +87,15 @@ class Host:
                 _log.exception("a message made the odometry fail; it goes on with a new segment")
                 self._session.counts["failures"] += 1
                 self._session.restart()
+
+    def _act(self, action: Callable[[Session], None]) -> None:
+        """Does what was asked for; that it cannot be done is told in the diagnostics and costs nothing else."""
+        try:
+            action(self._session)
+        except FlowodomError as error:
+            self._session.report("request", error)
+        else:
+            self._session.report("request", None)
 
     def _handle(self, topic: str, message: Any, time: int) -> list[Publication]:
         try:

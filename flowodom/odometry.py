@@ -51,7 +51,7 @@ MOST_ACCELERATION = (12.0, 30.0)
 CROWDED = 0.7
 """Share of the points that agree with a pose, below which what moves on its own is looked for."""
 
-WATCHED = 0.01
+WATCHED = 0.003
 """Share of the image that moves on its own from which it is looked for in every frame."""
 
 LOOK_PERIOD = 0.2

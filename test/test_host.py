@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from flowodom.config import SessionConfig
-from flowodom.errors import MessageError
+from flowodom.errors import ConfigError, FlowodomError, MessageError
 from flowodom.host import Host
 from flowodom.session import Session
 
@@ -19,6 +19,7 @@ class FakeSession:
         self.handled: list[tuple[str, Any, int]] = []
         self.ticks = threading.Event()
         self.restarts = 0
+        self.reported: list[tuple[str, FlowodomError | None]] = []
 
     def handle(self, topic: str, message: Any, time: int) -> list[tuple[str, Any]]:
         if message == "poison":
@@ -35,6 +36,9 @@ class FakeSession:
 
     def restart(self) -> None:
         self.restarts += 1
+
+    def report(self, key: str, error: FlowodomError | None) -> None:
+        self.reported.append((key, error))
 
 
 def host(session: FakeSession, published: list[Any], **options: Any) -> Host:
@@ -62,6 +66,24 @@ def test_actions_are_done_in_order_with_the_messages() -> None:
     live.start()
     live.stop()
     assert session.handled == [("image", "a", 7), ("action", True, 0), ("image", "b", 7)]
+
+
+def test_an_action_that_cannot_be_done_is_reported_and_costs_nothing() -> None:
+    session, published = FakeSession(), []
+    live = host(session, published)
+    refusal = ConfigError("there is no map")
+
+    def refuse(_: Session) -> None:
+        raise refusal
+
+    live.do(refuse)
+    live.receive("image", "a")
+    live.do(lambda _: None)
+    live.start()
+    live.stop()
+    assert session.reported == [("request", refusal), ("request", None)]
+    assert session.restarts == 0
+    assert published == [("odom", "a")]
 
 
 def test_the_session_is_told_the_time_when_nothing_comes() -> None:
