@@ -309,7 +309,8 @@ class Odometry:
             if former is not None and field is not None and (search or crowded):
                 self._looked = view.frame.stamp
                 past, now = (self._previous.dense, former), (view.dense, field)
-                found = find_moving(camera, past, now, flow, to_current, self._moving)
+                suspected = crowded or moving is not None
+                found = find_moving(camera, past, now, flow, to_current, self._moving, suspected=suspected)
         if found is not None and self._velocity is None:
             # At first nobody has been watched standing still.
             found = found.unbiased()

@@ -450,7 +450,14 @@ View = tuple[Tensor, InverseDepth]
 
 
 def find_moving(
-    camera: PinholeCamera, previous: View, current: View, flow: FlowField, motion: Tensor, before: Moving | None
+    camera: PinholeCamera,
+    previous: View,
+    current: View,
+    flow: FlowField,
+    motion: Tensor,
+    before: Moving | None,
+    *,
+    suspected: bool = False,
 ) -> Moving | None:
     """Finds what moves on its own, at little cost where nothing does.
 
@@ -461,11 +468,12 @@ def find_moving(
         flow: Dense flow between the two.
         motion: (4, 4) float64 ``T_current_previous`` of the camera.
         before: What moved in the view before; None for nothing.
+        suspected: Whether something is known to move, so that no first glance is needed.
 
     Returns:
         What moves in the current view; None where nothing does.
     """
-    if before is None:
+    if before is None and not suspected:
         coarse = [Surface.of(camera, *view, GLANCE_CELL) for view in (previous, current)]
         if not glance(coarse[0], coarse[1], flow, motion):
             return None
