@@ -139,8 +139,11 @@ def test_a_paced_replay_drops_frames_rather_than_falling_behind(
 
 
 def test_an_interrupt_leaves_whole_files_of_what_was_done(
-    make_bag: MakeBag, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_bag: MakeBag, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
+    # A shell that runs the tests in the background has them ignore it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     process = module.Session._process
 
     def interrupted(self: module.Session, *arguments: Any) -> Any:

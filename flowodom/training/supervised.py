@@ -143,6 +143,7 @@ def processes(device: torch.device) -> Iterator[Group]:
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield Group(device, rank, count)
+        distributed.barrier()  # nobody leaves while another may still talk to him
     finally:
         distributed.destroy_process_group()
 
