@@ -12,7 +12,7 @@ from flowodom.errors import ShapeError
 from flowodom.geometry import PinholeCamera
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Frame:
     """A rectified camera image, its camera, and its registered depth if there is any.
 

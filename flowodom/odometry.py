@@ -205,6 +205,8 @@ class Odometry:
             self.reset()
         with self._stage("prepare"):
             view = self._look(frame)
+            if fields:
+                self._depth.begin(frame)
         if self._tracker is None:
             return self._begin(view)
         previous, former = self._previous, self._field
@@ -411,8 +413,10 @@ class Odometry:
         assert self._tracker is not None
         if self._scale is Scale.LEARNED or not isinstance(self._depth, FusedDepth):
             return None
+        if self._depth.scale_deviation > MOST_DEVIATION:
+            return None
         found = self._depth.metres(frame, *self._tracker.points())
-        if found is None or found[1] > MOST_DEVIATION:
+        if found is None:
             return None
         factor, deviation = found
         self._scale, self._scale_variance = Scale.LEARNED, deviation**2

@@ -115,6 +115,10 @@ class DepthSource(Protocol):
         """Returns what the image alone tells, before any motion is known; None for nothing."""
         ...
 
+    def begin(self, frame: Frame) -> None:
+        """Starts, in the background, what ``complete`` is going to be asked for."""
+        ...
+
     def fuse(self, observed: InverseDepth | None, previous: InverseDepth | None, pair: FramePair) -> InverseDepth:
         """Combines it with the past, now that the motion is known.
 

@@ -306,6 +306,9 @@ class FieldDepth:
             config.calibration * variance.reshape(rows, columns).float(),
         )
 
+    def begin(self, frame: Frame) -> None:
+        """Has nothing to do; see ``DepthSource``."""
+
     def fuse(self, observed: InverseDepth | None, previous: InverseDepth | None, pair: FramePair) -> InverseDepth:
         """Returns ``observed``: each image speaks for itself. See ``DepthSource``."""
         return observed if observed is not None else InverseDepth.unknown(pair.camera, self._device)

@@ -50,6 +50,9 @@ class FilterDepth:
         """Returns None: one image of one camera tells no depth by itself."""
         return None
 
+    def begin(self, frame: Frame) -> None:
+        """Has nothing to do; see ``DepthSource``."""
+
     def fuse(self, observed: InverseDepth | None, previous: InverseDepth | None, pair: FramePair) -> InverseDepth:
         """Carries the previous field to the current frame and corrects it; see ``DepthSource``."""
         camera, flow, motion = pair.camera, pair.flow, pair.motion

@@ -14,6 +14,8 @@ the field is to be trusted in this scene.
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -81,10 +83,22 @@ class FusedDepth:
         self._field, self._sensor, self._filter = field, sensor, FilterDepth(device)
         self._log_ratio, self._excess = torch.zeros((), device=device), torch.ones((), device=device)
         self._variance = torch.full((), torch.inf, device=device)
+        # A frame is asked for twice, as the current one and then as the previous.
+        thread = ThreadPoolExecutor(1, "field")
+        self._asked = lru_cache(2)(lambda frame: thread.submit(self._field.observe, frame))
+
+    @property
+    def scale_deviation(self) -> float:
+        """Relative deviation of the field's metres from the truth."""
+        return self._field.scale_deviation
 
     def observe(self, frame: Frame) -> InverseDepth | None:
         """Returns what a depth camera measured; the field waits for ``complete``, as its unit is another."""
         return None if self._sensor is None else self._sensor.observe(frame)
+
+    def begin(self, frame: Frame) -> None:
+        """Asks the field on a thread of its own; see ``DepthSource``."""
+        self._asked(frame)
 
     def fuse(self, observed: InverseDepth | None, previous: InverseDepth | None, pair: FramePair) -> InverseDepth:
         """Carries and corrects what is known by motion, and overrules it by what a depth camera measured.
@@ -100,7 +114,7 @@ class FusedDepth:
 
     def complete(self, known: InverseDepth, frame: Frame) -> InverseDepth:
         """Multiplies what is known with what the field says of the frame; see ``DepthSource``."""
-        field = self._field.observe(frame)
+        field = self._asked(frame).result()
         if field is None:
             return known
         self._align(_on_grid(known, field.camera), field)
@@ -122,7 +136,7 @@ class FusedDepth:
         Returns:
             Metres, and their relative deviation; None where too few points are known.
         """
-        field = self._field.observe(frame)
+        field = self._asked(frame).result()
         if field is None:
             return None
         expected = field.at(frame.camera, frame.camera.project(rays).to(field.mean.device))[0].to(rho.device)
@@ -132,7 +146,7 @@ class FusedDepth:
         log_ratio = float((rho[sure] / expected[sure]).log().median())
         self._log_ratio = torch.full_like(self._log_ratio, log_ratio)
         self._variance = self._variance.clamp_max(FRAME_DEVIATION**2)
-        return math.exp(log_ratio), math.hypot(FRAME_DEVIATION, self._field.scale_deviation)
+        return math.exp(log_ratio), math.hypot(FRAME_DEVIATION, self.scale_deviation)
 
     def rescale(self, factor: float) -> None:
         """Follows the odometry, all of whose lengths are multiplied by ``factor``."""

@@ -36,6 +36,9 @@ class SensorDepth:
         variance = torch.where(valid, self._config.noise**2, torch.inf)
         return InverseDepth(frame.camera, mean, variance.to(mean.dtype))
 
+    def begin(self, frame: Frame) -> None:
+        """Has nothing to do; see ``DepthSource``."""
+
     def fuse(self, observed: InverseDepth | None, previous: InverseDepth | None, pair: FramePair) -> InverseDepth:
         """Returns ``observed``: a depth camera needs no past. See ``DepthSource``."""
         return observed if observed is not None else InverseDepth.unknown(pair.camera, self._device)
