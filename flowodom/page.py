@@ -465,7 +465,7 @@ def _pictures(run: Run) -> str:
             for name, text, picture in _panels(shot, " m" if run.metric else "")
         )
         # Wide images get wide panels, fewer in a row.
-        least = round(170 * (0.75 * shot.grey.shape[1] / shot.grey.shape[0]) ** 0.5)
+        least = round(300 * (0.75 * shot.grey.shape[1] / shot.grey.shape[0]) ** 0.5)
         head = f'<h3 class="shot">{" · ".join(map(_text, words))}</h3>'
         blocks.append(f'{head}<div class="panels" style="--least: {least}px">{cells}</div>')
     caption = (

@@ -14,7 +14,7 @@ from flowodom.config import RegistrationConfig
 from flowodom.depth import InverseDepth
 from flowodom.flow import FlowField
 from flowodom.flow.consistency import sample
-from flowodom.flow.points import choose, follow, turn
+from flowodom.flow.points import choose, follow, thin, turn
 from flowodom.frame import Frame
 from flowodom.geometry import se3
 from flowodom.registration.covariance import compose, fit_covariance
@@ -268,7 +268,9 @@ class Tracker:
         if not self._started:
             self._window = self._new_window()
             self._seen, self._found = torch.zeros(0, 2, dtype=torch.float64), torch.zeros(0, dtype=torch.bool)
-        observed, seen = self._found, self._seen
+        observed, seen = self._found.clone(), self._seen
+        # Points of many keyframes crowd together where the camera looks back; the oldest know their place best.
+        observed[observed.clone()] = thin(seen[observed], self._config.points, view.grey.shape)
         rho, variance = self._read(view.depth, seen)
         fresh = choose(view.grey, self._config.points, taken=seen[observed], ignore=_unfit(view, moving))
         fresh_rho, fresh_variance = self._read(depth, fresh)

@@ -68,6 +68,23 @@ def choose(
     return torch.stack((u, v), dim=-1).to(torch.float64) * 2 + 0.5
 
 
+def thin(pixels: Tensor, count: int, size: tuple[int, ...]) -> Tensor:
+    """Returns a bool (N,): the first point in each cell of a grid of about ``count`` cells.
+
+    Args:
+        pixels: (N, 2) pixels, best first.
+        count: Cells over the whole image.
+        size: Height and width of the image.
+    """
+    cell = (size[0] * size[1] / count) ** 0.5
+    column, row = (pixels / cell).long().clamp_min(0).unbind(-1)
+    index = row * (int(size[1] / cell) + 1) + column
+    order = torch.arange(len(pixels))
+    first = torch.full((int(index.max()) + 1 if len(index) else 0,), len(pixels))
+    first.scatter_reduce_(0, index, order, "amin")
+    return first[index] == order
+
+
 def turn(grey: NDArray[np.uint8], homography: Tensor) -> NDArray[np.uint8]:
     """Returns an image as a camera turned about its centre would have seen it.
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from flowodom.flow.points import choose, follow
+from flowodom.flow.points import choose, follow, thin
 
 
 @pytest.fixture
@@ -25,6 +25,17 @@ def test_points_are_spread_over_the_image(image):
     assert torch.bincount(quadrant, minlength=4).min() > 0.15 * len(points)
     assert (points >= 0).all()
     assert (points < torch.tensor((160, 120))).all()
+
+
+def test_of_a_crowd_the_first_in_each_cell_stays():
+    pixels = torch.tensor([[5.0, 5.0], [6.0, 6.0], [35.0, 5.0], [5.0, 35.0], [4.0, 4.0], [34.0, 6.0]])
+    assert thin(pixels, 12, (60, 80)).tolist() == [True, False, True, True, False, False]
+    assert thin(pixels[:0], 12, (60, 80)).shape == (0,)
+
+
+def test_what_was_chosen_is_hardly_thinned(image):
+    points = choose(image, 120)
+    assert thin(points, 120, image.shape).double().mean() > 0.7
 
 
 def test_more_are_chosen_when_more_are_asked_for(image):
