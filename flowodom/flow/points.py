@@ -44,14 +44,13 @@ def choose(
         (M, 2) float64 pixels (u, v), strongest corner first.
     """
     height, width = grey.shape
-    cell = max(4, round((width * height / count) ** 0.5))
+    side = _half_cell((height, width), count)
     half = cv2.resize(grey, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
     strength = cv2.cornerMinEigenVal(half, 5, ksize=3)
     border = max(4, PATCH[0] // 4)
     strength[:border], strength[-border:], strength[:, :border], strength[:, -border:] = 0, 0, 0, 0
     if ignore is not None:
         strength[cv2.resize(ignore.astype(np.uint8), strength.shape[::-1], interpolation=cv2.INTER_AREA) > 0] = 0
-    side = max(2, cell // 2)
     rows, columns = strength.shape[0] // side, strength.shape[1] // side
     tiles = torch.from_numpy(strength[: rows * side, : columns * side].copy())
     tiles = tiles.reshape(rows, side, columns, side).permute(0, 2, 1, 3).reshape(rows * columns, side * side)
@@ -76,13 +75,18 @@ def thin(pixels: Tensor, count: int, size: tuple[int, ...]) -> Tensor:
         count: Cells over the whole image.
         size: Height and width of the image.
     """
-    cell = (size[0] * size[1] / count) ** 0.5
+    cell = 2 * _half_cell(size, count)
     column, row = (pixels / cell).long().clamp_min(0).unbind(-1)
-    index = row * (int(size[1] / cell) + 1) + column
+    index = row * (size[1] // cell + 1) + column
     order = torch.arange(len(pixels))
     first = torch.full((int(index.max()) + 1 if len(index) else 0,), len(pixels))
     first.scatter_reduce_(0, index, order, "amin")
     return first[index] == order
+
+
+def _half_cell(size: tuple[int, ...], count: int) -> int:
+    """Returns half the side, pixels, of the cells of a grid of about ``count`` over (height, width)."""
+    return max(2, round((size[0] * size[1] / count) ** 0.5) // 2)
 
 
 def turn(grey: NDArray[np.uint8], homography: Tensor) -> NDArray[np.uint8]:
