@@ -232,15 +232,14 @@ def _train_field(options: argparse.Namespace) -> int:
 
 
 def _adapt(options: argparse.Namespace) -> int:
-    import torch
-
     from flowodom.depth.field import FieldNetwork, load_field
     from flowodom.depth.sources import field_file
     from flowodom.odometry import resolve_device
+    from flowodom.process import prepare
     from flowodom.training.adapt import adapt
 
     config = make_config(options)
-    torch.set_num_threads(config.threads)
+    prepare(config.threads)
     start = field_file(config.depth)
     result = adapt(
         options.bags,

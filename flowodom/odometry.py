@@ -210,7 +210,7 @@ class Odometry:
         if self._tracker is None:
             return self._begin(view)
         previous, former = self._previous, self._field
-        dense_camera = _dense_camera(frame.camera, view.dense)
+        dense_camera = frame.camera.resized(*reversed(view.dense.shape))
         interval = (frame.stamp - previous.frame.stamp) * 1e-9
         with self._stage("flow"):
             flow = self._flow(previous.dense, view.dense)
@@ -454,15 +454,6 @@ def resolve_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device {name!r} cannot be used: {error}; try auto or cpu") from error
     return device
-
-
-def _dense_camera(camera: PinholeCamera, dense: Tensor) -> PinholeCamera:
-    """Returns the camera of the dense grid."""
-    height, width = dense.shape
-    x, y = width / camera.width, height / camera.height
-    return PinholeCamera(
-        camera.fx * x, camera.fy * y, (camera.cx + 0.5) * x - 0.5, (camera.cy + 0.5) * y - 0.5, width, height
-    )
 
 
 def _scaled(motion: Tensor, factor: float) -> Tensor:

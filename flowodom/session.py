@@ -31,6 +31,7 @@ from flowodom.geometry import PinholeCamera, se3
 from flowodom.mapping import StaticMap
 from flowodom.messages import DiagnosticStatus, MessageFactory
 from flowodom.odometry import Estimate, Odometry, Status
+from flowodom.registration.covariance import along_parent
 from flowodom.surroundings import Surroundings
 
 _log = logging.getLogger(__name__)
@@ -727,10 +728,7 @@ class Session:
     def _odometry_message(self, estimate: Estimate, placement: Placement) -> Any:
         covariance = torch.eye(6, dtype=torch.float64) * _UNKNOWN_VARIANCE
         if placement.covariance is not None:
-            # Position and a small rotation along the axes of odom, from the body's own.
-            turn = torch.zeros(6, 6, dtype=torch.float64)
-            turn[:3, :3] = turn[3:, 3:] = placement.pose[:3, :3]
-            covariance = turn @ placement.covariance @ turn.T
+            covariance = along_parent(placement.covariance, placement.pose)
         twist, twist_covariance = self._twist(estimate)
         odom, base = self.config.odom_frame, self.config.base_frame
         return self._make.odometry(estimate.stamp, odom, base, placement.pose, covariance, twist, twist_covariance)

@@ -14,6 +14,7 @@ from flowodom.drawing import flow_picture
 from flowodom.frame import Frame
 from flowodom.geometry import se3
 from flowodom.messages import MessageFactory
+from flowodom.registration.covariance import along_parent
 from flowodom.scene_flow import PropertySet
 from flowodom.scene_flow.decompose import Moving
 from flowodom.scene_flow.forecast import forecast
@@ -120,10 +121,7 @@ class Surroundings:
         return out
 
     def _odometry(self, known: MovingObject, stamp: int, odom: str) -> Any:
-        # Position and a small rotation along the axes of odom, from the object's own.
-        turn = torch.zeros(6, 6, dtype=torch.float64)
-        turn[:3, :3] = turn[3:, 3:] = known.pose[:3, :3]
-        covariance = turn @ known.covariance @ turn.T
+        covariance = along_parent(known.covariance, known.pose)
         return self._make.odometry(
             stamp, odom, f"object_{known.id}", known.pose, covariance, known.twist, known.twist_covariance
         )

@@ -291,15 +291,7 @@ class FieldDepth:
             rows, columns = size[0] // COARSER, size[1] // COARSER
             grid = places(rows, columns, image)
             mean, variance = self._network.depth(field, grid.reshape(1, -1, 2))
-        camera = dataclasses.replace(
-            frame.camera,
-            fx=frame.camera.fx * columns / width,
-            fy=frame.camera.fy * rows / height,
-            cx=(frame.camera.cx + 0.5) * columns / width - 0.5,
-            cy=(frame.camera.cy + 0.5) * rows / height - 0.5,
-            width=columns,
-            height=rows,
-        )
+        camera = frame.camera.resized(columns, rows)
         return InverseDepth(
             camera,
             mean.reshape(rows, columns).float(),

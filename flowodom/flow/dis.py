@@ -15,11 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowodom.errors import ShapeError
 from flowodom.flow.consistency import consistency_variance
-
-MINIMUM_SIZE = 16
-"""Shortest image side, pixels, on which the search has a pyramid to run on."""
+from flowodom.flow.pyramid import check_pair
 
 ROUGH_SCALE = 2
 """Pyramid level at which the search for the rough flow ends: a quarter of the size, in a quarter of the time."""
@@ -48,22 +45,15 @@ class DisFlow:
 
     def __call__(self, previous: Tensor, current: Tensor, initial: Tensor | None = None) -> DisField:
         """Finds the flow; see ``FlowMethod``."""
-        if previous.shape != current.shape or previous.ndim != 2 or min(previous.shape) < MINIMUM_SIZE:
-            raise ShapeError(
-                f"flow needs two grey images of one size, at least {MINIMUM_SIZE} pixels each way, "
-                f"got {tuple(previous.shape)} and {tuple(current.shape)}"
-            )
-        if previous.dtype != torch.uint8 or current.dtype != torch.uint8:
-            raise ShapeError(f"flow needs uint8 images, got {previous.dtype} and {current.dtype}")
+        check_pair(previous, current, initial)
         first, second = (np.ascontiguousarray(image.cpu().numpy()) for image in (previous, current))
         start = None if initial is None else initial.cpu().numpy().astype(np.float32)
         rough = torch.from_numpy(self._rough.calc(first, second, start)).to(previous.device)
         (there, there_thread), (back, back_thread) = self._searches
 
         def begin() -> tuple[Future[Any], Future[Any]]:
-            guess = start
             return (
-                there_thread.submit(there.calc, first, second, guess),
+                there_thread.submit(there.calc, first, second, start),
                 back_thread.submit(back.calc, second, first, None if start is None else -start),
             )
 

@@ -203,7 +203,6 @@ class RefinedFlow:
 
     def __call__(self, previous: Tensor, current: Tensor, initial: Tensor | None = None) -> FlowField:
         """Finds the flow; see ``FlowMethod``."""
-        check_pair(previous, current, initial)
         return RefinedField(self, previous, current, self._dis(previous, current, initial))
 
     @torch.inference_mode()

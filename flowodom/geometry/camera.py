@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -54,14 +54,15 @@ class PinholeCamera:
 
     def scaled(self, factor: float) -> PinholeCamera:
         """Returns the camera of the same view resampled by ``factor`` (0.5 halves the image)."""
-        return replace(
-            self,
-            fx=self.fx * factor,
-            fy=self.fy * factor,
-            cx=(self.cx + 0.5) * factor - 0.5,
-            cy=(self.cy + 0.5) * factor - 0.5,
-            width=round(self.width * factor),
-            height=round(self.height * factor),
+        return self._resampled(factor, factor, round(self.width * factor), round(self.height * factor))
+
+    def resized(self, width: int, height: int) -> PinholeCamera:
+        """Returns the camera of the same view resampled to another size."""
+        return self._resampled(width / self.width, height / self.height, width, height)
+
+    def _resampled(self, x: float, y: float, width: int, height: int) -> PinholeCamera:
+        return PinholeCamera(
+            self.fx * x, self.fy * y, (self.cx + 0.5) * x - 0.5, (self.cy + 0.5) * y - 0.5, width, height
         )
 
     def thinned(self, stride: int) -> PinholeCamera:

@@ -43,3 +43,18 @@ def compose(covariance: Tensor, motion: Tensor, motion_covariance: Tensor) -> Te
     """
     adjoint = se3.adjoint(se3.inverse(motion))
     return adjoint @ covariance @ adjoint.T + motion_covariance
+
+
+def along_parent(covariance: Tensor, pose: Tensor) -> Tensor:
+    """Returns a covariance along the axes in which a pose is given, as nav_msgs/Odometry wants it.
+
+    Args:
+        covariance: (6, 6) of the right perturbation of the pose, along the body's own axes.
+        pose: (4, 4) ``T_parent_body``.
+
+    Returns:
+        (6, 6) of the body's place and of a small rotation, both along the parent's axes.
+    """
+    turn = torch.zeros(6, 6, dtype=torch.float64)
+    turn[:3, :3] = turn[3:, 3:] = pose[:3, :3]
+    return turn @ covariance @ turn.T

@@ -160,3 +160,12 @@ def test_an_impossible_camera_is_refused(changed, message):
     values = {"fx": 300.0, "fy": 300.0, "cx": 160.0, "cy": 120.0, "width": 320, "height": 240}
     with pytest.raises(CalibrationError, match=message):
         PinholeCamera(**(values | changed))
+
+
+def test_resized_sees_the_same_and_agrees_with_scaled():
+    assert CAMERA.resized(CAMERA.width // 2, CAMERA.height // 2) == CAMERA.scaled(0.5)
+    squeezed = CAMERA.resized(CAMERA.width, CAMERA.height // 2)
+    points = torch.tensor([[0.1, -0.2, 2.0], [-0.4, 0.3, 1.5]], dtype=torch.float64)
+    there, before = squeezed.project(points), CAMERA.project(points)
+    torch.testing.assert_close(there[:, 0], before[:, 0])
+    torch.testing.assert_close((there[:, 1] + 0.5) * 2, before[:, 1] + 0.5)

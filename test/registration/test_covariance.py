@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flowodom.geometry import se3
-from flowodom.registration.covariance import CORRELATION, UNOBSERVED, compose, fit_covariance
+from flowodom.registration.covariance import CORRELATION, UNOBSERVED, along_parent, compose, fit_covariance
 from flowodom.registration.refine import refine
 
 
@@ -64,3 +64,10 @@ def test_what_is_not_observed_has_a_huge_variance_and_only_that(fit):
     assert covariance.isfinite().all()
     torch.testing.assert_close(covariance.diagonal()[:3], torch.full((3,), UNOBSERVED, dtype=torch.float64))
     assert covariance.diagonal()[3:].max() == pytest.approx(CORRELATION * 1e-6)
+
+
+def test_along_the_parents_axes_a_turned_body_keeps_what_it_is_sure_of():
+    turned = se3.exp(torch.tensor([1.0, 2.0, 3.0, 0.0, 0.0, torch.pi / 2], dtype=torch.float64))
+    own = torch.diag(torch.tensor([1.0, 4.0, 9.0, 0.1, 0.2, 0.3], dtype=torch.float64))
+    expected = torch.diag(torch.tensor([4.0, 1.0, 9.0, 0.2, 0.1, 0.3], dtype=torch.float64))
+    torch.testing.assert_close(along_parent(own, turned), expected)
