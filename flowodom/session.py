@@ -10,6 +10,7 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from rosbags.typesys.store import Typestore
 from torch import Tensor
 
-from flowodom import messages
+from flowodom import mapping, messages
 from flowodom.clouds import make_cloud
 from flowodom.config import SessionConfig
 from flowodom.errors import BagError, ConfigError, FlowodomError, FrameError, MessageError
@@ -28,7 +29,6 @@ from flowodom.frame import Frame
 from flowodom.frames import Euler, FrameTree, clean, motion_of, parse_pose
 from flowodom.geometry import PinholeCamera, se3
 from flowodom.health import Health
-from flowodom.mapping import StaticMap
 from flowodom.messages import DiagnosticStatus, MessageFactory
 from flowodom.odometry import Estimate, Odometry, Status
 from flowodom.pairing import Pairing, Picture
@@ -186,7 +186,8 @@ class Session:
         self._mounting: _Mounting | None = None
         self._segment = 0
         self._estimate: Estimate | None = None
-        self._map = StaticMap(self.config.map.voxel) if self.config.map.voxel else None
+        self._map = mapping.StaticMap(self.config.map.voxel) if self.config.map.voxel else None
+        self._map_writer = ThreadPoolExecutor(1, "map")
         self._path: list[Any] = []
         self._path_interval = 0.0
         self._last: dict[str, int] = {}
@@ -355,15 +356,19 @@ class Session:
         self._pairing.clear()
         self._odometry.reset()
 
-    def save_map(self) -> None:
-        """Writes the map of the static world to ``map.file``.
+    def save_map(self) -> Future[Path]:
+        """Begins to write the map of the static world, as it is now, to ``map.file``; frames need not wait for it.
+
+        Returns:
+            The file once it is written, or the ``FlowodomError`` that says why it is not.
 
         Raises:
-            FlowodomError: There is no map, it is empty, or it cannot be written.
+            ConfigError: There is no map.
         """
         if self._map is None:
             raise ConfigError("there is no map: set map.voxel to the size of its voxels in metres, for example 0.05")
-        self._map.save(Path(self.config.map.file).expanduser())
+        path = Path(self.config.map.file).expanduser()
+        return self._map_writer.submit(mapping.write, path, *self._map.cloud(), self._map.voxel)
 
     def report(self, key: str, error: FlowodomError | None) -> None:
         """Notes something that its host found wrong, for the diagnostics; None when it is right again.

@@ -1,6 +1,7 @@
 import dataclasses
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flowodom.config import SessionConfig, override
-from flowodom.errors import BagError, CalibrationError, FrameError, MessageError
+from flowodom.errors import BagError, CalibrationError, ConfigError, FlowodomError, FrameError, MessageError
 from flowodom.frame import Frame
 from flowodom.frames import motion_of, stamp_of
 from flowodom.geometry import PinholeCamera, se3
@@ -548,6 +549,30 @@ def test_nothing_is_made_that_nobody_wants(monkeypatch: pytest.MonkeyPatch) -> N
         rig.image(i * STEP)
         rig.session.tick(i * STEP)
     assert set(rig.topics()) == {"odom"}
+
+
+def test_the_map_is_saved_as_it_was_when_asked_for(tmp_path: Path) -> None:
+    pytest.importorskip("open3d", exc_type=(ImportError, OSError))
+    values = {"map.voxel": 0.5, "map.file": str(tmp_path / "map.ply"), "cloud.stride": 1}
+    rig = Rig(values, inputs=("image", "camera_info"))
+    rig.odometry.properties = property_set()
+    rig.tf()
+    rig.info()
+    rig.image(0)
+    empty = rig.session.save_map()
+    with pytest.raises(FlowodomError, match="the map is empty"):
+        empty.result()
+    for i in range(1, 6):
+        rig.image(i * STEP)
+    saved = rig.session.save_map()
+    rig.image(6 * STEP)
+    assert saved.result() == tmp_path / "map.ply"
+    assert saved.result().read_bytes().startswith(b"ply")
+
+
+def test_without_a_map_there_is_none_to_save() -> None:
+    with pytest.raises(ConfigError, match=r"set map\.voxel"):
+        Rig().session.save_map()
 
 
 def test_the_path_stays_bounded() -> None:
