@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 from flowodom.errors import FlowodomError
@@ -65,9 +66,15 @@ class Host:
         """
         self._inbox.put(topic, message, self._now())
 
-    def do(self, action: Callable[[Session], None]) -> None:
-        """Has something done to the session, in order with the messages; from any thread."""
-        self._inbox.put("", action, self._now())
+    def do(self, action: Callable[[Session], Any]) -> Future[Any]:
+        """Has something done to the session, in order with the messages; from any thread.
+
+        Returns:
+            What ``action`` returns, or raises, once it has been done.
+        """
+        done: Future[Any] = Future()
+        self._inbox.put("", (action, done), self._now())
+        return done
 
     def _run(self) -> None:
         while not self._inbox.closed:
@@ -79,7 +86,7 @@ class Host:
                 elif item.topic:
                     out = self._handle(item.topic, item.message, item.time)
                 else:
-                    self._act(item.message)
+                    self._act(*item.message)
                     continue
                 for name, message in out:
                     self._publish(name, message)
@@ -88,14 +95,15 @@ class Host:
                 self._session.counts["failures"] += 1
                 self._session.restart()
 
-    def _act(self, action: Callable[[Session], None]) -> None:
-        """Does what was asked for; that it cannot be done is told in the diagnostics and costs nothing else."""
+    def _act(self, action: Callable[[Session], Any], done: Future[Any]) -> None:
+        """Does what was asked for; that it cannot be done is told to whoever asked and costs nothing else."""
         try:
-            action(self._session)
+            done.set_result(action(self._session))
         except FlowodomError as error:
-            self._session.report("request", error)
-        else:
-            self._session.report("request", None)
+            done.set_exception(error)
+        except Exception as error:
+            done.set_exception(error)
+            raise
 
     def _handle(self, topic: str, message: Any, time: int) -> list[Publication]:
         try:

@@ -83,31 +83,6 @@ class StaticMap:
         means = self._sums[kept, :6] / self._sums[kept, 6:]
         return means[:, :3], means[:, 3:].round().astype(np.uint8)
 
-    def save(self, path: Path | str) -> int:
-        """Writes the map as PLY, without voxels that stand alone, and returns how many points it has.
-
-        Raises:
-            FlowodomError: The map is empty, open3d cannot be imported, or the file cannot be written.
-        """
-        try:
-            import open3d
-        except (ImportError, OSError) as error:
-            raise FlowodomError(
-                f"a map is written with open3d, which cannot be imported: {error}; pip install open3d, "
-                "and on Linux apt install libusb-1.0-0 libgl1"
-            ) from error
-        points, colours = self.cloud()
-        if not len(points):
-            raise FlowodomError("the map is empty: nothing static was seen with known depth for long enough")
-        cloud = open3d.geometry.PointCloud(open3d.utility.Vector3dVector(points))
-        cloud.colors = open3d.utility.Vector3dVector(colours / 255)
-        cloud, _ = cloud.remove_radius_outlier(nb_points=3, radius=2.5 * self.voxel)
-        if Path(path).suffix.lower() != ".ply":
-            raise FlowodomError(f"a map is written as .ply, got {path}")
-        if not open3d.io.write_point_cloud(Path(path), cloud):
-            raise FlowodomError(f"cannot write the map to {path}: does its folder exist?")
-        return len(cloud.points)
-
     def _merge(self) -> None:
         """Fuses the clouds that wait."""
         if not self._waiting:
@@ -146,6 +121,40 @@ class StaticMap:
         which.sort()
         self._keys, self._sums = self._keys[which], self._sums[which]
         self._hits, self._misses = self._hits[which], self._misses[which]
+
+
+def write(path: Path, points: Array, colours: NDArray[np.uint8], voxel: float) -> Path:
+    """Writes a map as PLY, without voxels that stand alone.
+
+    Args:
+        path: The file.
+        points: (N, 3) metres, map frame.
+        colours: (N, 3) RGB.
+        voxel: Size of the map's voxels, metres.
+
+    Returns:
+        The file, its path absolute.
+
+    Raises:
+        FlowodomError: The map is empty, open3d cannot be imported, or the file cannot be written.
+    """
+    try:
+        import open3d
+    except (ImportError, OSError) as error:
+        raise FlowodomError(
+            f"a map is written with open3d, which cannot be imported: {error}; pip install open3d, "
+            "and on Linux apt install libusb-1.0-0 libgl1"
+        ) from error
+    if not len(points):
+        raise FlowodomError("the map is empty: nothing static was seen with known depth for long enough")
+    if path.suffix.lower() != ".ply":
+        raise FlowodomError(f"a map is written as .ply, got {path}")
+    cloud = open3d.geometry.PointCloud(open3d.utility.Vector3dVector(points))
+    cloud.colors = open3d.utility.Vector3dVector(colours / 255)
+    cloud, _ = cloud.remove_radius_outlier(nb_points=3, radius=2.5 * voxel)
+    if not open3d.io.write_point_cloud(path, cloud):
+        raise FlowodomError(f"cannot write the map to {path}: does its folder exist?")
+    return path.resolve()
 
 
 def _cells(points: Array) -> tuple[NDArray[np.int64], Array]:

@@ -14,6 +14,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
@@ -33,12 +34,14 @@ from flowodom.session import INPUTS, OUTPUTS, Port, Session
 try:
     import rclpy
     import rclpy.parameter
+    import rclpy.task
     from rcl_interfaces.msg import (  # type: ignore[import-not-found,import-untyped,unused-ignore]
         FloatingPointRange,
         IntegerRange,
         ParameterDescriptor,
         SetParametersResult,
     )
+    from rclpy.callback_groups import ReentrantCallbackGroup
     from rclpy.executors import ExternalShutdownException
     from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
     from rclpy.node import Node
@@ -75,14 +78,15 @@ class OdometryNode(LifecycleNode):
         self._timer: Any = None
         self._store = typestore(_distribution())
         self.add_on_set_parameters_callback(self._on_parameters)
-        handlers: dict[str, Callable[[Session], None]] = {
+        handlers: dict[str, Callable[[Session], Any]] = {
             "~/reset": Session.reset,
             "~/pause": Session.pause,
             "~/resume": Session.resume,
             "~/save_map": Session.save_map,
         }
+        group = ReentrantCallbackGroup()  # all else goes on while a service waits for its answer
         for name, action in handlers.items():
-            self.create_service(Trigger, name, partial(self._serve, action))
+            self.create_service(Trigger, name, partial(self._serve, action), callback_group=group)
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Makes the odometry and its publishers."""
@@ -216,13 +220,33 @@ class OdometryNode(LifecycleNode):
     def _now(self) -> int:
         return int(self.get_clock().now().nanoseconds)
 
-    def _serve(self, action: Callable[[Session], None], request: Any, response: Any) -> Any:
-        if self._host is None:
-            response.success, response.message = False, "the node is not active"
+    async def _serve(self, action: Callable[[Session], Any], request: Any, response: Any) -> Any:
+        """Answers when it has been done, with what came of it."""
+        try:
+            if self._host is None:
+                raise FlowodomError("the node is not active")
+            answer: Any = self._host.do(action)
+            while isinstance(answer, Future):
+                answer = await self._outcome(answer)
+        except Exception as error:
+            response.success, response.message = False, str(error)
         else:
-            self._host.do(action)
-            response.success = True
+            response.success, response.message = True, str(answer or "")
         return response
+
+    def _outcome(self, work: Future[Any]) -> Any:
+        """Returns what a callback can await until work on another thread is done."""
+        outcome, executor = rclpy.task.Future(), self.executor
+
+        def settle(work: Future[Any]) -> None:
+            if (error := work.exception()) is not None:
+                outcome.set_exception(error)
+            else:
+                outcome.set_result(work.result())
+            executor.wake()
+
+        work.add_done_callback(settle)
+        return outcome
 
     def _on_parameters(self, changes: list[rclpy.parameter.Parameter]) -> SetParametersResult:
         known = {p.name for p in parameters(SessionConfig())} - {"use_sim_time"}

@@ -155,8 +155,7 @@ def replay(
             raise problem
         files = [out / "odometry.mcap"]
         if config.map.voxel:
-            session.save_map()
-            files.append(Path(config.map.file))
+            files.append(session.save_map().result())
         evaluation = _write_results(out, bag, builder, truth, config, report, files)
     counts = session.counts
     return Result(

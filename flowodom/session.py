@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,17 +21,17 @@ from numpy.typing import NDArray
 from rosbags.typesys.store import Typestore
 from torch import Tensor
 
-from flowodom import messages
-from flowodom.calibration import Calibration
+from flowodom import mapping, messages
 from flowodom.clouds import make_cloud
 from flowodom.config import SessionConfig
-from flowodom.errors import BagError, CalibrationError, ConfigError, FlowodomError, FrameError, MessageError
+from flowodom.errors import BagError, ConfigError, FlowodomError, FrameError, MessageError
 from flowodom.frame import Frame
 from flowodom.frames import Euler, FrameTree, clean, motion_of, parse_pose
 from flowodom.geometry import PinholeCamera, se3
-from flowodom.mapping import StaticMap
+from flowodom.health import Health
 from flowodom.messages import DiagnosticStatus, MessageFactory
 from flowodom.odometry import Estimate, Odometry, Status
+from flowodom.pairing import Pairing, Picture
 from flowodom.registration.covariance import along_parent
 from flowodom.surroundings import Surroundings
 
@@ -41,11 +42,8 @@ _STATIC = 0.5
 """Least weight in the pose fit of a point of the map."""
 
 _UNKNOWN_VARIANCE = 9999.0
-_JUMP = 0.1
-"""Seconds by which a stamp must go back to count as a jump of the clock; less is one only if the next goes on there."""
 _PATIENCE = 5.0
 """Seconds after which a topic without messages is named in the diagnostics."""
-_PENDING = 100
 _CLOUDS = ("points", "dynamic_points")
 _PATH_PERIOD = 1.0
 _DIAGNOSTICS_PERIOD = 1.0
@@ -107,21 +105,6 @@ Publication = tuple[str, Any]
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A decoded image, depth image or mask.
-
-    Attributes:
-        stamp: Nanoseconds, from the header.
-        frame_id: Optical frame, from the header.
-        pixels: (H, W) or (H, W, 3) uint8 image or mask, or (H, W) float32 depth in metres.
-    """
-
-    stamp: int
-    frame_id: str
-    pixels: NDArray[Any]
-
-
-@dataclass(frozen=True)
 class Placement:
     """Where the base is.
 
@@ -180,7 +163,8 @@ class Session:
     ) -> None:
         self.config = config or SessionConfig()
         self.frames = FrameTree()
-        self.counts: Counter[str] = Counter()
+        self._health = Health()
+        self.counts = self._health.counts
         self._odometry = odometry or Odometry(self.config)
         self._make = MessageFactory(store)
         self._surroundings = Surroundings(self._make, wanted)
@@ -189,22 +173,8 @@ class Session:
         self._on_estimate = on_estimate
         self._resolve = resolve
         self._convert = convert
-        self._problems: dict[str, FlowodomError] = {}
         self._paused = False
-
-        self._images: deque[Picture] = deque(maxlen=_PENDING)
-        self._depths: deque[Picture] = deque(maxlen=_PENDING)
-        self._mask: NDArray[np.uint8] | None = None
-        self._calibration: Calibration | None = None
-        self._calibrated_by: tuple[Any, ...] = ()
-        self._without_depth = self.config.depth.source == "filter" or "depth" not in self._inputs
-        self._depth_given_up = False
-        self._last_stamp: int | None = None
-        self._late_stamp: int | None = None
-        self._last_depth: int | None = None
-        self._depth_ahead = 0
-        self._jumped_to = 0
-        self._newest = 0
+        self._pairing = Pairing(self.config, self._health, with_depth="depth" in self._inputs, resolve=resolve)
         self._received: Counter[str] = Counter()
 
         self._extrinsic_given = parse_pose("extrinsic", self.config.extrinsic, euler)
@@ -216,7 +186,8 @@ class Session:
         self._mounting: _Mounting | None = None
         self._segment = 0
         self._estimate: Estimate | None = None
-        self._map = StaticMap(self.config.map.voxel) if self.config.map.voxel else None
+        self._map = mapping.StaticMap(self.config.map.voxel) if self.config.map.voxel else None
+        self._map_writer = ThreadPoolExecutor(1, "map")
         self._path: list[Any] = []
         self._path_interval = 0.0
         self._last: dict[str, int] = {}
@@ -264,28 +235,10 @@ class Session:
         message = self.decode(topic, message)
         out: list[Publication] = []
         if isinstance(message, FlowodomError):
-            self._skip("unreadable", topic, message)
-        elif topic == "image":
-            out += self._take_image(message)
-        elif topic == "depth":
-            out += self._take_depth(message)
-        elif topic == "camera_info":
-            out += self._take_calibration(message)
-        elif topic == "mask":
-            grey = message.pixels if message.pixels.ndim == 2 else message.pixels[..., 0]
-            self._mask = np.where(grey == 255, np.uint8(255), np.uint8(0))
-        elif topic in ("/tf", "/tf_static"):
-            self._take_transforms(message, static=topic == "/tf_static")
-        elif topic == "~/reset":
-            self.reset()
-        elif topic == "~/pause":
-            self.pause()
-        elif topic == "~/resume":
-            self.resume()
-        elif topic == "~/set_pose":
-            self._take_pose(message)
+            self._health.skip("unreadable", topic, message)
         else:
-            raise MessageError(f"no input is called {topic!r}; there are: {', '.join(p.name for p in INPUTS)}")
+            self._health.report(topic, None)
+            out += self._take(topic, message)
         if receive_time is not None:
             out += self.tick(receive_time)
         return out
@@ -315,10 +268,10 @@ class Session:
                 if topic not in self._inputs or optional:
                     continue
                 if self._received[topic]:
-                    self._clear(f"missing {topic}")
+                    self._health.report(f"missing {topic}", None)
                 else:
                     name = self._resolve(topic)
-                    self._report(f"missing {topic}", MessageError(f"no message on {name} for {_PATIENCE:.0f} s"))
+                    self._health.report(f"missing {topic}", MessageError(f"no message on {name} for {_PATIENCE:.0f} s"))
         if not self._due("/diagnostics", now, _DIAGNOSTICS_PERIOD) or not self._wanted("/diagnostics"):
             return []
         return [("/diagnostics", self._make.diagnostics(now, [self.status()]))]
@@ -329,9 +282,9 @@ class Session:
         state = "PAUSED" if self._paused else estimate.status.name if estimate else "WAITING"
         summary = f"{state}: {estimate.reason}" if estimate and estimate.reason and not self._paused else state
         level = _OK
-        if self._problems:
+        if self._health.problems:
             level = _WARN
-            summary += "; " + "; ".join(str(error) for error in self._problems.values())
+            summary += "; " + "; ".join(str(error) for error in self._health.problems.values())
         if estimate is not None and estimate.status is Status.LOST:
             level = _ERROR
         values: dict[str, object] = {"state": state, "device": self.config.device}
@@ -358,8 +311,8 @@ class Session:
             return None
         order = ("extrinsic",) if self.counts["frames"] else ("calibration", "image", "depth")
         for key in order:
-            if key in self._problems:
-                return self._problems[key]
+            if key in self._health.problems:
+                return self._health.problems[key]
         if self.counts["frames"]:
             return None
         return BagError(f"no image came on {self._resolve('image')}; name the right topic")
@@ -385,13 +338,12 @@ class Session:
         self._surroundings.reset()
         self._path.clear()
         self._path_interval = 0.0
-        self._images.clear()
+        self._pairing.clear()
 
     def pause(self) -> None:
         """Ignores images from now on."""
         self._paused = True
-        self._images.clear()
-        self._depths.clear()
+        self._pairing.clear()
 
     def resume(self) -> None:
         """Goes on after a pause, in a new segment that starts at the last trusted pose."""
@@ -401,18 +353,22 @@ class Session:
 
     def restart(self) -> None:
         """Starts a new segment at the last trusted pose."""
-        self._images.clear()
+        self._pairing.clear()
         self._odometry.reset()
 
-    def save_map(self) -> None:
-        """Writes the map of the static world to ``map.file``.
+    def save_map(self) -> Future[Path]:
+        """Begins to write the map of the static world, as it is now, to ``map.file``; frames need not wait for it.
+
+        Returns:
+            The file once it is written, or the ``FlowodomError`` that says why it is not.
 
         Raises:
-            FlowodomError: There is no map, it is empty, or it cannot be written.
+            ConfigError: There is no map.
         """
         if self._map is None:
             raise ConfigError("there is no map: set map.voxel to the size of its voxels in metres, for example 0.05")
-        self._map.save(Path(self.config.map.file).expanduser())
+        path = Path(self.config.map.file).expanduser()
+        return self._map_writer.submit(mapping.write, path, *self._map.cloud(), self._map.voxel)
 
     def report(self, key: str, error: FlowodomError | None) -> None:
         """Notes something that its host found wrong, for the diagnostics; None when it is right again.
@@ -421,180 +377,68 @@ class Session:
             key: What is wrong; each key is logged once and shown until it is right again.
             error: Says what is wrong and what to do.
         """
-        if error is None:
-            self._clear(key)
+        self._health.report(key, error)
+
+    def _take(self, topic: str, message: Any) -> list[Publication]:
+        if topic == "image":
+            self._take_image(message)
+        elif topic == "depth":
+            if not self._paused:
+                self._pairing.add_depth(message)
+        elif topic == "camera_info":
+            self._pairing.calibrate(message)
+        elif topic == "mask":
+            self._pairing.set_mask(message)
+        elif topic in ("/tf", "/tf_static"):
+            self._take_transforms(message, static=topic == "/tf_static")
+        elif topic == "~/reset":
+            self.reset()
+        elif topic == "~/pause":
+            self.pause()
+        elif topic == "~/resume":
+            self.resume()
+        elif topic == "~/set_pose":
+            self._take_pose(message)
         else:
-            self._report(key, error)
-
-    def _take_image(self, picture: Picture) -> list[Publication]:
-        self._clear("image")
-        if self._paused:
-            return []
-        if self._last_stamp is not None and picture.stamp <= self._last_stamp:
-            if picture.stamp == self._last_stamp:
-                self._count_and_log("repeated", f"an image repeats the stamp {picture.stamp * 1e-9:.3f} s; skipped")
-                return []
-            continues = self._late_stamp is not None and picture.stamp > self._late_stamp
-            if self._last_stamp - picture.stamp < _JUMP * 1e9 and not continues:
-                self._count_and_log("out_of_order", f"image at {picture.stamp * 1e-9:.3f} s comes too late; skipped")
-                self._late_stamp = picture.stamp
-                return []
-            self._jump_back(picture.stamp)
-        self._last_stamp, self._late_stamp = picture.stamp, None
-        self._newest = max(self._newest, picture.stamp)
-        if len(self._images) == _PENDING:
-            self.counts["unpaired"] += 1
-        self._images.append(picture)
+            raise MessageError(f"no input is called {topic!r}; there are: {', '.join(p.name for p in INPUTS)}")
         return self._work()
 
-    def _take_depth(self, picture: Picture) -> list[Publication]:
-        self._clear("depth")
-        if self._paused or self._without_depth:
-            return []
-        if self._depth_given_up:
-            _log.info("depth is back on %s", self._resolve("depth"))
-            self._depth_given_up = False
-        if self._last_depth is not None and picture.stamp < self._last_depth - _JUMP * 1e9:
-            self._depths.clear()
-            self._depth_ahead = min(self._depth_ahead + 1, 1)
-        elif (
-            self._depth_ahead < 0
-            and picture.stamp > self._newest + self.config.sync.tolerance * 1e9
-            and self._newest - self._jumped_to < self.config.sync.wait * 1e9
-        ):
-            return []  # a straggler of the time before the jump
-        self._last_depth = picture.stamp
-        self._depths.append(picture)
-        if self._depth_ahead <= 0:
-            self._newest = max(self._newest, picture.stamp)
-        return self._work()
-
-    def _take_calibration(self, message: Any) -> list[Publication]:
-        try:
-            content = _content(message)
-            if self._calibration is None or content != self._calibrated_by:
-                self._calibration = Calibration.from_info(message, rectified=self.config.rectified)
-                self._calibrated_by = content
-            self._clear("calibration")
-        except CalibrationError as error:
-            self._skip("bad_calibration", "calibration", error)
-            return []
-        return self._work()
-
-    def _take_transforms(self, message: Any, *, static: bool) -> None:
-        try:
-            own = {self.config.odom_frame, self.config.base_frame}
-            self.frames.insert_message(message, static=static, without=own)
-        except FrameError as error:
-            self._count_and_log("bad_transforms", str(error))
-
-    def _take_pose(self, message: Any) -> None:
-        frame = message.header.frame_id
-        if frame and clean(frame) != self.config.odom_frame:
-            wanted = self.config.odom_frame
-            self._report("set_pose", FrameError(f"set_pose must be given in {wanted}, but came in {frame}: not done"))
+    def _take_image(self, picture: Picture) -> None:
+        if self._paused or not self._pairing.add_image(picture):
             return
-        self._clear("set_pose")
-        self.set_pose(motion_of(message.pose.pose))
-
-    def _jump_back(self, stamp: int) -> None:
-        assert self._last_stamp is not None
-        _log.warning(
-            "the clock jumped back by %.3f s: a new segment starts at the last trusted pose",
-            (self._last_stamp - stamp) * 1e-9,
-        )
-        self.counts["jumps"] += 1
-        self._images.clear()
-        if self._depth_ahead <= 0:
-            self._depths.clear()
-        self._depth_ahead = max(self._depth_ahead - 1, -1)
-        self._newest = self._jumped_to = stamp
         self._last.clear()
         self._first_tick = None
         self.frames.clear_moving()
         self._surroundings.reset()
         self._odometry.reset()
 
+    def _take_transforms(self, message: Any, *, static: bool) -> None:
+        try:
+            own = {self.config.odom_frame, self.config.base_frame}
+            self.frames.insert_message(message, static=static, without=own)
+        except FrameError as error:
+            self._health.note("bad_transforms", str(error))
+
+    def _take_pose(self, message: Any) -> None:
+        frame = message.header.frame_id
+        if frame and clean(frame) != self.config.odom_frame:
+            wanted = self.config.odom_frame
+            self._health.report(
+                "set_pose", FrameError(f"set_pose must be given in {wanted}, but came in {frame}: not done")
+            )
+            return
+        self._health.report("set_pose", None)
+        self.set_pose(motion_of(message.pose.pose))
+
     def _work(self, *, final: bool = False) -> list[Publication]:
         out: list[Publication] = []
-        for picture, depth in self._ready(final):
+        for picture, depth in self._pairing.ready(final=final):
             out += self._process(picture, depth)
         return out
 
-    def _ready(self, final: bool) -> Iterator[tuple[Picture, Picture | None]]:
-        """Yields the images whose calibration and depth have come, or for which they need not be waited any longer."""
-        while self._images:
-            picture = self._images[0]
-            overdue = final or self._newest - picture.stamp > self.config.sync.wait * 1e9
-            problem = self._calibration_problem(picture)
-            if problem is not None:
-                if not overdue:
-                    return
-                self._images.popleft()
-                self._skip("uncalibrated", "calibration", problem)
-                continue
-            if self._without_depth or self._depth_given_up:
-                yield self._images.popleft(), None
-                continue
-            depth, decided = self._match(picture.stamp)
-            if depth is None and not decided and not overdue:
-                return
-            self._images.popleft()
-            if depth is not None and (decided or overdue):
-                yield picture, depth
-            elif depth is not None:
-                self._images.appendleft(picture)
-                return
-            elif self._give_up_depth(picture, decided=decided):
-                yield picture, None
-
-    def _calibration_problem(self, picture: Picture) -> CalibrationError | None:
-        if self._calibration is None:
-            return CalibrationError(
-                f"no usable message on {self._resolve('camera_info')}: the odometry needs the camera's calibration; "
-                "record or publish its CameraInfo, or name the right topic"
-            )
-        size = (self._calibration.camera.width, self._calibration.camera.height)
-        came = picture.pixels.shape[1::-1]
-        if came != size:
-            return CalibrationError(
-                f"images of {came[0]}x{came[1]} came with a camera_info of {size[0]}x{size[1]}: publish one that fits"
-            )
-        return None
-
-    def _match(self, stamp: int) -> tuple[Picture | None, bool]:
-        """Finds the depth nearest to ``stamp``, and whether a nearer one can no longer come."""
-        tolerance = round(self.config.sync.tolerance * 1e9)
-        while self._depths and self._depths[0].stamp < stamp - tolerance:
-            self._depths.popleft()
-        near = [d for d in self._depths if abs(d.stamp - stamp) <= tolerance]
-        best = min(near, key=lambda d: abs(d.stamp - stamp)) if near else None
-        return best, any(d.stamp >= stamp for d in self._depths)
-
-    def _give_up_depth(self, picture: Picture, *, decided: bool) -> bool:
-        """Decides what becomes of an image without depth: True to go on without, False to skip it."""
-        if decided:
-            self._count_and_log(
-                "unpaired",
-                f"no depth within {self.config.sync.tolerance} s of the image at {picture.stamp * 1e-9:.3f} s; skipped "
-                "(raise sync.tolerance if the two cameras are not triggered together)",
-            )
-            return False
-        name = self._resolve("depth")
-        if self.config.depth.source == "sensor":
-            self._skip(
-                "unpaired", "depth", MessageError(f"no depth on {name}; images are skipped (depth.source: sensor)")
-            )
-            return False
-        self._depth_given_up = True
-        self._report(
-            "depth", MessageError(f"no depth on {name} for {self.config.sync.wait} s: going on with the camera alone")
-        )
-        return True
-
     def _process(self, picture: Picture, depth: Picture | None) -> list[Publication]:
         begin = time.perf_counter()
-        frame = self._make_frame(picture, depth)
+        frame = self._pairing.frame(picture, depth)
         prepared = time.perf_counter()
         estimate = self._odometry.step(frame, fields=self._wants_clouds(frame.stamp))
         stepped = time.perf_counter()
@@ -611,32 +455,6 @@ class Session:
             self._on_estimate(frame, estimate, placement)
         return out
 
-    def _make_frame(self, picture: Picture, depth: Picture | None) -> Frame:
-        assert self._calibration is not None
-        calibration = self._calibration
-        field: NDArray[np.float32] | None = None
-        if depth is not None and self._fits(depth.pixels, picture, "depth"):
-            field = calibration.rectify_depth(depth.pixels)
-        ignore = calibration.invalid
-        if self._mask is not None and self._fits(self._mask, picture, "mask"):
-            masked = calibration.rectify(self._mask) > 0
-            ignore = masked if ignore is None else ignore | masked
-        return Frame(picture.stamp, calibration.rectify(picture.pixels), calibration.camera, field, ignore)
-
-    def _fits(self, pixels: NDArray[Any], picture: Picture, topic: str) -> bool:
-        if pixels.shape[:2] == picture.pixels.shape[:2]:
-            self._clear(f"{topic} size")
-            return True
-        came, size = pixels.shape[1::-1], picture.pixels.shape[1::-1]
-        self._report(
-            f"{topic} size",
-            MessageError(
-                f"{self._resolve(topic)} is {came[0]}x{came[1]} but the image is {size[0]}x{size[1]}: not used; "
-                + ("publish depth registered to the image" if topic == "depth" else "make it the image's size")
-            ),
-        )
-        return False
-
     def _extrinsic(self, camera: str, stamp: int) -> Tensor | None:
         """Returns ``T_base_camera`` at ``stamp``, None where tf does not say."""
         if self._extrinsic_given is not None:
@@ -648,9 +466,9 @@ class Session:
         try:
             motion = self.frames.lookup(target, source, stamp)
         except FrameError as error:
-            self._report(key, error)
+            self._health.report(key, error)
             return None
-        self._clear(key)
+        self._health.report(key, None)
         return motion
 
     def _place(self, estimate: Estimate, camera: str) -> Placement | None:
@@ -787,30 +605,3 @@ class Session:
         if due:
             self._last[what] = now
         return due
-
-    def _skip(self, count: str, key: str, error: FlowodomError) -> None:
-        self.counts[count] += 1
-        self._report(key, error)
-
-    def _count_and_log(self, count: str, text: str) -> None:
-        self.counts[count] += 1
-        if self.counts[count] == 1:
-            _log.warning("%s (further ones are only counted)", text)
-
-    def _report(self, key: str, error: FlowodomError) -> None:
-        if key not in self._problems:
-            _log.warning("%s", error)
-        self._problems[key] = error
-
-    def _clear(self, key: str) -> None:
-        self._problems.pop(key, None)
-
-
-def _content(info: Any) -> tuple[Any, ...]:
-    """Returns all of a CameraInfo that says what the camera is, to be compared."""
-    region = info.roi
-    return (
-        (info.width, info.height, info.distortion_model, info.binning_x, info.binning_y),
-        (region.x_offset, region.y_offset, region.width, region.height),
-        *(np.asarray(values).tobytes() for values in (info.k, info.d, info.p)),
-    )

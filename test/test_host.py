@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from flowodom.config import SessionConfig
-from flowodom.errors import ConfigError, FlowodomError, MessageError
+from flowodom.errors import ConfigError, MessageError
 from flowodom.host import Host
 from flowodom.session import Session
 
@@ -19,7 +19,6 @@ class FakeSession:
         self.handled: list[tuple[str, Any, int]] = []
         self.ticks = threading.Event()
         self.restarts = 0
-        self.reported: list[tuple[str, FlowodomError | None]] = []
 
     def handle(self, topic: str, message: Any, time: int) -> list[tuple[str, Any]]:
         if message == "poison":
@@ -36,9 +35,6 @@ class FakeSession:
 
     def restart(self) -> None:
         self.restarts += 1
-
-    def report(self, key: str, error: FlowodomError | None) -> None:
-        self.reported.append((key, error))
 
 
 def host(session: FakeSession, published: list[Any], **options: Any) -> Host:
@@ -68,7 +64,16 @@ def test_actions_are_done_in_order_with_the_messages() -> None:
     assert session.handled == [("image", "a", 7), ("action", True, 0), ("image", "b", 7)]
 
 
-def test_an_action_that_cannot_be_done_is_reported_and_costs_nothing() -> None:
+def test_who_asks_for_an_action_gets_what_comes_of_it() -> None:
+    live = host(FakeSession(), [])
+    done = live.do(lambda session: session.config)
+    assert not done.done()
+    live.start()
+    live.stop()
+    assert done.result(0) == SessionConfig()
+
+
+def test_an_action_that_cannot_be_done_is_told_and_costs_nothing() -> None:
     session, published = FakeSession(), []
     live = host(session, published)
     refusal = ConfigError("there is no map")
@@ -76,14 +81,27 @@ def test_an_action_that_cannot_be_done_is_reported_and_costs_nothing() -> None:
     def refuse(_: Session) -> None:
         raise refusal
 
-    live.do(refuse)
+    done = live.do(refuse)
     live.receive("image", "a")
-    live.do(lambda _: None)
     live.start()
     live.stop()
-    assert session.reported == [("request", refusal), ("request", None)]
+    assert done.exception(0) is refusal
     assert session.restarts == 0
     assert published == [("odom", "a")]
+
+
+def test_an_action_that_fails_is_told_logged_and_survived(caplog: pytest.LogCaptureFixture) -> None:
+    session, published = FakeSession(), []
+    live = host(session, published)
+    with caplog.at_level(logging.ERROR):
+        done = live.do(lambda _: 1 // 0)
+        live.receive("image", "a")
+        live.start()
+        live.stop()
+    assert isinstance(done.exception(0), ZeroDivisionError)
+    assert (session.counts["failures"], session.restarts) == (1, 1)
+    assert published == [("odom", "a")]
+    assert "by zero" in caplog.text
 
 
 def test_the_session_is_told_the_time_when_nothing_comes() -> None:

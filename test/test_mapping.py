@@ -60,15 +60,18 @@ def test_memory_is_bounded(monkeypatch):
 
 def test_map_is_written_as_ply(tmp_path):
     open3d = pytest.importorskip("open3d", exc_type=(ImportError, OSError))
-    static = StaticMap(0.05)
+    alone = np.array([[9.0, 9.0, 9.0]])
+    path = mapping.write(tmp_path / "map.ply", np.vstack((WALL, alone)), np.vstack((GREY, GREY[:1])), 0.05)
+    assert path == (tmp_path / "map.ply").resolve()
+    read = open3d.io.read_point_cloud(str(path))
+    np.testing.assert_allclose(np.asarray(read.points), WALL)
+    np.testing.assert_allclose(255 * np.asarray(read.colors), 90)
     with pytest.raises(FlowodomError, match="empty"):
-        static.save(tmp_path / "map.ply")
-    for _ in range(8):
-        static.add(WALL, GREY, STILL, np.eye(4))
-    count = static.save(tmp_path / "map.ply")
-    assert len(open3d.io.read_point_cloud(str(tmp_path / "map.ply")).points) == count > 1000
+        mapping.write(tmp_path / "map.ply", WALL[:0], GREY[:0], 0.05)
     with pytest.raises(FlowodomError, match=r"\.ply"):
-        static.save(tmp_path / "map.txt")
+        mapping.write(tmp_path / "map.txt", WALL, GREY, 0.05)
+    with pytest.raises(FlowodomError, match="does its folder exist"):
+        mapping.write(tmp_path / "none" / "map.ply", WALL, GREY, 0.05)
 
 
 def test_a_room_with_movers_leaves_no_ghosts():

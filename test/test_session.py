@@ -1,6 +1,7 @@
 import dataclasses
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flowodom.config import SessionConfig, override
-from flowodom.errors import BagError, CalibrationError, FrameError, MessageError
+from flowodom.errors import BagError, CalibrationError, ConfigError, FlowodomError, FrameError, MessageError
 from flowodom.frame import Frame
 from flowodom.frames import motion_of, stamp_of
 from flowodom.geometry import PinholeCamera, se3
@@ -195,37 +196,6 @@ def test_covariances_are_those_of_the_base_found_by_sampling(rig: Rig) -> None:
     np.testing.assert_allclose(np.sqrt(np.diag(got)), np.sqrt(np.diag(expected)), rtol=0.03)
 
 
-def test_depth_that_comes_first_or_late_or_with_a_small_difference_is_paired(rig: Rig) -> None:
-    rig.depth(0)
-    rig.image(0)
-    rig.image(STEP)
-    rig.image(2 * STEP)
-    assert rig.stamps() == [0]
-    rig.depth(STEP + SECOND // 100)
-    rig.depth(2 * STEP)
-    assert rig.stamps() == [0, STEP, 2 * STEP]
-    assert all(frame.depth is not None for frame in rig.odometry.frames)
-
-
-def test_the_nearest_depth_is_taken(rig: Rig) -> None:
-    rig.depth(STEP - SECOND // 60, value=1.0)
-    rig.image(STEP)
-    assert rig.stamps() == []
-    rig.depth(STEP + SECOND // 500, value=3.0)
-    depth = rig.odometry.frames[0].depth
-    assert depth is not None
-    np.testing.assert_allclose(depth[5, 5], 3.0)
-
-
-def test_images_between_slower_depth_are_skipped_and_counted(rig: Rig) -> None:
-    for i in range(4):
-        rig.image(i * STEP)
-        if i % 2 == 0:
-            rig.depth(i * STEP)
-    assert rig.stamps() == [0, 2 * STEP]
-    assert rig.session.counts["unpaired"] == 1
-
-
 def test_without_any_depth_the_camera_goes_on_alone_after_saying_so(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         for i in range(10):
@@ -323,27 +293,6 @@ def test_repeated_and_late_stamps_are_skipped(mono: Rig) -> None:
     assert mono.stamps() == [STEP, 2 * STEP]
     assert mono.session.counts["repeated"] == 1
     assert mono.session.counts["out_of_order"] == 1
-
-
-def test_a_short_jump_back_is_known_by_the_image_after_it(mono: Rig) -> None:
-    step = SECOND // 30
-    for i in (0, 1, 2, 0, 1, 2):
-        mono.image(i * step)
-    assert mono.stamps() == [0, step, 2 * step, step, 2 * step]
-    assert mono.session.counts["jumps"] == 1
-
-
-def test_depth_of_before_a_jump_that_comes_after_it_does_no_harm(rig: Rig) -> None:
-    for i in range(5):
-        rig.image(i * STEP)
-        rig.depth(i * STEP)
-    rig.image(5 * STEP)
-    rig.image(0)
-    rig.depth(5 * STEP)
-    rig.depth(0)
-    rig.image(STEP)
-    rig.depth(STEP)
-    assert rig.stamps()[-2:] == [0, STEP]
 
 
 @pytest.mark.parametrize("depth_first", [False, True])
@@ -600,6 +549,30 @@ def test_nothing_is_made_that_nobody_wants(monkeypatch: pytest.MonkeyPatch) -> N
         rig.image(i * STEP)
         rig.session.tick(i * STEP)
     assert set(rig.topics()) == {"odom"}
+
+
+def test_the_map_is_saved_as_it_was_when_asked_for(tmp_path: Path) -> None:
+    pytest.importorskip("open3d", exc_type=(ImportError, OSError))
+    values = {"map.voxel": 0.5, "map.file": str(tmp_path / "map.ply"), "cloud.stride": 1}
+    rig = Rig(values, inputs=("image", "camera_info"))
+    rig.odometry.properties = property_set()
+    rig.tf()
+    rig.info()
+    rig.image(0)
+    empty = rig.session.save_map()
+    with pytest.raises(FlowodomError, match="the map is empty"):
+        empty.result()
+    for i in range(1, 6):
+        rig.image(i * STEP)
+    saved = rig.session.save_map()
+    rig.image(6 * STEP)
+    assert saved.result() == tmp_path / "map.ply"
+    assert saved.result().read_bytes().startswith(b"ply")
+
+
+def test_without_a_map_there_is_none_to_save() -> None:
+    with pytest.raises(ConfigError, match=r"set map\.voxel"):
+        Rig().session.save_map()
 
 
 def test_the_path_stays_bounded() -> None:

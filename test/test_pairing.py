@@ -1,0 +1,191 @@
+import logging
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from flowodom.config import SessionConfig, override
+from flowodom.geometry import PinholeCamera
+from flowodom.health import Health
+from flowodom.messages import MessageFactory
+from flowodom.pairing import Pairing, Picture
+
+SECOND = 1_000_000_000
+STEP = SECOND // 10
+CAMERA = PinholeCamera(fx=40.0, fy=40.0, cx=15.5, cy=11.5, width=32, height=24)
+BIG = PinholeCamera(fx=80.0, fy=80.0, cx=31.5, cy=23.5, width=64, height=48)
+Ready = list[tuple[int, int | None]]
+make = MessageFactory()
+
+
+class Desk:
+    """A pairing with short ways to feed it; ``ready`` are the stamps of image and depth that came out of it so far."""
+
+    def __init__(self, *, calibrated: bool = True, with_depth: bool = True, **values: object) -> None:
+        self.health = Health()
+        config = override(SessionConfig(), {name.replace("__", "."): value for name, value in values.items()})
+        self.pairing = Pairing(config, self.health, with_depth=with_depth, resolve="/front/{}".format)
+        self.ready: Ready = []
+        if calibrated:
+            self.calibrate()
+
+    def calibrate(self, camera: PinholeCamera = CAMERA) -> None:
+        self.pairing.calibrate(make.camera_info(0, "camera", camera))
+        self.work()
+
+    def image(self, stamp: int, camera: PinholeCamera = CAMERA) -> bool:
+        pixels = np.full((camera.height, camera.width), 100, dtype=np.uint8)
+        jumped = self.pairing.add_image(Picture(stamp, "camera", pixels))
+        self.work()
+        return jumped
+
+    def depth(self, stamp: int) -> None:
+        self.pairing.add_depth(Picture(stamp, "camera", np.full((24, 32), 2.0, dtype=np.float32)))
+        self.work()
+
+    def work(self, *, final: bool = False) -> None:
+        out: Iterator[tuple[Picture, Picture | None]] = self.pairing.ready(final=final)
+        self.ready += [(picture.stamp, None if depth is None else depth.stamp) for picture, depth in out]
+
+
+def test_depth_that_comes_first_or_late_or_with_a_small_difference_is_paired() -> None:
+    desk = Desk()
+    desk.depth(0)
+    desk.image(0)
+    desk.image(STEP)
+    desk.image(2 * STEP)
+    assert desk.ready == [(0, 0)]
+    desk.depth(STEP + SECOND // 100)
+    desk.depth(2 * STEP)
+    assert desk.ready == [(0, 0), (STEP, STEP + SECOND // 100), (2 * STEP, 2 * STEP)]
+
+
+def test_the_nearest_depth_is_taken() -> None:
+    desk = Desk()
+    desk.depth(STEP - SECOND // 60)
+    desk.image(STEP)
+    assert desk.ready == []
+    desk.depth(STEP + SECOND // 500)
+    assert desk.ready == [(STEP, STEP + SECOND // 500)]
+
+
+def test_images_between_slower_depth_are_skipped_and_counted() -> None:
+    desk = Desk()
+    for i in range(4):
+        desk.image(i * STEP)
+        if i % 2 == 0:
+            desk.depth(i * STEP)
+    assert desk.ready == [(0, 0), (2 * STEP, 2 * STEP)]
+    assert desk.health.counts["unpaired"] == 1
+
+
+def test_where_no_depth_can_come_images_do_not_wait() -> None:
+    for desk in (Desk(with_depth=False), Desk(depth__source="filter")):
+        desk.depth(0)
+        desk.image(0)
+        assert desk.ready == [(0, None)]
+
+
+def test_depth_that_stops_is_waited_for_and_then_done_without(caplog: pytest.LogCaptureFixture) -> None:
+    desk = Desk()
+    with caplog.at_level(logging.WARNING):
+        for i in range(6):
+            desk.image(i * STEP)
+        assert desk.ready == []
+        for i in range(6, 10):
+            desk.image(i * STEP)
+    assert desk.ready == [(i * STEP, None) for i in range(10)]
+    assert caplog.text.count("no depth on /front/depth for 0.5 s") == 1
+    desk.depth(10 * STEP)
+    desk.image(10 * STEP)
+    assert desk.ready[-1] == (10 * STEP, 10 * STEP)
+
+
+def test_depth_that_must_be_a_sensors_is_never_done_without() -> None:
+    desk = Desk(depth__source="sensor")
+    for i in range(10):
+        desk.image(i * STEP)
+    desk.work(final=True)
+    assert desk.ready == []
+    assert desk.health.counts["unpaired"] == 10
+    assert "/front/depth" in str(desk.health.problems["depth"])
+
+
+def test_images_wait_for_their_calibration_and_only_so_long() -> None:
+    desk = Desk(calibrated=False, with_depth=False)
+    for i in range(8):
+        desk.image(i * STEP)
+    assert desk.ready == []
+    assert desk.health.counts["uncalibrated"] == 2
+    assert "/front/camera_info" in str(desk.health.problems["calibration"])
+    desk.calibrate()
+    assert desk.ready == [(i * STEP, None) for i in range(2, 8)]
+    assert desk.health.problems == {}
+
+
+def test_a_change_of_size_goes_on_once_its_calibration_has_come() -> None:
+    desk = Desk(with_depth=False)
+    desk.image(0)
+    desk.image(STEP, BIG)
+    assert desk.ready == [(0, None)]
+    desk.calibrate(BIG)
+    assert desk.ready == [(0, None), (STEP, None)]
+
+
+def test_repeated_and_late_images_are_passed_over() -> None:
+    desk = Desk(with_depth=False)
+    for stamp in (STEP, STEP, STEP - SECOND // 50, 2 * STEP):
+        assert not desk.image(stamp)
+    assert desk.ready == [(STEP, None), (2 * STEP, None)]
+    assert (desk.health.counts["repeated"], desk.health.counts["out_of_order"]) == (1, 1)
+
+
+def test_a_short_jump_back_is_known_by_the_image_after_it() -> None:
+    desk = Desk(with_depth=False)
+    step = SECOND // 30
+    assert [desk.image(i * step) for i in (0, 1, 2, 0, 1, 2)] == [False, False, False, False, True, False]
+    assert [stamp for stamp, _ in desk.ready] == [0, step, 2 * step, step, 2 * step]
+    assert desk.health.counts["jumps"] == 1
+
+
+def test_depth_of_before_a_jump_that_comes_after_it_does_no_harm() -> None:
+    desk = Desk()
+    for i in range(5):
+        desk.image(i * STEP)
+        desk.depth(i * STEP)
+    desk.image(5 * STEP)
+    desk.image(0)
+    desk.depth(5 * STEP)
+    desk.depth(0)
+    desk.image(STEP)
+    desk.depth(STEP)
+    assert desk.ready[-2:] == [(0, 0), (STEP, STEP)]
+
+
+def test_what_was_cleared_does_not_come_out() -> None:
+    desk = Desk()
+    desk.image(0)
+    desk.pairing.clear()
+    desk.depth(0)
+    assert desk.ready == []
+
+
+def test_a_frame_has_the_depth_and_the_mask_that_fit_it() -> None:
+    desk = Desk()
+    image = Picture(0, "camera", np.full((24, 32), 100, dtype=np.uint8))
+    depth = Picture(0, "camera", np.full((24, 32), 2.0, dtype=np.float32))
+    mask = np.zeros((24, 32, 3), dtype=np.uint8)
+    mask[:10] = 255
+    desk.pairing.set_mask(Picture(0, "camera", mask))
+    frame = desk.pairing.frame(image, depth)
+    assert frame.camera == CAMERA
+    assert frame.depth is not None
+    assert frame.ignore is not None
+    np.testing.assert_allclose(frame.depth[1:-1, 1:-1], 2.0)
+    assert frame.ignore[:9].all()
+    assert not frame.ignore[11:].any()
+    frame = desk.pairing.frame(image, Picture(0, "camera", depth.pixels[::2, ::2]))
+    assert frame.depth is None
+    assert "/front/depth is 16x12 but the image is 32x24" in str(desk.health.problems["depth size"])
+    desk.pairing.frame(image, depth)
+    assert desk.health.problems == {}
