@@ -38,7 +38,7 @@ class NoOdometry(Odometry):
     def reset(self, pose: Tensor | None = None) -> None:
         """Does nothing."""
 
-    def step(self, frame: Frame, *, fields: bool = False) -> Estimate:
+    def step(self, frame: Frame, *, fields: bool = False, guess: Tensor | None = None) -> Estimate:
         """Returns the same motion again and again."""
         return Estimate(
             frame.stamp,

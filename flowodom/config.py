@@ -193,7 +193,9 @@ class SessionConfig(OdometryConfig):
     base_frame: str = parameter("base_link", "Frame whose pose is published.")
     camera_frame: str = parameter("", "Optical frame of the camera; empty: as the image's header says.")
     guess_frame: str = parameter(
-        "", "Odometry frame of another source on tf (wheels) that carries the pose over lost tracking; empty: none."
+        "",
+        "Odometry frame of another source on tf (wheels), which each frame's fit may start from and which carries the "
+        "pose over lost tracking; empty: none.",
     )
     identity_extrinsic: bool = parameter(
         False, "Whether to take the camera's optical frame for the base where tf does not connect the two."

@@ -54,6 +54,9 @@ CROWDED = 0.7
 WATCHED = 0.003
 """Share of the image that moves on its own from which it is looked for in every frame."""
 
+GUESS_DEVIATION = 0.06
+"""Angle, radians, by which points may lie off from where a guess has them, in a frame that is tracked only by it."""
+
 LOOK_PERIOD = 0.2
 """Longest time, seconds, for which nobody looks for what moves on its own."""
 
@@ -189,12 +192,15 @@ class Odometry:
             self._origin, self._origin_covariance = pose.to(torch.float64), torch.zeros(6, 6, dtype=torch.float64)
         self._tracker, self._field, self._moving, self._velocity, self._lost_since = None, None, None, None, None
 
-    def step(self, frame: Frame, *, fields: bool = False) -> Estimate:
+    def step(self, frame: Frame, *, fields: bool = False, guess: Tensor | None = None) -> Estimate:
         """Takes in the next frame.
 
         Args:
             frame: The frame, later than all before it.
             fields: Whether the estimate's P, F, W, C will be asked for, so that they are begun early.
+            guess: (4, 4) float64 ``T_tracked_camera``, metres: the motion since the last frame that was tracked, as
+                another source saw it. The fit starts there where the images agree, and flow where it is lost otherwise;
+                a wrong guess costs time only. None for none.
 
         Returns:
             What it tells. A frame of another size or calibration starts a new segment.
@@ -212,21 +218,31 @@ class Odometry:
         previous, former = self._previous, self._field
         dense_camera = frame.camera.resized(*reversed(view.dense.shape))
         interval = (frame.stamp - previous.frame.stamp) * 1e-9
-        with self._stage("flow"):
-            flow = self._flow(previous.dense, view.dense)
-            search = fields or self._is_watching(frame.stamp)
-            if search or not self._depth.metric or self._moving is not None:
-                flow.begin()
-        try:
-            track, moving = self._locate(view, flow, dense_camera, interval, search)
-        except Parallax as wait:
-            self._previous = view
-            if isinstance(wait, OutOfSight):
-                self.reset()
-            return self._estimate(view, Status.INITIALIZING, reason=str(wait))
-        except NotTracked as loss:
-            return self._lose(view, str(loss))
-        tracker, to_current, self._moving = self._tracker, se3.inverse(track.motion), moving
+        search = fields or self._is_watching(frame.stamp)
+        guess = self._usable(guess)
+        lost = ""
+        for initial in self._starts(dense_camera, guess):
+            with self._stage("flow"):
+                flow = self._flow(previous.dense, view.dense, initial)
+                if search or not self._depth.metric or self._moving is not None:
+                    flow.begin()
+            try:
+                opinion = self._locate(view, flow, dense_camera, interval, search, guess)
+                if initial is not None and guess is not None:
+                    self._check(opinion.track.motion, guess)
+                break
+            except Parallax as wait:
+                self._previous = view
+                if isinstance(wait, OutOfSight):
+                    self.reset()
+                return self._estimate(view, Status.INITIALIZING, reason=str(wait))
+            except NotTracked as loss:
+                lost = lost or str(loss)
+        else:
+            return self._lose(view, lost)
+        tracker, track, self._field, self._moving = opinion
+        self._tracker, self._velocity = tracker, se3.log(track.motion) / interval
+        to_current = se3.inverse(track.motion)
         if track.keyframe:
             with self._stage("window"):
                 tracker.add_keyframe(view, self._field, self._moving)
@@ -264,39 +280,86 @@ class Odometry:
         known = self._moving is not None and self._moving.share > WATCHED
         return known or stamp - self._looked >= round(1e9 * LOOK_PERIOD)
 
+    def _usable(self, guess: Tensor | None) -> Tensor | None:
+        """Returns what of a guess in metres holds in the present unit: nothing, the turn alone, or all of it."""
+        assert self._tracker is not None
+        if guess is None or not self._tracker.started:
+            return None
+        if self._scale in METRIC_SCALES:
+            return guess
+        return se3.matrix(guess[:3, :3], torch.zeros(3, dtype=torch.float64))
+
+    def _check(self, motion: Tensor, guess: Tensor) -> None:
+        """Makes sure that a motion which only a guess has led to is the one that was guessed.
+
+        Raises:
+            NotTracked: It is another one.
+        """
+        difference = se3.log(se3.inverse(guess) @ motion)
+        off = float(difference[3:].norm())
+        if self._scale in METRIC_SCALES and self._field is not None:
+            off += float(difference[:3].norm() * self._field.mean.nanmedian().nan_to_num())
+        if off > GUESS_DEVIATION:
+            raise NotTracked("the motion found is not the one that was guessed")
+
+    def _starts(self, camera: PinholeCamera, guess: Tensor | None) -> Iterator[Tensor | None]:
+        """Yields what flow (H, W, 2) may start from: nothing; where that fails, what guess and depth foretell."""
+        yield None
+        if guess is None:
+            return
+        motion = se3.inverse(guess).to(torch.float32)
+        pixels = camera.pixels()
+        rho = torch.zeros(pixels.shape[:2])
+        if self._field is not None:
+            rho = self._field.at(camera, pixels.to(self._field.mean.device))[0].cpu().nan_to_num()
+        there = camera.project(camera.rays(pixels) @ motion[:3, :3].T + rho[..., None] * motion[:3, 3])
+        yield (there - pixels).to(self._device)
+
     def _locate(
-        self, view: View, flow: FlowField, camera: PinholeCamera, interval: float, search: bool
-    ) -> tuple[Track, Moving | None]:
+        self,
+        view: View,
+        flow: FlowField,
+        camera: PinholeCamera,
+        interval: float,
+        search: bool,
+        guess: Tensor | None,
+    ) -> _Opinion:
         """Finds pose, depth and what moves on its own; again without the latter where it has swayed the pose.
 
         Raises:
             NotTracked, Parallax: See ``Tracker.track``.
         """
         moving = None if self._moving is None else self._moving.carried(flow)
-        opinion = self._judge(view, flow, camera, moving, search=search)
+        opinion = self._judge(view, flow, camera, moving, search=search, guess=guess)
         if opinion.moving is not None and opinion.tracker.share_on(opinion.moving) > SWAY:
-            opinion = self._judge(view, flow, camera, opinion.moving, search=True)
+            opinion = self._judge(view, flow, camera, opinion.moving, search=True, guess=guess)
         velocity = se3.log(opinion.track.motion) / interval
         if (grown := self._grown(opinion.moving)) > AMBIGUOUS and not self._steady(velocity, interval):
             assert opinion.moving is not None
             if opinion.moving.nearness < -NEARER:
                 # What moves is seen through gaps of what stands still: it is the other way round.
-                opinion = self._judge(view, flow, camera, opinion.moving.swapped(), search=True)
+                opinion = self._judge(view, flow, camera, opinion.moving.swapped(), search=True, guess=guess)
                 velocity = se3.log(opinion.track.motion) / interval
             if opinion.moving is None or opinion.moving.nearness < NEARER:
                 raise NotTracked(f"{grown:.0%} of the image moves otherwise than the rest: which is still, is not told")
-        self._tracker, self._field, self._velocity = opinion.tracker, opinion.field, velocity
-        return opinion.track, opinion.moving
+        return opinion
 
     def _judge(
-        self, view: View, flow: FlowField, camera: PinholeCamera, moving: Moving | None, *, search: bool
+        self,
+        view: View,
+        flow: FlowField,
+        camera: PinholeCamera,
+        moving: Moving | None,
+        *,
+        search: bool,
+        guess: Tensor | None,
     ) -> _Opinion:
         """Finds pose, depth and, if need be, what moves on its own, where ``moving`` has no say in the pose."""
         assert self._tracker is not None
         tracker, former = copy(self._tracker), self._field
         with self._stage("pose"):
             try:
-                track = tracker.track(view, flow, moving)
+                track = tracker.track(view, flow, moving, guess)
             except Parallax:
                 self._tracker = tracker
                 raise

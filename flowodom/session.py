@@ -407,7 +407,7 @@ class Session:
         if self._paused or not self._pairing.add_image(picture):
             return
         self._last.clear()
-        self._first_tick = None
+        self._first_tick = self._guess = None
         self.frames.clear_moving()
         self._surroundings.reset()
         self._odometry.reset()
@@ -440,13 +440,20 @@ class Session:
         begin = time.perf_counter()
         frame = self._pairing.frame(picture, depth)
         prepared = time.perf_counter()
-        estimate = self._odometry.step(frame, fields=self._wants_clouds(frame.stamp))
+        extrinsic = self._extrinsic(self.config.camera_frame or picture.frame_id, frame.stamp)
+        seen, moved = self._moved_by_guess(frame.stamp)
+        guess = None
+        if moved is not None and extrinsic is not None and self._mounting is not None:
+            guess = self._mounting.inverse @ moved @ extrinsic
+        estimate = self._odometry.step(frame, fields=self._wants_clouds(frame.stamp), guess=guess)
         stepped = time.perf_counter()
         self._estimate = estimate
         self.counts["frames"] += 1
         if estimate.status is Status.LOST:
             self.counts["lost"] += 1
-        placement = self._place(estimate, self.config.camera_frame or picture.frame_id)
+        placement = self._place(estimate, extrinsic, moved)
+        if placement is not None:
+            self._guess = seen
         out = self._publish(frame, picture.frame_id, estimate, placement)
         done = time.perf_counter()
         estimate.timing["session"] = (prepared - begin) + (done - stepped)
@@ -471,26 +478,34 @@ class Session:
         self._health.report(key, None)
         return motion
 
-    def _place(self, estimate: Estimate, camera: str) -> Placement | None:
-        """Finds the base from the camera: ``T_odom_base = anchor T_odom_camera inverse(T_base_camera)``."""
+    def _moved_by_guess(self, stamp: int) -> tuple[Tensor | None, Tensor | None]:
+        """Returns where ``guess_frame`` has the base, and how that has moved since the last trusted pose."""
+        if not self.config.guess_frame:
+            return None, None
+        seen = self._lookup("guess", self.config.guess_frame, self.config.base_frame, stamp)
+        return seen, None if seen is None or self._guess is None else se3.inverse(self._guess) @ seen
+
+    def _place(self, estimate: Estimate, extrinsic: Tensor | None, moved: Tensor | None) -> Placement | None:
+        """Finds the base from the camera: ``T_odom_base = anchor T_odom_camera inverse(T_base_camera)``.
+
+        Args:
+            estimate: What the odometry says.
+            extrinsic: ``T_base_camera``; None where it is not known.
+            moved: What another source saw of the base's motion since the last trusted pose, which bridges segments.
+        """
         if estimate.pose is None:
             return None
-        extrinsic = self._extrinsic(camera, estimate.stamp)
         if extrinsic is None:
             self.counts["unplaced"] += 1
             return None
         if self._mounting is None or self._mounting.motion is not extrinsic:
             self._mounting = _Mounting(extrinsic, se3.inverse(extrinsic), se3.adjoint(extrinsic))
-        guess = None
-        if self.config.guess_frame:
-            guess = self._lookup("guess", self.config.guess_frame, self.config.base_frame, estimate.stamp)
         if self._base_pose is not None and estimate.segment != self._segment:
-            # What the other source saw of the motion while tracking was lost.
-            moved = se3.identity() if self._guess is None or guess is None else se3.inverse(self._guess) @ guess
-            self._anchor = self._base_pose @ moved @ extrinsic @ se3.inverse(estimate.pose)
+            start = self._base_pose if moved is None else self._base_pose @ moved
+            self._anchor = start @ extrinsic @ se3.inverse(estimate.pose)
         elif self._anchor is None:
             self._anchor = self._start @ extrinsic @ se3.inverse(estimate.pose)
-        self._segment, self._guess = estimate.segment, guess
+        self._segment = estimate.segment
         self._base_pose = self._anchor @ estimate.pose @ self._mounting.inverse
         covariance = None
         if estimate.covariance is not None:

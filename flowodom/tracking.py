@@ -211,26 +211,30 @@ class Tracker:
         self._motion = self._motion.clone()
         self._motion[:3, 3] *= factor
 
-    def track(self, view: View, flow: FlowField, moving: Moving | None = None) -> Track:
+    def track(self, view: View, flow: FlowField, moving: Moving | None = None, guess: Tensor | None = None) -> Track:
         """Finds the pose of a view.
 
         Args:
             view: The current view.
             flow: Dense flow from the last tracked view to it.
             moving: What moves on its own in this view, and has no say; None for nothing.
+            guess: (4, 4) float64 ``T_previous_camera`` as somebody else saw it, taken where flow agrees with it better
+                than with going on as before; None for none.
 
         Raises:
             NotTracked: The view does not tell where the camera is.
             Parallax: A single camera is between standing still and a baseline that can be triangulated.
         """
-        seen, found = self._follow(view, flow)
+        carried = self._carry(view, flow)
+        expected = self._expect(carried, guess)
+        seen, found = self._follow(view, carried, expected)
         if moving is not None:
             found &= ~moving.doubted(self._camera, seen).cpu()
         matches = self._matches(view, seen).subset(found)
         if len(matches) < LEAST_INLIERS:
             raise NotTracked(f"only {len(matches)} points could be followed, {LEAST_INLIERS} are needed")
         try:
-            fit = self._fit(matches) if self._started else self._start(matches)
+            fit = self._fit(matches, expected) if self._started else self._start(matches)
         except Parallax:
             if float(found.double().mean()) < START_SHARE:
                 raise OutOfSight("the first view went out of sight before the baseline was long enough") from None
@@ -289,25 +293,36 @@ class Tracker:
         """Returns the share of the points of the last fit that lie on what moves on its own."""
         return float(moving.doubted(self._camera, self._seen[self._found]).double().mean())
 
-    def _follow(self, view: View, flow: FlowField) -> tuple[Tensor, Tensor]:
-        """Returns where the keyframe's points are seen (M, 2), and which were found (M,)."""
+    def _carry(self, view: View, flow: FlowField) -> Matches:
+        """Returns where dense flow takes the keyframe's points, NaN for those that the last view had lost."""
         dense_height, dense_width = view.dense.shape
         scale = torch.tensor(
             (self._camera.width / dense_width, self._camera.height / dense_height), dtype=torch.float64
         )
-        lost = self._places[:, 0].isnan()
         place = self._places.nan_to_num()
-        guess = place + sample(flow.rough, (place + 0.5) / scale - 0.5).cpu().double() * scale
-        predicted = se3.inverse(self._pose @ self._motion) @ self._window.poses[-1]
+        there = place + sample(flow.rough, (place + 0.5) / scale - 0.5).cpu().double() * scale
         blank = torch.full((len(place),), torch.nan, dtype=torch.float64)
-        known = self._window.matches(place, blank, blank, torch.full_like(blank, torch.inf))
-        scaled = (predicted[:3, :3] @ (known.direction + known.rho[:, None] * known.offset)[..., None])[..., 0]
-        reprojected = self._camera.project(scaled + known.rho[:, None] * predicted[:3, 3])
-        guess = torch.where(lost[:, None], reprojected, guess)
-        rotation = predicted[:3, :3]
+        there = torch.where(self._places.isnan(), torch.nan, there)
+        return self._window.matches(there, self._row(there), blank, torch.full_like(blank, torch.inf))
+
+    def _expect(self, carried: Matches, guess: Tensor | None) -> Tensor:
+        """Returns the expected ``T_current_keyframe``: as before, or as guessed where flow agrees better with that."""
+        key = self._window.poses[-1]
+        expected = [se3.inverse(self._pose @ motion) @ key for motion in (self._motion, guess) if motion is not None]
+        if guess is None:
+            return expected[0]
+        motions = torch.stack(expected)
+        return motions[score(self._camera, carried.subset(carried.row.isfinite()), motions).argmin()]
+
+    def _follow(self, view: View, carried: Matches, expected: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns where the keyframe's points are seen (M, 2), and which were found (M,)."""
+        rotation = expected[:3, :3]
+        scaled = (rotation @ (carried.direction + carried.rho[:, None] * carried.offset)[..., None])[..., 0]
+        reprojected = self._camera.project(scaled + carried.rho[:, None] * expected[:3, 3])
+        start = torch.where(carried.pixels.isnan(), reprojected, carried.pixels)
         turned = turn(self._key_view.grey, self._camera.homography(rotation))
         places = self._camera.project(self._camera.rays(self._window.places) @ rotation.T)
-        seen, found = follow(turned, view.grey, places, guess)
+        seen, found = follow(turned, view.grey, places, start)
         found &= self._camera.contains(places)
         if view.frame.ignore is not None:
             column, row = seen.round().long().unbind(-1)
@@ -345,9 +360,9 @@ class Tracker:
         turn = self._row(pixels)[:, None] * self._shutter.shear
         return self._camera.project(rays - torch.linalg.cross(turn, rays))
 
-    def _fit(self, matches: Matches) -> Fit:
+    def _fit(self, matches: Matches, expected: Tensor) -> Fit:
         """Fits the motion from the newest keyframe; holds the camera in its place where translation earns nothing."""
-        start = self._propose(matches)
+        start = self._propose(matches, expected)
         fit = refine(
             self._camera,
             matches,
@@ -374,10 +389,9 @@ class Tracker:
             return replace(still, information=fit.information)
         return fit
 
-    def _propose(self, matches: Matches) -> Tensor:
-        """Returns the best of several guesses of ``T_current_keyframe``: as before, at rest, and from scene flow."""
-        key = self._window.poses[-1]
-        candidates = [se3.inverse(self._pose @ self._motion) @ key, se3.inverse(self._pose) @ key]
+    def _propose(self, matches: Matches, expected: Tensor) -> Tensor:
+        """Returns the best of several guesses of ``T_current_keyframe``: as expected, at rest, and from scene flow."""
+        candidates = [expected, se3.inverse(self._pose) @ self._window.poses[-1]]
         known = matches.subset(matches.rho_variance < (0.3 * matches.rho) ** 2)
         points = known.direction / known.rho[:, None] + known.offset
         lifted = known.seen_variance.isfinite()

@@ -106,6 +106,51 @@ def lane():
     return clip(street(2, texels=256), path, pinhole(480, 180, field_of_view=80.0), 30, rate=10.0, depth=False)
 
 
+def wheeled(clip, wheels):
+    """Follows a clip with what wheels say of each motion since the last tracked frame, ``wheels`` of the true one."""
+    odometry, estimates, last = Odometry(), [], None
+    for frame, pose in zip(clip.frames, clip.poses, strict=True):
+        guess = None if last is None else wheels(se3.inverse(last) @ pose)
+        estimates.append(odometry.step(frame, guess=guess))
+        last = pose if estimates[-1].status is Status.TRACKING else last
+    return Run(estimates, se3.inverse(clip.poses[0]) @ clip.poses)
+
+
+@pytest.fixture(scope="module")
+def leaping():
+    """At two frames a second the camera turns by up to 20 degrees from one to the next."""
+    return clip(room(2, movers=0), hand_held(2), QVGA, 10, rate=2.0)
+
+
+def skewed(motion):
+    return motion @ se3.exp(torch.tensor([0.5, -0.4, 0.3, 0.2, -0.3, 0.25], dtype=torch.float64))
+
+
+def test_a_right_guess_finds_what_flow_alone_loses(leaping):
+    alone, helped = follow(leaping.frames), wheeled(leaping, lambda motion: motion)
+    assert sum(e.status is Status.LOST for e in alone) >= 3
+    assert all(e.status is Status.TRACKING for e in helped.estimates)
+    assert helped.errors[:, :3].norm(dim=-1).max() < 0.01
+
+
+def test_a_wrong_guess_finds_nothing_that_flow_alone_loses(leaping):
+    alone, misled = follow(leaping.frames), wheeled(leaping, skewed).estimates
+    lost = [[e.status is Status.LOST for e in estimates] for estimates in (alone, misled)]
+    assert sum(lost[1]) >= sum(lost[0])
+
+
+@pytest.mark.parametrize("wheels", [lambda motion: motion, skewed], ids=["right", "wrong"])
+def test_where_flow_suffices_a_guess_does_not_change_the_pose(short, wheels):
+    alone, guessed = run(short), wheeled(short, wheels)
+    assert (guessed.poses[:, :3, 3] - alone.poses[:, :3, 3]).norm(dim=-1).max() < 0.005
+    assert guessed.drift < alone.drift + 0.002
+
+
+def test_of_a_guess_in_metres_only_the_turn_counts_where_the_unit_is_none(lane):
+    alone, guessed = run(lane), wheeled(lane, skewed)
+    assert [e.status for e in guessed.estimates] == [e.status for e in alone.estimates]
+
+
 def test_drift_is_under_half_a_percent_of_the_path(calm):
     assert sum(r.drift for r in calm) / len(calm) < 0.005
 

@@ -43,6 +43,7 @@ class FakeOdometry:
 
     def __init__(self) -> None:
         self.frames: list[Frame] = []
+        self.guesses: list[Tensor | None] = []
         self.resets: list[Tensor | None] = []
         self.pose = se3.identity()
         self.previous: int | None = None
@@ -56,8 +57,9 @@ class FakeOdometry:
         self.previous = None
         self.segment += 1
 
-    def step(self, frame: Frame, *, fields: bool = False) -> Estimate:
+    def step(self, frame: Frame, *, fields: bool = False, guess: Tensor | None = None) -> Estimate:
         self.frames.append(frame)
+        self.guesses.append(guess)
         properties = self.properties
         lost = bool((frame.image == 255).all())
         first = self.previous is None
@@ -433,20 +435,56 @@ def test_pause_ignores_images_and_resume_goes_on_at_the_last_pose(mono: Rig) -> 
     torch.testing.assert_close(poses[-1], poses[-2])
 
 
-def test_wheels_carry_the_pose_over_lost_tracking() -> None:
+@pytest.fixture
+def wheeled() -> Rig:
+    """A single camera with wheels beside it; ``drive`` tells where they are and feeds an image."""
     rig = Rig({"guess_frame": "wheel_odom"}, inputs=("image", "camera_info"))
     rig.tf()
     rig.info()
+    return rig
 
-    def wheels(stamp: int, x: float) -> None:
-        motion = se3.exp(tangent(x, 0.0, 0.0, 0.0, 0.0, 0.0))
-        rig.feed("/tf", make.tf_message([make.transform(stamp, "wheel_odom", "base_link", motion)]))
 
+def drive(rig: Rig, stamp: int, x: float, value: int = 100) -> None:
+    motion = se3.exp(tangent(x, 0.0, 0.0, 0.0, 0.0, 0.0))
+    rig.feed("/tf", make.tf_message([make.transform(stamp, "wheel_odom", "base_link", motion)]))
+    rig.image(stamp, value=value)
+
+
+def test_wheels_carry_the_pose_over_lost_tracking(wheeled: Rig) -> None:
     for i, (value, x) in enumerate(((100, 0.0), (100, 0.1), (255, 0.6), (100, 1.1))):
-        wheels(i * STEP, x)
-        rig.image(i * STEP, value=value)
-    before, after = (motion_of(message.pose.pose) for message in rig.odom()[-2:])
+        drive(wheeled, i * STEP, x, value)
+    before, after = (motion_of(message.pose.pose) for message in wheeled.odom()[-2:])
     torch.testing.assert_close(se3.inverse(before) @ after, se3.exp(tangent(1.0, 0.0, 0.0, 0.0, 0.0, 0.0)))
+
+
+def test_wheels_tell_the_odometry_how_the_camera_has_moved_since_it_was_last_tracked(wheeled: Rig) -> None:
+    for i, (value, x) in enumerate(((100, 0.0), (100, 0.1), (255, 0.6), (100, 1.1))):
+        drive(wheeled, i * STEP, x, value)
+    first, *guesses = wheeled.odometry.guesses
+    assert first is None
+    for guess, x in zip(guesses, (0.1, 0.5, 1.0), strict=True):
+        # The base goes along its x, which is the camera's z.
+        torch.testing.assert_close(guess, se3.exp(tangent(0.0, 0.0, x, 0.0, 0.0, 0.0)))
+
+
+def test_wheels_that_stop_being_heard_are_named_and_nothing_is_guessed(wheeled: Rig) -> None:
+    drive(wheeled, 0, 0.0)
+    wheeled.image(SECOND)
+    assert wheeled.odometry.guesses[-1] is None
+    assert "wheel_odom" in wheeled.session.status().message
+    drive(wheeled, SECOND + STEP, 0.1)
+    drive(wheeled, SECOND + 2 * STEP, 0.2)
+    assert wheeled.odometry.guesses[-1] is not None
+    assert wheeled.session.status().level == 0
+
+
+def test_a_clock_that_jumps_back_does_not_take_the_wheels_for_moved(wheeled: Rig) -> None:
+    for i in range(3):
+        drive(wheeled, i * STEP, 0.1 * i)
+    drive(wheeled, 0, 0.0)
+    assert wheeled.odometry.guesses[-1] is None
+    before, after = (motion_of(message.pose.pose) for message in wheeled.odom()[-2:])
+    torch.testing.assert_close(before, after)
 
 
 def test_a_mask_is_passed_on_and_one_of_another_size_is_named(mono: Rig) -> None:
