@@ -106,17 +106,21 @@ Publication = tuple[str, Any]
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the base is.
+    """Where the base is, and how it moves.
 
     Attributes:
         pose: (4, 4) float64 ``T_odom_base``.
         covariance: (6, 6) float64 of ``xi`` in ``T_odom_base exp(xi)``; None when not known.
         extrinsic: (4, 4) float64 ``T_base_camera``.
+        twist: (6,) float64 of the base in itself; zero where it is not known.
+        twist_covariance: (6, 6) float64 of ``twist``.
     """
 
     pose: Tensor
     covariance: Tensor | None
     extrinsic: Tensor
+    twist: Tensor
+    twist_covariance: Tensor
 
 
 class _Mounting(NamedTuple):
@@ -510,7 +514,7 @@ class Session:
         covariance = None
         if estimate.covariance is not None:
             covariance = self._mounting.adjoint @ estimate.covariance @ self._mounting.adjoint.T
-        return Placement(self._base_pose, covariance, extrinsic)
+        return Placement(self._base_pose, covariance, extrinsic, *self._twist(estimate))
 
     def _publish(self, frame: Frame, camera: str, estimate: Estimate, placement: Placement | None) -> list[Publication]:
         odom, base, stamp = self.config.odom_frame, self.config.base_frame, estimate.stamp
@@ -539,9 +543,10 @@ class Session:
         pose = placement.pose @ placement.extrinsic
         if estimate.motion is not None and estimate.interval > 0:
             self._surroundings.follow(estimate.moving, pose, estimate.motion, stamp, estimate.interval)
-            twist, covariance = self._twist(estimate)
             out += self._surroundings.publish_objects(stamp, odom)
-            out += self._surroundings.publish_forecast(stamp, odom, placement.pose, twist, covariance)
+            out += self._surroundings.publish_forecast(
+                stamp, odom, placement.pose, placement.twist, placement.twist_covariance
+            )
         out += self._publish_clouds(frame, camera, estimate, pose)
         return out + self._surroundings.publish_pictures(frame, camera, estimate.moving, lambda: estimate.properties)
 
@@ -562,9 +567,10 @@ class Session:
         covariance = torch.eye(6, dtype=torch.float64) * _UNKNOWN_VARIANCE
         if placement.covariance is not None:
             covariance = along_parent(placement.covariance, placement.pose)
-        twist, twist_covariance = self._twist(estimate)
         odom, base = self.config.odom_frame, self.config.base_frame
-        return self._make.odometry(estimate.stamp, odom, base, placement.pose, covariance, twist, twist_covariance)
+        return self._make.odometry(
+            estimate.stamp, odom, base, placement.pose, covariance, placement.twist, placement.twist_covariance
+        )
 
     def _null_odometry(self, stamp: int) -> Any:
         unknown = torch.eye(6, dtype=torch.float64) * _UNKNOWN_VARIANCE

@@ -108,15 +108,14 @@ class Surroundings:
             properties: Gives the fields of the frame pair.
         """
         out: list[Publication] = []
-        grey = frame.grey
         if self._wanted("moving_mask"):
-            mask = np.zeros(grey.shape, dtype=np.uint8)
+            mask = np.zeros((frame.camera.height, frame.camera.width), dtype=np.uint8)
             if moving is not None:
-                mask[moving.mask(grey.shape)] = 255
+                mask[moving.mask(mask.shape)] = 255
             out.append(("moving_mask", self._make.image(frame.stamp, camera, mask)))
         if self._wanted("flow") and (fields := properties()) is not None:
             flow = fields.flow.cpu().numpy()
-            picture = flow_picture(grey, flow, LONGEST_FLOW * fields.camera.width)
+            picture = flow_picture(frame.grey, flow, LONGEST_FLOW * fields.camera.width)
             out.append(("flow", self._make.image(frame.stamp, camera, picture)))
         return out
 

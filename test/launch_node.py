@@ -36,6 +36,7 @@ sys.path.insert(0, str(ROOT / "test"))
 from conftest import plane_messages
 
 from flowodom.bags import BagReader, BagWriter
+from flowodom.config import SessionConfig, override
 from flowodom.frames import motion_of, stamp_of
 from flowodom.messages import MessageFactory, deserialize
 from flowodom.node import _message_class
@@ -43,9 +44,15 @@ from flowodom.replay import replay
 
 COUNT = 12
 FOLDER = Path(tempfile.mkdtemp(prefix="flowodom-node-"))
-LOSSLESS = (
-    "/**:\n  ros__parameters:\n    qos: {reliable: true, depth: 100}\n    sync: {backlog: 1000}\n    no_such_thing: 1\n"
-)
+MAP = {"map.voxel": 0.05, "map.file": str(FOLDER / "map.ply")}
+PARAMETERS = f"""
+/**:
+  ros__parameters:
+    qos: {{reliable: true, depth: 100}}
+    sync: {{backlog: 1000}}
+    map: {{voxel: {MAP["map.voxel"]}, file: {MAP["map.file"]}}}
+    no_such_thing: 1
+"""
 TOPICS = {
     "image": "/camera/image_raw",
     "camera_info": "/camera/camera_info",
@@ -54,7 +61,7 @@ TOPICS = {
 
 
 def generate_test_description() -> LaunchDescription:
-    (FOLDER / "parameters.yaml").write_text(LOSSLESS)
+    (FOLDER / "parameters.yaml").write_text(PARAMETERS)
     odometry = {**TOPICS, "base_frame": "camera_link", "config_file": str(FOLDER / "parameters.yaml")}
     drift = {"ground_truth": "/ground_truth/odom", "out": str(FOLDER / "drift")}
     return LaunchDescription(
@@ -132,7 +139,8 @@ class TestNodes(unittest.TestCase):
         with BagWriter(FOLDER / "bag") as writer:
             for item in plane_messages(count=COUNT):
                 writer.write(*item)
-        replay(FOLDER / "bag", FOLDER / "replayed", report=False, points=False, progress=False)
+        config = override(SessionConfig(), MAP)
+        replay(FOLDER / "bag", FOLDER / "replayed", config, report=False, points=False, progress=False)
         with BagReader(FOLDER / "replayed" / "odometry.mcap") as reader:
             expected = [message for _, _, message in reader.messages(["/odom"])]
         self.play()
@@ -172,7 +180,8 @@ class TestNodes(unittest.TestCase):
 
     def test_5_the_lifecycle_goes_down_and_up_again(self) -> None:
         assert self.change(Transition.TRANSITION_DEACTIVATE)
-        assert not self.call(Trigger, "/flowodom/reset").success
+        refused = self.call(Trigger, "/flowodom/reset")
+        assert (refused.success, refused.message) == (False, "the node is not active")
         assert self.change(Transition.TRANSITION_CLEANUP)
         assert self.state() == State.PRIMARY_STATE_UNCONFIGURED
         assert self.change(Transition.TRANSITION_CONFIGURE)
@@ -184,6 +193,23 @@ class TestNodes(unittest.TestCase):
         assert self.call(Trigger, "/flowodom/pause").success
         assert self.call(Trigger, "/flowodom/resume").success
         self.play()
+
+    def test_7_a_map_is_there_when_its_service_answers(self) -> None:
+        path = Path(MAP["map.file"])
+        answer = self.call(Trigger, "/flowodom/save_map")
+        if not answer.success and "open3d" in answer.message:
+            self.skipTest(answer.message)
+        assert (answer.success, answer.message) == (True, str(path))
+        assert path.read_bytes().startswith(b"ply")
+
+    def test_8_a_map_that_cannot_be_written_is_answered_with_the_reason(self) -> None:
+        assert self.change(Transition.TRANSITION_DEACTIVATE)
+        assert self.change(Transition.TRANSITION_CLEANUP)
+        assert self.change(Transition.TRANSITION_CONFIGURE)
+        assert self.change(Transition.TRANSITION_ACTIVATE)
+        answer = self.call(Trigger, "/flowodom/save_map")
+        assert not answer.success
+        assert "map is empty" in answer.message or "open3d" in answer.message
 
 
 @launch_testing.post_shutdown_test()
