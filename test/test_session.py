@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import PERIOD, START, plane_messages
 from torch import Tensor
 
 from flowodom.config import SessionConfig, override
@@ -240,6 +241,18 @@ def test_without_camera_info_the_failure_says_what_to_do() -> None:
     assert rig.session.counts["uncalibrated"] == 10
 
 
+def test_a_calibration_that_comes_late_is_missed_by_name_until_it_does() -> None:
+    rig = Rig(inputs=("image", "camera_info"), resolve="/front/{}".format)
+    rig.tf()
+    for i in range(10):
+        rig.image(i * STEP)
+    assert "no usable message on /front/camera_info" in rig.session.status().message
+    rig.info()
+    rig.image(10 * STEP)
+    assert rig.stamps()[-1] == 10 * STEP
+    assert rig.session.status().level == 0
+
+
 def test_without_images_the_failure_says_so() -> None:
     assert isinstance(Rig().session.failure(), BagError)
 
@@ -260,6 +273,19 @@ def test_a_change_of_size_goes_on_once_its_calibration_has_come(mono: Rig) -> No
     mono.info(big)
     assert mono.stamps() == [0, STEP]
     assert mono.odometry.frames[1].camera == big
+
+
+def test_a_calibration_that_changes_size_alone_is_named_until_it_fits_again(mono: Rig) -> None:
+    mono.image(0)
+    mono.info(CAMERA.scaled(2.0))
+    for i in range(1, 10):
+        mono.image(i * STEP)
+    assert mono.stamps() == [0]
+    assert "images of 32x24 came with a camera_info of 64x48" in mono.session.status().message
+    mono.info()
+    mono.image(10 * STEP)
+    assert mono.stamps()[-1] == 10 * STEP
+    assert mono.session.status().level == 0
 
 
 def test_images_that_do_not_fit_their_calibration_are_skipped(mono: Rig) -> None:
@@ -283,8 +309,22 @@ def test_unreadable_images_are_logged_once_and_counted(mono: Rig, caplog: pytest
     assert mono.session.counts["unreadable"] == 3
     assert caplog.text.count("infrared_of_tomorrow") == 1
     assert isinstance(mono.session.failure(), MessageError)
+    assert "infrared_of_tomorrow" in mono.session.status().message
     mono.image(STEP)
     assert mono.session.failure() is None
+    assert mono.session.status().level == 0
+
+
+@pytest.mark.parametrize("topic", ["image", "depth", "mask"])
+def test_what_cannot_be_read_is_named_until_the_next_that_can(rig: Rig, topic: str) -> None:
+    whole = make.image(0, "camera", np.ones((24, 32), dtype=np.float32 if topic == "depth" else np.uint8))
+    cut = make.image(0, "camera", np.ones((24, 32), dtype=np.float32 if topic == "depth" else np.uint8))
+    cut.data = cut.data[:100]
+    rig.feed(topic, cut)
+    assert rig.session.counts["unreadable"] == 1
+    assert rig.session.status().level == 1
+    rig.feed(topic, whole)
+    assert rig.session.status().level == 0
 
 
 def test_repeated_and_late_stamps_are_skipped(mono: Rig) -> None:
@@ -512,6 +552,39 @@ def test_depth_of_another_size_is_named_and_not_used(rig: Rig) -> None:
     assert rig.session.status().level == 0
 
 
+@pytest.mark.parametrize("nothing", [np.nan, np.inf, 0.0, -1.0])
+def test_depth_without_a_single_distance_costs_no_pose_that_can_be_told_without(nothing: float) -> None:
+    session = Session(override(SessionConfig(), {"base_frame": "camera_link"}))
+    names = {
+        "/camera/image_raw": "image",
+        "/camera/camera_info": "camera_info",
+        "/camera/depth_registered/image_raw": "depth",
+        "/tf_static": "/tf_static",
+    }
+    out = []
+    for topic, message, time in plane_messages(count=12):
+        if topic in names:
+            blank = topic == "/camera/depth_registered/image_raw" and START + 4 * PERIOD <= time < START + 8 * PERIOD
+            if blank:
+                message.data = np.full_like(message.data.view(np.float32), nothing).view(np.uint8)
+            out += [item for item in session.handle(names[topic], message) if item[0] == "odom"]
+    assert session.counts["frames"] == 12
+    assert session.counts["failures"] == 0
+    last = motion_of(out[-1][1].pose.pose)
+    assert stamp_of(out[-1][1].header) == START + 11 * PERIOD
+    torch.testing.assert_close(last[:3, 3], tangent(0.0, -0.11, 0.0), atol=0.005, rtol=0)
+
+
+def test_depth_that_is_blank_from_the_start_is_waited_for() -> None:
+    session = Session(override(SessionConfig(), {"base_frame": "camera_link"}))
+    camera = PinholeCamera(fx=80.0, fy=80.0, cx=79.5, cy=59.5, width=160, height=120)
+    blank = make.image(0, "camera_link", np.full((120, 160), np.nan, dtype=np.float32))
+    session.handle("camera_info", make.camera_info(0, "camera_link", camera))
+    session.handle("image", make.image(0, "camera_link", np.zeros((120, 160), dtype=np.uint8)))
+    assert session.handle("depth", blank) == []
+    assert "no valid depth" in session.status().message
+
+
 def property_set() -> PropertySet:
     camera = CAMERA.scaled(0.5)
     depth = torch.full((12, 16), 2.0)
@@ -587,6 +660,29 @@ def test_nothing_is_made_that_nobody_wants(monkeypatch: pytest.MonkeyPatch) -> N
         rig.image(i * STEP)
         rig.session.tick(i * STEP)
     assert set(rig.topics()) == {"odom"}
+
+
+def test_a_forecast_is_made_while_somebody_subscribes() -> None:
+    wanted = {"odom"}
+    rig = Rig(inputs=("image", "camera_info"), wanted=wanted.__contains__)
+    rig.tf()
+    rig.info()
+    for i in range(2):
+        rig.image(i * STEP)
+    assert "forecast" not in rig.topics()
+    wanted.add("forecast")
+    rig.image(2 * STEP)
+    (forecast,) = (message for topic, message in rig.out if topic == "forecast")
+    base = forecast.markers[0]
+    assert (base.ns, base.header.frame_id, stamp_of(base.header)) == ("base", "odom", 2 * STEP)
+    step = EXTRINSIC @ MOTION @ se3.inverse(EXTRINSIC)
+    after_two_seconds = (torch.linalg.matrix_power(step, 22))[:3, 3]
+    end = base.points[-1]
+    torch.testing.assert_close(tangent(end.x, end.y, end.z), after_two_seconds, atol=0.01, rtol=0)
+    wanted.remove("forecast")
+    rig.out.clear()
+    rig.image(3 * STEP)
+    assert "forecast" not in rig.topics()
 
 
 def test_the_map_is_saved_as_it_was_when_asked_for(tmp_path: Path) -> None:
@@ -675,6 +771,24 @@ def test_two_parents_that_contradict_are_named_and_silence_the_pose(mono: Rig) -
     mono.image(STEP)
     assert mono.topics() == []
     assert "contradicts itself" in mono.session.status().message
+
+
+def test_once_the_second_parent_is_silent_for_a_while_the_pose_is_back(mono: Rig) -> None:
+    def mast(stamp: int, child: str, *parents: str) -> None:
+        for parent in parents:
+            mono.feed("/tf", make.tf_message([make.transform(stamp, parent, child, se3.identity())]))
+
+    for i in range(3):
+        mast(i * STEP, "mast", "base_link")
+        mast(i * STEP, "camera", "mast")
+        mono.image(i * STEP)
+    assert mono.topics() == []
+    assert "camera has the parents base_link and mast" in mono.session.status().message
+    for i in range(3, 120):
+        mast(i * STEP, "lidar", "base_link")
+        mono.image(i * STEP)
+    assert stamp_of(mono.odom()[-1].header) == 119 * STEP
+    assert mono.session.status().level == 0
 
 
 def test_an_unknown_input_is_an_error(mono: Rig) -> None:
