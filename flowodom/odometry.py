@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field
@@ -22,10 +22,12 @@ from flowodom.depth.fusion import FusedDepth
 from flowodom.depth.sources import choose_depth, find_field
 from flowodom.errors import ConfigError
 from flowodom.flow import FlowField, FlowMethod
+from flowodom.flow.features import match
 from flowodom.flow.methods import make_flow
 from flowodom.frame import Frame
 from flowodom.geometry import PinholeCamera, se3
 from flowodom.registration.ground import ground_height
+from flowodom.registration.relocation import relocate
 from flowodom.scene_flow import PropertySet, lift
 from flowodom.scene_flow.decompose import Moving, find_moving
 from flowodom.tracking import NotTracked, OutOfSight, Parallax, Track, Tracker, View
@@ -56,6 +58,12 @@ WATCHED = 0.003
 
 GUESS_DEVIATION = 0.06
 """Angle, radians, by which points may lie off from where a guess has them, in a frame that is tracked only by it."""
+
+STEADY = 0.3
+"""Longest time, seconds, for which a camera is expected to go on as before."""
+
+FAR = 0.04
+"""Expected median displacement, as a share of the image's width, from which flow starts from what is expected."""
 
 LOOK_PERIOD = 0.2
 """Longest time, seconds, for which nobody looks for what moves on its own."""
@@ -143,6 +151,17 @@ class Estimate:
         return None if self.lift is None else self.lift(1)
 
 
+class _Start(NamedTuple):
+    """Where the search for a frame's motion begins."""
+
+    flow: Tensor | None
+    """(H, W, 2) from which flow starts; None for none at all."""
+    motions: tuple[Tensor, ...]
+    """Guesses of ``T_previous_camera`` from which the fit may start."""
+    doubtful: bool = False
+    """Whether the motion must end up near the first of them to be believed."""
+
+
 class _Opinion(NamedTuple):
     """What a view tells, given what may move."""
 
@@ -219,17 +238,16 @@ class Odometry:
         dense_camera = frame.camera.resized(*reversed(view.dense.shape))
         interval = (frame.stamp - previous.frame.stamp) * 1e-9
         search = fields or self._is_watching(frame.stamp)
-        guess = self._usable(guess)
         lost = ""
-        for initial in self._starts(dense_camera, guess):
+        for start in self._starts(view, dense_camera, interval, guess):
             with self._stage("flow"):
-                flow = self._flow(previous.dense, view.dense, initial)
+                flow = self._flow(previous.dense, view.dense, start.flow)
                 if search or not self._depth.metric or self._moving is not None:
                     flow.begin()
             try:
-                opinion = self._locate(view, flow, dense_camera, interval, search, guess)
-                if initial is not None and guess is not None:
-                    self._check(opinion.track.motion, guess)
+                opinion = self._locate(view, flow, dense_camera, interval, search, start.motions)
+                if start.doubtful:
+                    self._check(opinion.track.motion, start.motions[0])
                 break
             except Parallax as wait:
                 self._previous = view
@@ -302,18 +320,43 @@ class Odometry:
         if off > GUESS_DEVIATION:
             raise NotTracked("the motion found is not the one that was guessed")
 
-    def _starts(self, camera: PinholeCamera, guess: Tensor | None) -> Iterator[Tensor | None]:
-        """Yields what flow (H, W, 2) may start from: nothing; where that fails, what guess and depth foretell."""
-        yield None
-        if guess is None:
-            return
-        motion = se3.inverse(guess).to(torch.float32)
-        pixels = camera.pixels()
+    def _starts(self, view: View, camera: PinholeCamera, interval: float, guess: Tensor | None) -> Iterator[_Start]:
+        """Yields where to begin: going on as before; where that finds nothing, as guessed; and as features tell."""
+        guess = self._usable(guess)
+        velocity = torch.zeros(6, dtype=torch.float64) if self._velocity is None else self._velocity
+        before = se3.exp(velocity * min(interval, STEADY))
+        motions = (before,) if guess is None else (before, guess)
+        far = (
+            float(self._foretell(camera, before, stride=camera.width // 10).norm(dim=-1).median()) > FAR * camera.width
+        )
+        yield _Start(self._foretell(camera, before) if far else None, motions)
+        if guess is not None:
+            yield _Start(self._foretell(camera, guess), (guess,), doubtful=True)
+        with self._stage("features"):
+            pixels, there = match(self._previous.grey, view.grey)
+            rho = torch.full((len(pixels),), torch.nan, dtype=torch.float64)
+            if self._field is not None:
+                rho = self._field.at(view.frame.camera, pixels.to(self._field.mean.device))[0].to(rho)
+            motion = relocate(view.frame.camera, pixels, there, rho)
+        if motion is not None:
+            back = se3.inverse(motion)
+            yield _Start(self._foretell(camera, back), (back,))
+
+    def _foretell(self, camera: PinholeCamera, motion: Tensor, stride: int = 1) -> Tensor:
+        """Returns the flow that a motion ``T_previous_camera`` causes, as far as depth is known.
+
+        Args:
+            camera: Camera of the dense grid (H, W).
+            motion: (4, 4) float64.
+            stride: Every how manieth row and column is wanted.
+        """
+        forward = se3.inverse(motion).to(torch.float32)
+        pixels = camera.pixels()[::stride, ::stride]
         rho = torch.zeros(pixels.shape[:2])
         if self._field is not None:
             rho = self._field.at(camera, pixels.to(self._field.mean.device))[0].cpu().nan_to_num()
-        there = camera.project(camera.rays(pixels) @ motion[:3, :3].T + rho[..., None] * motion[:3, 3])
-        yield (there - pixels).to(self._device)
+        ahead = camera.rays(pixels) @ forward[:3, :3].T + rho[..., None] * forward[:3, 3]
+        return (camera.project(ahead, min_depth=1e-3) - pixels).to(self._device)
 
     def _locate(
         self,
@@ -322,7 +365,7 @@ class Odometry:
         camera: PinholeCamera,
         interval: float,
         search: bool,
-        guess: Tensor | None,
+        expected: Sequence[Tensor],
     ) -> _Opinion:
         """Finds pose, depth and what moves on its own; again without the latter where it has swayed the pose.
 
@@ -330,15 +373,15 @@ class Odometry:
             NotTracked, Parallax: See ``Tracker.track``.
         """
         moving = None if self._moving is None else self._moving.carried(flow)
-        opinion = self._judge(view, flow, camera, moving, search=search, guess=guess)
+        opinion = self._judge(view, flow, camera, moving, search=search, expected=expected)
         if opinion.moving is not None and opinion.tracker.share_on(opinion.moving) > SWAY:
-            opinion = self._judge(view, flow, camera, opinion.moving, search=True, guess=guess)
+            opinion = self._judge(view, flow, camera, opinion.moving, search=True, expected=expected)
         velocity = se3.log(opinion.track.motion) / interval
         if (grown := self._grown(opinion.moving)) > AMBIGUOUS and not self._steady(velocity, interval):
             assert opinion.moving is not None
             if opinion.moving.nearness < -NEARER:
                 # What moves is seen through gaps of what stands still: it is the other way round.
-                opinion = self._judge(view, flow, camera, opinion.moving.swapped(), search=True, guess=guess)
+                opinion = self._judge(view, flow, camera, opinion.moving.swapped(), search=True, expected=expected)
                 velocity = se3.log(opinion.track.motion) / interval
             if opinion.moving is None or opinion.moving.nearness < NEARER:
                 raise NotTracked(f"{grown:.0%} of the image moves otherwise than the rest: which is still, is not told")
@@ -352,14 +395,14 @@ class Odometry:
         moving: Moving | None,
         *,
         search: bool,
-        guess: Tensor | None,
+        expected: Sequence[Tensor],
     ) -> _Opinion:
         """Finds pose, depth and, if need be, what moves on its own, where ``moving`` has no say in the pose."""
         assert self._tracker is not None
         tracker, former = copy(self._tracker), self._field
         with self._stage("pose"):
             try:
-                track = tracker.track(view, flow, moving, guess)
+                track = tracker.track(view, flow, expected, moving)
             except Parallax:
                 self._tracker = tracker
                 raise
@@ -446,6 +489,8 @@ class Odometry:
         if factor is None:
             return 1.0
         self._tracker.rescale(factor, from_start=started)
+        if self._velocity is not None:
+            self._velocity[:3] *= factor
         self._field = self._field.scaled(factor)
         if isinstance(self._depth, FusedDepth):
             self._depth.rescale(factor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -155,7 +156,6 @@ class Tracker:
         self._pose = pose
         self._covariance = covariance
         self._relative_covariance = torch.zeros(6, 6, dtype=torch.float64)
-        self._motion = se3.identity()
         self._started = metric
         self._shutter = Shutter(torch.zeros(3, dtype=torch.float64), math.radians(config.shutter))
         self._key_covariance = covariance
@@ -208,33 +208,31 @@ class Tracker:
         for pose in poses:
             pose[:3, 3] += shift
         self._pose = poses[-1] @ offset
-        self._motion = self._motion.clone()
-        self._motion[:3, 3] *= factor
 
-    def track(self, view: View, flow: FlowField, moving: Moving | None = None, guess: Tensor | None = None) -> Track:
+    def track(self, view: View, flow: FlowField, expected: Sequence[Tensor], moving: Moving | None = None) -> Track:
         """Finds the pose of a view.
 
         Args:
             view: The current view.
             flow: Dense flow from the last tracked view to it.
+            expected: Guesses of (4, 4) float64 ``T_previous_camera``, of which the one that flow agrees with most is
+                taken for a start.
             moving: What moves on its own in this view, and has no say; None for nothing.
-            guess: (4, 4) float64 ``T_previous_camera`` as somebody else saw it, taken where flow agrees with it better
-                than with going on as before; None for none.
 
         Raises:
             NotTracked: The view does not tell where the camera is.
             Parallax: A single camera is between standing still and a baseline that can be triangulated.
         """
         carried = self._carry(view, flow)
-        expected = self._expect(carried, guess)
-        seen, found = self._follow(view, carried, expected)
+        start = self._expect(carried, expected)
+        seen, found = self._follow(view, carried, start)
         if moving is not None:
             found &= ~moving.doubted(self._camera, seen).cpu()
         matches = self._matches(view, seen).subset(found)
         if len(matches) < LEAST_INLIERS:
             raise NotTracked(f"only {len(matches)} points could be followed, {LEAST_INLIERS} are needed")
         try:
-            fit = self._fit(matches, expected) if self._started else self._start(matches)
+            fit = self._fit(matches, start) if self._started else self._start(matches)
         except Parallax:
             if float(found.double().mean()) < START_SHARE:
                 raise OutOfSight("the first view went out of sight before the baseline was long enough") from None
@@ -255,7 +253,7 @@ class Tracker:
         self._places = torch.where(found[:, None], seen, torch.nan)
         self._seen, self._found = seen, found
         self._relative_covariance = relative
-        self._pose, self._covariance, self._motion = pose, covariance, motion
+        self._pose, self._covariance = pose, covariance
         keyframe = self._wants_keyframe(seen, found)
         return Track(pose, covariance, motion, motion_covariance, keyframe, len(matches), inliers)
 
@@ -305,13 +303,11 @@ class Tracker:
         there = torch.where(self._places.isnan(), torch.nan, there)
         return self._window.matches(there, self._row(there), blank, torch.full_like(blank, torch.inf))
 
-    def _expect(self, carried: Matches, guess: Tensor | None) -> Tensor:
-        """Returns the expected ``T_current_keyframe``: as before, or as guessed where flow agrees better with that."""
-        key = self._window.poses[-1]
-        expected = [se3.inverse(self._pose @ motion) @ key for motion in (self._motion, guess) if motion is not None]
-        if guess is None:
-            return expected[0]
-        motions = torch.stack(expected)
+    def _expect(self, carried: Matches, expected: Sequence[Tensor]) -> Tensor:
+        """Returns ``T_current_keyframe`` by that of several expected motions with which flow agrees most."""
+        motions = torch.stack([se3.inverse(self._pose @ motion) @ self._window.poses[-1] for motion in expected])
+        if len(motions) == 1:
+            return motions[0]
         return motions[score(self._camera, carried.subset(carried.row.isfinite()), motions).argmin()]
 
     def _follow(self, view: View, carried: Matches, expected: Tensor) -> tuple[Tensor, Tensor]:

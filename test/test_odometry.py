@@ -126,6 +126,28 @@ def skewed(motion):
     return motion @ se3.exp(torch.tensor([0.5, -0.4, 0.3, 0.2, -0.3, 0.25], dtype=torch.float64))
 
 
+@pytest.fixture
+def featureless(monkeypatch):
+    """Features tell nothing: a scene of blurred or repeated things."""
+    none = torch.zeros(0, 2, dtype=torch.float64)
+    monkeypatch.setattr("flowodom.odometry.match", lambda *images: (none, none))
+
+
+def test_features_find_what_flow_loses(leaping):
+    found = run(leaping)
+    assert all(e.status is Status.TRACKING for e in found.estimates)
+    assert found.errors[:, :3].norm(dim=-1).max() < 0.01
+
+
+def test_frames_that_are_missing_cost_nothing(turning):
+    # Up to a fifth of a second: the camera turns by 6 degrees meanwhile.
+    kept = [n for n in range(len(turning.frames)) if n % 9 < 4]
+    gaps = run(Clip([turning.frames[n] for n in kept], turning.poses[kept]))
+    assert all(e.status is Status.TRACKING for e in gaps.estimates)
+    assert gaps.errors[:, 3:].norm(dim=-1).max() < math.radians(0.2)
+
+
+@pytest.mark.usefixtures("featureless")
 def test_a_right_guess_finds_what_flow_alone_loses(leaping):
     alone, helped = follow(leaping.frames), wheeled(leaping, lambda motion: motion)
     assert sum(e.status is Status.LOST for e in alone) >= 3
@@ -133,6 +155,7 @@ def test_a_right_guess_finds_what_flow_alone_loses(leaping):
     assert helped.errors[:, :3].norm(dim=-1).max() < 0.01
 
 
+@pytest.mark.usefixtures("featureless")
 def test_a_wrong_guess_finds_nothing_that_flow_alone_loses(leaping):
     alone, misled = follow(leaping.frames), wheeled(leaping, skewed).estimates
     lost = [[e.status is Status.LOST for e in estimates] for estimates in (alone, misled)]
