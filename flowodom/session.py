@@ -264,7 +264,8 @@ class Session:
         Returns:
             The diagnostics, once a second.
         """
-        if self._first_tick is None or now < self._first_tick:
+        # A simulated clock stands at zero until it is heard.
+        if not self._first_tick or now < self._first_tick:
             self._first_tick = now
         if now - self._first_tick > _PATIENCE * 1e9:
             for topic in ("image", "camera_info", "depth"):

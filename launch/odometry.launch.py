@@ -3,6 +3,7 @@
 Arguments win over the parameter file; what is left empty is left to the file, or to the defaults.
 """
 
+import re
 import sys
 from pathlib import Path
 
@@ -61,7 +62,15 @@ def start(context: LaunchContext) -> list[Node]:
     if given["rviz"] == "true":
         view = share() / "config" / "flowodom.rviz"
         simulated = {"use_sim_time": values.get("use_sim_time", False)}
-        nodes.append(Node(package="rviz2", executable="rviz2", arguments=["-d", str(view)], parameters=[simulated]))
+        nodes.append(
+            Node(
+                package="rviz2",
+                executable="rviz2",
+                arguments=["-d", str(view)],
+                parameters=[simulated],
+                remappings=shown_as(view, given),
+            )
+        )
     return nodes
 
 
@@ -70,6 +79,15 @@ def convert(name: str, text: str) -> object:
     if name in ("use_sim_time", "autostart"):
         return text.lower() in ("true", "1")
     return float(text) if name == "camera_height" else text
+
+
+def shown_as(view: Path, given: dict[str, str]) -> list[tuple[str, str]]:
+    """Returns what each topic of an RViz file, which is that of a node without namespace, is called here."""
+    topics = {topic: topic for topic in re.findall(r"Value: /(\S+)", view.read_text())}
+    topics["image"] = given["image"] or "image"
+    topics["flowodom/set_pose"] = f"{given['name']}/set_pose"
+    root = "/" + given["namespace"].strip("/") + "/" if given["namespace"].strip("/") else "/"
+    return [(f"/{shown}", name if name.startswith("/") else root + name) for shown, name in topics.items()]
 
 
 def executable(name: str, module_argument: str) -> dict[str, object]:

@@ -728,18 +728,24 @@ def test_a_missing_topic_is_named_by_its_real_name_after_five_seconds() -> None:
     rig = Rig(
         values, resolve={"image": "/front/image", "camera_info": "/front/camera_info", "depth": "/front/depth"}.get
     )
-    assert "front" not in rig.session.tick(0)[0][1].status[0].message
-    message = rig.session.tick(6 * SECOND)[0][1].status[0].message
+    assert "front" not in rig.session.tick(SECOND)[0][1].status[0].message
+    message = rig.session.tick(7 * SECOND)[0][1].status[0].message
     assert "/front/image" in message
     assert "/front/depth" in message
     rig.info()
-    assert "/front/camera_info" not in rig.session.tick(8 * SECOND)[0][1].status[0].message
+    assert "/front/camera_info" not in rig.session.tick(9 * SECOND)[0][1].status[0].message
+
+
+def test_nothing_is_missed_when_a_simulated_clock_begins() -> None:
+    rig = Rig()
+    rig.session.tick(0)
+    assert rig.session.tick(1_700_000_000 * SECOND)[0][1].status[0].level == 0
 
 
 def test_depth_that_may_be_left_out_is_not_missed() -> None:
     rig = Rig(inputs=("depth",))
-    rig.session.tick(0)
-    assert rig.session.tick(6 * SECOND)[0][1].status[0].level == 0
+    rig.session.tick(SECOND)
+    assert rig.session.tick(7 * SECOND)[0][1].status[0].level == 0
 
 
 def test_diagnostics_come_once_a_second(mono: Rig) -> None:
