@@ -15,7 +15,7 @@ from flowodom.config import RegistrationConfig
 from flowodom.depth import InverseDepth
 from flowodom.flow import FlowField
 from flowodom.flow.consistency import sample
-from flowodom.flow.points import choose, follow, thin, turn
+from flowodom.flow.points import choose, expose, follow, thin, turn
 from flowodom.frame import Frame
 from flowodom.geometry import se3
 from flowodom.registration.covariance import compose, fit_covariance
@@ -318,7 +318,7 @@ class Tracker:
         start = torch.where(carried.pixels.isnan(), reprojected, carried.pixels)
         turned = turn(self._key_view.grey, self._camera.homography(rotation))
         places = self._camera.project(self._camera.rays(self._window.places) @ rotation.T)
-        seen, found = follow(turned, view.grey, places, start)
+        seen, found = follow(expose(turned, view.grey), view.grey, places, start)
         found &= self._camera.contains(places)
         if view.frame.ignore is not None:
             column, row = seen.round().long().unbind(-1)

@@ -126,6 +126,16 @@ def skewed(motion):
     return motion @ se3.exp(torch.tensor([0.5, -0.4, 0.3, 0.2, -0.3, 0.25], dtype=torch.float64))
 
 
+def test_a_camera_that_changes_its_exposure_keeps_its_way(short):
+    gains = 1 + 0.3 * np.sin(0.7 * np.arange(len(short.frames)))
+    exposed = [
+        replace(f, image=np.clip(f.image * gain, 0, 255).astype(np.uint8))
+        for f, gain in zip(short.frames, gains, strict=True)
+    ]
+    steady, changing = run(short), run(Clip(exposed, short.poses))
+    assert (changing.poses[:, :3, 3] - steady.poses[:, :3, 3]).norm(dim=-1).max() < 0.004
+
+
 @pytest.fixture
 def featureless(monkeypatch):
     """Features tell nothing: a scene of blurred or repeated things."""

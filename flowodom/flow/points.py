@@ -26,6 +26,15 @@ ROUND_TRIP = 0.7
 DARK_CORNER = 4e-5
 """Least smaller eigenvalue of the structure tensor, grey levels squared on a scale of one, for a point to be chosen."""
 
+CELL = 16
+"""Side, pixels, of the cells whose brightness tells the exposure."""
+
+DARK, SATURATED = 8, 240
+"""Grey levels between which brightness follows exposure."""
+
+SURE = 3.0
+"""Deviations by which an exposure must have changed to be brought into line."""
+
 _STOP = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 20, 0.005)
 
 
@@ -106,6 +115,31 @@ def turn(grey: NDArray[np.uint8], homography: Tensor) -> NDArray[np.uint8]:
         ),
         dtype=np.uint8,
     )
+
+
+def expose(source: NDArray[np.uint8], target: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Returns an image as it would be at the exposure of another one of nearly the same view.
+
+    Cameras change their exposure as they look about, and Lucas-Kanade takes a change of brightness for motion.
+
+    Args:
+        source: (H, W) uint8 image.
+        target: (H, W) uint8 image.
+    """
+    size = (max(1, source.shape[1] // CELL), max(1, source.shape[0] // CELL))
+    before, now = (
+        cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.float32) for image in (source, target)
+    )
+    bright = np.maximum(before, now) < SATURATED
+    if not (fair := bright & (np.minimum(before, now) > DARK)).any():
+        return source
+    ratio = now[fair] / before[fair]
+    gain = float(np.median(ratio))
+    # Of cells that do not lie quite on one another, the median is that sure.
+    deviation = 1.9 * float(np.median(np.abs(ratio - gain))) / len(ratio) ** 0.5
+    if abs(gain - 1) < SURE * deviation:
+        return source
+    return np.asarray(cv2.convertScaleAbs(source, alpha=gain), dtype=np.uint8)
 
 
 def follow(

@@ -1,10 +1,11 @@
 """Choosing and following points."""
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
-from flowodom.flow.points import choose, follow, thin
+from flowodom.flow.points import choose, expose, follow, thin
 
 
 @pytest.fixture
@@ -121,3 +122,27 @@ def test_no_points_are_followed_nowhere(image):
     there, found = follow(image, image, none, none)
     assert there.shape == (0, 2)
     assert found.shape == (0,)
+
+
+def test_an_image_is_brought_to_the_exposure_of_the_next():
+    image = np.random.default_rng(5).integers(30, 150, (15, 20)).astype(np.uint8)
+    image = cv2.resize(image, (320, 240), interpolation=cv2.INTER_CUBIC)
+    brighter = cv2.convertScaleAbs(np.roll(image, 3, axis=1), alpha=1.3)
+    found = expose(image, brighter)
+    assert abs(float(found.mean()) / float(brighter.mean()) - 1) < 0.01
+
+
+def test_noise_and_motion_are_no_change_of_exposure():
+    generator = np.random.default_rng(6)
+    image = cv2.resize(
+        generator.integers(30, 200, (15, 20)).astype(np.uint8), (320, 240), interpolation=cv2.INTER_CUBIC
+    )
+    noise = generator.normal(0, 3, image.shape)
+    same = np.clip(np.roll(image, 5, axis=1) + noise, 0, 255).astype(np.uint8)
+    assert expose(image, same) is image
+
+
+@pytest.mark.parametrize("level", [0, 255])
+def test_black_and_white_tell_no_exposure(level):
+    image = np.full((48, 64), level, dtype=np.uint8)
+    assert expose(image, np.full((48, 64), 100, dtype=np.uint8)) is image
