@@ -51,32 +51,32 @@ class InverseDepth:
         """
         height, width = self.mean.shape
         scale = pixels.new_tensor((width / camera.width, height / camera.height))
-        place = (pixels + 0.5) * scale - 0.5
-        place = place.nan_to_num(nan=-1.0)
-        u, v = place.unbind(-1)
+        u, v = ((pixels + 0.5) * scale - 0.5).unbind(-1)
         inside = (u >= -0.5) & (v >= -0.5) & (u <= width - 0.5) & (v <= height - 0.5)
-        u0, v0 = u.clamp(0, width - 2).floor(), v.clamp(0, height - 2).floor()
-        wu, wv = (u - u0).clamp(0, 1), (v - v0).clamp(0, 1)
-        index = (v0 * width + u0).long()
-        corners = [index, index + 1, index + width, index + width + 1]
-        weights = [(1 - wu) * (1 - wv), wu * (1 - wv), (1 - wu) * wv, wu * wv]
-        means = [self.mean.take(corner).to(pixels.dtype) for corner in corners]
-        variances = [self.variance.take(corner).to(pixels.dtype) for corner in corners]
-        mean = _blend(weights, means)
-        variance = _blend(weights, variances)
-        nearest = torch.maximum(torch.maximum(means[0], means[1]), torch.maximum(means[2], means[3]))
-        farthest = torch.minimum(torch.minimum(means[0], means[1]), torch.minimum(means[2], means[3]))
+        u, v = torch.where(inside, u, 0).clamp(0, width - 1), torch.where(inside, v, 0).clamp(0, height - 1)
+        u0, v0 = u.clamp_max(width - 2).floor(), v.clamp_max(height - 2).floor()
+        index = torch.add(u0, v0, alpha=width).long()
+        (a, b, c, d), mean = _bilinear(self.mean, index, u - u0, v - v0)
+        _, variance = _bilinear(self.variance, index, u - u0, v - v0)
+        nearest = torch.maximum(torch.maximum(a, b), torch.maximum(c, d))
+        farthest = torch.minimum(torch.minimum(a, b), torch.minimum(c, d))
         one_surface = nearest - farthest <= EDGE_RATIO * mean.abs() + 3 * variance.sqrt()
         known = inside & one_surface
         return torch.where(known, mean, torch.nan), torch.where(known, variance, torch.inf)
 
 
-def _blend(weights: list[Tensor], values: list[Tensor]) -> Tensor:
-    """Returns the weighted sum of fields."""
-    first, *others = (weight * value for weight, value in zip(weights, values, strict=True))
-    for other in others:
-        first += other
-    return first
+def _bilinear(field: Tensor, index: Tensor, right: Tensor, down: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Returns the four neighbours of places in a field (H, W), and what lies between them.
+
+    Args:
+        field: (H, W).
+        index: (...) of the upper left neighbour.
+        right: (...) how far, from 0 to 1, the place lies to the right of it.
+        down: (...) likewise below it.
+    """
+    width = field.shape[1]
+    a, b, c, d = corners = [field.take(index + step).to(right.dtype) for step in (0, 1, width, width + 1)]
+    return corners, torch.lerp(torch.lerp(a, b, right), torch.lerp(c, d, right), down)
 
 
 EDGE_RATIO = 0.03
