@@ -8,6 +8,7 @@ import torch
 
 from flowodom.clouds import make_cloud
 from flowodom.config import CloudConfig
+from flowodom.depth import InverseDepth
 from flowodom.frame import Frame
 from flowodom.geometry import PinholeCamera, se3
 from flowodom.scene_flow import PropertySet
@@ -41,7 +42,8 @@ def moving():
     logit = torch.full((24, 32), -5.0)
     logit[BLOCK] = 5.0
     blank = torch.full((24, 32), 0.5)
-    return Moving(CAMERA, logit, logit, Surface(CAMERA, blank, blank, 1e-6 * blank))
+    depth = InverseDepth(CAMERA, blank, 1e-6 * blank)
+    return Moving(CAMERA, logit, logit, Surface(CAMERA, blank, depth.mean, depth.variance, blank.byte(), depth))
 
 
 @pytest.fixture

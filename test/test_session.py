@@ -11,6 +11,7 @@ from conftest import PERIOD, START, plane_messages
 from torch import Tensor
 
 from flowodom.config import SessionConfig, override
+from flowodom.depth import InverseDepth
 from flowodom.errors import BagError, CalibrationError, ConfigError, FlowodomError, FrameError, MessageError
 from flowodom.frame import Frame
 from flowodom.frames import motion_of, stamp_of
@@ -608,7 +609,8 @@ def moving_set() -> Moving:
     logit = torch.full((12, 16), -5.0)
     logit[4:8, 4:8] = 5.0
     blank = torch.full((12, 16), 0.5)
-    return Moving(camera, logit, logit, Surface(camera, blank, blank, 1e-6 * blank))
+    depth = InverseDepth(camera, blank, 1e-6 * blank)
+    return Moving(camera, logit, logit, Surface(camera, blank, depth.mean, depth.variance, blank.byte(), depth))
 
 
 def cloud_rows(message: Any) -> np.ndarray:

@@ -37,12 +37,12 @@ def compose(covariance: Tensor, motion: Tensor, motion_covariance: Tensor) -> Te
     """Returns the covariance of ``pose @ motion``, all of right perturbations, to first order.
 
     Args:
-        covariance: (6, 6) of the pose.
-        motion: (4, 4) motion appended to it.
-        motion_covariance: (6, 6) of the motion, independent of the pose.
+        covariance: (..., 6, 6) of the pose.
+        motion: (..., 4, 4) motion appended to it.
+        motion_covariance: (..., 6, 6) of the motion, independent of the pose.
     """
     adjoint = se3.adjoint(se3.inverse(motion))
-    return adjoint @ covariance @ adjoint.T + motion_covariance
+    return adjoint @ covariance @ adjoint.mT + motion_covariance
 
 
 def along_parent(covariance: Tensor, pose: Tensor) -> Tensor:

@@ -103,12 +103,16 @@ class Surface:
         grey: (H, W) float32 grey levels.
         rho: (H, W) float32 inverse depth, NaN unknown.
         variance: (H, W) its variance, infinite where unknown.
+        dense: (h, w) uint8 grey of the dense grid.
+        depth: What ``rho`` and ``variance`` were taken from, at any resolution.
     """
 
     camera: PinholeCamera
     grey: Tensor
     rho: Tensor
     variance: Tensor
+    dense: Tensor
+    depth: InverseDepth
 
     @classmethod
     def of(cls, camera: PinholeCamera, dense: Tensor, depth: InverseDepth, cell: int) -> Surface:
@@ -127,15 +131,15 @@ class Surface:
         columns = ((torch.arange(grid.width, device=device) + 0.5) * (cell * width / camera.width)).long()
         index = rows[:, None] * width + columns
         grey = functional.avg_pool2d(dense[None].float(), cell)[0]
-        return cls(grid, grey, depth.mean.reshape(-1)[index], depth.variance.reshape(-1)[index])
+        return cls(grid, grey, depth.mean.reshape(-1)[index], depth.variance.reshape(-1)[index], dense, depth)
 
     @cached_property
     def range(self) -> Tensor:
         """(H, W, 2) least and greatest inverse depth in the neighbourhood of each pixel; NaN where none is known."""
-        known = self.rho.isfinite()
-        far = functional.max_pool2d(torch.where(known, -self.rho, -torch.inf)[None], 3, 1, 1)[0]
-        near = functional.max_pool2d(torch.where(known, self.rho, -torch.inf)[None], 3, 1, 1)[0]
-        return torch.where(near.isfinite()[..., None], torch.stack((-far, near), dim=-1), torch.nan)
+        rho, square = self.rho.cpu(), np.ones((3, 3), dtype=np.uint8)
+        near = torch.from_numpy(cv2.dilate(rho.nan_to_num(nan=-torch.inf).numpy(), square))
+        far = torch.from_numpy(cv2.erode(rho.nan_to_num(nan=torch.inf).numpy(), square))
+        return torch.where(near.isfinite()[..., None], torch.stack((far, near), dim=-1), torch.nan).to(self.rho)
 
 
 def coarse_camera(camera: PinholeCamera, cell: int) -> PinholeCamera:
@@ -193,7 +197,7 @@ def tell(other: Surface, view: Surface, flow: Tensor, flow_variance: Tensor, mot
     rotation, baseline = motion[:3, :3].to(here), motion[:3, 3].to(here)
     known = view.variance.isfinite()
     rho = torch.where(known, view.rho, 0)
-    typical = view.rho.nanmedian().nan_to_num(nan=1.0)
+    typical = view.rho.reshape(-1)[::7].nanmedian().nan_to_num(nan=1.0)
     rho_variance = torch.where(known, view.variance + (RELATIVE_FLOOR * rho) ** 2, (3 * typical) ** 2)
     turned = camera.rays(here) @ rotation.T
     scaled = turned + rho[..., None] * baseline
@@ -272,19 +276,12 @@ def scatter(squared: Tensor, typical: Tensor) -> Tensor:
 
 def box(fields: Tensor, radius: int) -> Tensor:
     """Returns the mean of (C, H, W) fields over square windows, cut off at the border."""
-    for axis in (-1, -2):
-        fields = _running_mean(fields, radius, axis)
-    return fields
-
-
-def _running_mean(fields: Tensor, radius: int, axis: int) -> Tensor:
-    size = fields.shape[axis]
-    before = torch.zeros_like(fields.narrow(axis, 0, 1))
-    total = torch.cat((before, fields.cumsum(axis)), dim=axis)
-    at = torch.arange(size, device=fields.device)
-    low, high = (at - radius).clamp_min(0), (at + radius + 1).clamp_max(size)
-    count = (high - low).to(fields).unsqueeze(-1) if axis == -2 else (high - low).to(fields)
-    return (total.index_select(axis, high) - total.index_select(axis, low)) / count
+    width = 2 * radius + 1
+    sums = [
+        cv2.boxFilter(field, -1, (width, width), normalize=False, borderType=cv2.BORDER_CONSTANT)
+        for field in (*fields.cpu().numpy(), np.ones(fields.shape[1:], dtype=np.float32))
+    ]
+    return torch.from_numpy(np.stack(sums[:-1]) / sums[-1]).to(fields)
 
 
 def smooth(values: Tensor, weight: Tensor, guide: Tensor, deviation: Tensor) -> Tensor:
@@ -338,6 +335,11 @@ class Moving:
         """Share of the pixels of known depth that are likelier to move than to stand still."""
         known = self.surface.variance.isfinite()
         return float(((self.logit > 0) & known).sum() / known.sum().clamp_min(1))
+
+    @cached_property
+    def doubted_share(self) -> float:
+        """Share of the pixels that are doubted."""
+        return float((self.doubt > 0).float().mean())
 
     @cached_property
     def nearness(self) -> float:
@@ -479,4 +481,4 @@ def find_moving(
             return None
     past = Surface.of(camera, *previous, CELL) if before is None else before.surface
     moving = decompose(past, Surface.of(camera, *current, CELL), flow, motion, before)
-    return moving if float((moving.doubt > 0).float().mean()) > LEAST_SHARE else None
+    return moving if moving.doubted_share > LEAST_SHARE else None

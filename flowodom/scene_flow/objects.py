@@ -1,21 +1,22 @@
 """Things that move as one: rigid motions in what moves, followed from frame to frame.
 
-The moving pixels fall apart at the edges of depth. Every part that is large enough proposes a rigid motion, fitted with
-the pose's own measure; what it leaves unexplained proposes another. From the largest on, motions take in the parts
-beside them that they explain, so that few motions cover all that moves. Objects are known again by where the flow
-carries their pixels, after an occlusion by where their constant twist takes them.
+Every object keeps a belief for each pixel that moves: the log odds that the pixel goes with the object rather than with
+none. A frame carries beliefs along the flow, refines the motions of all objects at once, from where their twists take
+them, on points polished by Lucas-Kanade, and weighs how well each motion explains where each pixel came from. Only in
+what no object explains are new motions looked for. So an object is known again by its pixels, and two that pass or
+touch each other stay two; after an occlusion it is known by where its constant twist takes it.
 
 An object is born unconfirmed, confirmed after ``CONFIRMED`` frames in which it was seen with a velocity beyond its
 noise, and dropped when it has not been seen for as long as it was seen before, or ``COASTING`` seconds (unconfirmed:
-for one frame).
+for one frame). Of two that go as one for a while, the older takes in the younger.
 
 Source: sf2se3 (Sommer, Schroeppel and Brox, 2022) for motions that cover what moves; DynoSAM (Morris et al., 2024) for
-objects with poses of their own; Kalman (1960).
+objects with poses of their own; Bell and Cathey, "The Iterated Kalman Filter Update as a Gauss-Newton Method" (1993).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import cv2
@@ -25,31 +26,55 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flowodom.geometry import PinholeCamera, se3
-from flowodom.registration.covariance import compose, fit_covariance
-from flowodom.registration.procrustes import procrustes
-from flowodom.registration.refine import OUTLIER, Matches, refine, residuals
-from flowodom.scene_flow.decompose import EDGE, RELATIVE_FLOOR, Moving, nearest
+from flowodom.registration.covariance import compose
+from flowodom.registration.refine import OUTLIER
+from flowodom.scene_flow.decompose import MOST_LOGIT, Moving, nearest
+from flowodom.scene_flow.motions import LEAST_SAMPLES, MovingPixels, Samples, even, fit_motions, propose
 
 LEAST_PIXELS = 0.001
-"""Share of the grid that a part needs to propose a motion."""
+"""Share of the grid that an object needs to be seen, or to be found."""
 
-SAMPLES = 100
-"""Most points of one motion's fit."""
+PROPOSALS = 3
+"""Most new motions that are looked for in a frame."""
 
-PLACE_NOISE = 0.25
-"""Standard deviation, pixels of the grid, of where the flow puts a point."""
+FADING = 0.02
+"""Share of the beliefs that gets lost from one frame to the next."""
 
-EXPLAINED = 0.7
-"""Share of a part's points that one motion must explain, or there is another."""
+STRIP = 4
+"""Width, pixels of the grid, up to which a strip is a fault of the flow beside an edge."""
 
-WORSE = 1.5
-"""By how much, squared, the points of a part may miss another's motion more than their own for both to be one."""
+RESTING = 3
+"""Frames for which nothing new is looked for after a search was in vain."""
+
+LEAST_EVIDENCE = -3.0
+"""Least log likelihood ratio that one pixel of one frame tells of an object."""
+
+MEDIAN_OF_THREE = 2.366
+"""Median of a chi-square variable of three degrees of freedom."""
+
+MOST_SCATTER = 2.0
+"""Greatest factor, squared, by which the pixels of an object are believed to scatter more than stated."""
+
+BLUR = 5
+"""Width of the window over which neighbours share evidence, pixels of the grid."""
+
+REACH = 8
+"""Distance in the image from an object's pixels up to which it can claim others, pixels of the grid."""
 
 BESIDE = 0.1
-"""Gap between two parts of one object, at most, as a share of their distance from the camera."""
+"""Distance from an object's box up to which a pixel can belong to it, as a share of its distance from the camera."""
+
+WORSE = 1.5
+"""By how much, squared, the pixels of an object may miss another's motion more than their own for both to be one."""
+
+ALIKE = 0.5
+"""Share of the younger one's life for which two objects must have gone as one to be one."""
 
 OVERLAP = 0.2
-"""Intersection over union of two masks above which both are of one object."""
+"""Share of the pixels or of the place of a missed object that a new motion must have to be that object."""
+
+UNLIKELY = 22.5
+"""Squared Mahalanobis distance of two motions beyond which they are not one: a thousandth of the chi-square of six."""
 
 CONFIRMED = 3
 """Frames in which a thing must be seen moving to be believed."""
@@ -71,25 +96,6 @@ TRAIL = 100
 
 SETTLING = 0.1
 """Share by which the extent follows what one frame shows of an object beyond it."""
-
-
-@dataclass(frozen=True)
-class Segment:
-    """Pixels of one image that move as one.
-
-    Attributes:
-        mask: (H, W) bool on the grid.
-        points: (N, 3) float64 points on it, metres, current camera.
-        motion: (4, 4) float64 ``T_previous_current`` of a camera that would go with the object.
-        covariance: (6, 6) of its left perturbation.
-        box: (2, 3) least and greatest coordinates, metres, current camera.
-    """
-
-    mask: Tensor
-    points: Tensor
-    motion: Tensor
-    covariance: Tensor
-    box: Tensor
 
 
 @dataclass(frozen=True)
@@ -152,130 +158,160 @@ class MovingObject:
         return self.pose @ se3.exp(self.twist * seconds)
 
 
-def segment(moving: Moving) -> list[Segment]:
-    """Finds the rigid motions in what moves.
+@dataclass
+class _Claims:
+    """Which pixels go with which objects, in one frame.
 
-    Args:
-        moving: What moves, with its stories.
-
-    Returns:
-        The segments, largest first; none where ``moving`` has no past or no depth.
+    Attributes:
+        pixels: The N pixels that move.
+        numbers: The K objects that claim some.
+        motions: (K, 4, 4) float64 ``T_previous_current`` of cameras that would go with them.
+        covariances: (K, 6, 6) of their left perturbations.
+        squared: (K, N) by how much each pixel misses each motion.
+        belief: (K, N) log odds that a pixel goes with an object.
+        owner: (N,) row of the object that each pixel goes with, -1 for none.
     """
-    if moving.stories is None or moving.past is None:
-        return []
-    surface = moving.surface
-    low, high = surface.range.unbind(-1)
-    mask = (moving.logit > 0) & surface.variance.isfinite()
-    inner = mask & (high - low < 2 * EDGE * surface.rho)
-    least = LEAST_PIXELS * mask.numel()
-    parts: list[Segment] = []
-    for region in _components(inner, least):
-        parts += _fit(moving, region, least, splits=2)
-    parts.sort(key=lambda p: -int(p.mask.sum()))
-    merged: list[Segment] = []
-    for part in parts:
-        for k, larger in enumerate(merged):
-            if _beside(larger, part) and _explains(moving, larger.motion, part):
-                both = _fit(moving, larger.mask | part.mask, least, splits=0)
-                merged[k] = both[0] if both else larger
-                break
-        else:
-            merged.append(part)
-    return _fill(merged, mask)
+
+    pixels: MovingPixels
+    numbers: list[int]
+    motions: Tensor
+    covariances: Tensor
+    squared: Tensor
+    belief: Tensor
+    owner: Tensor
+
+    @classmethod
+    def none(cls, pixels: MovingPixels) -> _Claims:
+        """Returns the claims of nobody."""
+        motions, covariances = (torch.zeros(0, n, n, dtype=torch.float64) for n in (4, 6))
+        empty = torch.zeros(0, len(pixels))
+        return cls(pixels, [], motions, covariances, empty, empty, _owner(empty))
+
+    def add(
+        self, numbers: Sequence[int], motions: Tensor, covariances: Tensor, squared: Tensor, belief: Tensor
+    ) -> None:
+        """Adds claims of more objects."""
+        self.numbers += numbers
+        self.motions = torch.cat((self.motions, motions))
+        self.covariances = torch.cat((self.covariances, covariances))
+        self.squared = torch.cat((self.squared, squared))
+        self.belief = torch.cat((self.belief, belief))
+        self.owner = _owner(self.belief)
+
+    def drop(self, numbers: Sequence[int]) -> None:
+        """Takes back the claims of objects."""
+        keep = [k for k, number in enumerate(self.numbers) if number not in numbers]
+        self.numbers = [self.numbers[k] for k in keep]
+        self.motions, self.covariances = self.motions[keep], self.covariances[keep]
+        self.squared, self.belief = self.squared[keep], self.belief[keep]
+        self.owner = _owner(self.belief)
+
+    def unite(self, smaller: int, larger: int, stays: int) -> None:
+        """Gives the pixels of the smaller of two objects to the motion of the larger, under the number that stays."""
+        k, j = self.numbers.index(smaller), self.numbers.index(larger)
+        self.belief[j] = torch.maximum(self.belief[j], self.belief[k])
+        self.drop([smaller])
+        self.numbers[self.numbers.index(larger)] = stays
+
+    @property
+    def odds(self) -> Tensor:
+        """(K, N) log odds that a pixel goes with an object rather than with the likeliest other, or with none."""
+        if len(self.belief) < 2:
+            return self.belief.clamp(-MOST_LOGIT, MOST_LOGIT)
+        first, second = self.belief.clamp_min(0).topk(2, dim=0).values
+        rival = torch.where(self.belief < first, first, second)
+        return (self.belief - rival).clamp(-MOST_LOGIT, MOST_LOGIT)
 
 
-def _components(mask: Tensor, least: float) -> list[Tensor]:
-    """Returns the (H, W) bool masks of the connected regions with at least so many pixels."""
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.cpu().numpy().astype(np.uint8), connectivity=4)
-    large = [k for k in range(1, count) if stats[k, cv2.CC_STAT_AREA] >= least]
-    numbered = torch.from_numpy(labels).to(mask.device)
-    return [numbered == k for k in large]
+def _owner(belief: Tensor) -> Tensor:
+    """Returns the (N,) row of the greatest positive of beliefs (K, N), -1 where none is positive."""
+    if not len(belief):
+        return torch.full(belief.shape[1:], -1)
+    most, owner = belief.max(dim=0)
+    return torch.where(most > 0, owner, -1)
 
 
-def _matches(moving: Moving, mask: Tensor, most: int) -> tuple[Matches, Tensor]:
-    """Returns at most so many points of a region as matches of the previous view against this one, and where they are.
+@dataclass(frozen=True)
+class _Frame:
+    """Where and when a frame was taken, and how objects get there from the frame before.
 
-    Returns:
-        The matches and the (N,) flat indices of their pixels.
+    Attributes:
+        pose: (4, 4) float64 ``T_odom_camera``.
+        before: (4, 4) of the frame before.
+        stamp: Nanoseconds.
+        interval: Seconds since the frame before.
     """
-    assert moving.stories is not None
-    assert moving.past is not None
-    surface = moving.surface
-    index = (mask & moving.stories.usable).reshape(-1).nonzero()[:, 0]
-    index = index[torch.linspace(0, max(len(index) - 1, 0), min(len(index), most), device=index.device).long()]
-    here = moving.camera.pixels(device=index.device).reshape(-1, 2)[index]
-    there = moving.stories.moved.reshape(-1, 2)[index]
-    rho, variance = surface.rho.reshape(-1)[index], surface.variance.reshape(-1)[index]
-    seen = nearest(torch.stack((moving.past.rho, moving.past.variance), dim=-1), there)
-    ray, there, rho, variance, seen = (
-        t.to("cpu", torch.float64) for t in (moving.camera.rays(here), there, rho, variance, seen)
-    )
-    # At an edge of depth the previous value may be another surface's: that is no measurement of this one.
-    same = (seen[:, 0] - rho).abs() < 2 * EDGE * rho + 4 * variance.sqrt()
-    blank = torch.full_like(rho, torch.nan)
-    matches = Matches(
-        direction=ray,
-        offset=torch.zeros_like(ray),
-        rho=rho,
-        rho_variance=variance + (RELATIVE_FLOOR * rho) ** 2,
-        pixels=there,
-        pixel_variance=torch.full_like(rho, PLACE_NOISE**2),
-        seen_rho=torch.where(same, seen[:, 0], blank),
-        seen_variance=torch.where(same, seen[:, 1] + (RELATIVE_FLOOR * rho) ** 2, torch.inf),
-        row=torch.zeros_like(rho),
-    )
-    return matches, index
 
+    pose: Tensor
+    before: Tensor
+    stamp: int
+    interval: float
 
-def _fit(moving: Moving, mask: Tensor, least: float, *, splits: int) -> list[Segment]:
-    """Fits one motion to a region, and others to what it leaves over while it is as large as a part must be."""
-    matches, _ = _matches(moving, mask, SAMPLES)
-    both = matches.seen_variance.isfinite()
-    if int(both.sum()) < 12:
-        return []
-    sure = matches.subset(both)
-    points = sure.direction / sure.rho[:, None]
-    start = procrustes(points, moving.camera.unproject(sure.pixels, 1 / sure.seen_rho), sure.rho**4)
-    fit = refine(moving.camera, matches, start, max_iterations=4)
-    agrees = fit.weight > 0.25
-    if splits > 0 and float(agrees.double().mean()) < EXPLAINED:
-        every, place = _matches(moving, mask, mask.numel())
-        _, squared = residuals(moving.camera, every, fit.motion)
-        other = torch.zeros_like(mask)
-        other.view(-1)[place] = (squared > OUTLIER**2 * fit.noise_factor).to(mask.device)
-        rest = [part for region in _components(other, least) for part in _fit(moving, region, least, splits=splits - 1)]
-        return _fit(moving, mask & ~other, least, splits=0) + rest
-    inliers = matches.subset(agrees) if int(agrees.sum()) >= 12 else matches
-    points = inliers.direction / inliers.rho[:, None]
-    quantiles = torch.tensor([0.02, 0.98], dtype=torch.float64)
-    return [Segment(mask, points, fit.motion, fit_covariance(fit), points.quantile(quantiles, dim=0))]
+    def foresee(self, known: Sequence[MovingObject]) -> tuple[Tensor, Tensor, Tensor]:
+        """Predicts K objects by their constant twists.
 
+        Returns:
+            (K, 4, 4) ``T_object_camera`` now; (K, 4, 4) the motions ``T_previous_current`` of cameras that would go
+            with them; (K, 6, 6) covariances of the left perturbations of those.
+        """
+        poses, twists = torch.stack([o.pose for o in known]), torch.stack([o.twist for o in known])
+        local = se3.inverse(poses @ se3.exp(twists * self.interval)) @ self.pose
+        there = se3.inverse(self.before) @ poses
+        turn = se3.adjoint(there) * self.interval
+        unsure = torch.stack([o.twist_covariance for o in known]) + self._drift
+        return local, there @ local, turn @ unsure @ turn.mT
 
-def _explains(moving: Moving, motion: Tensor, part: Segment) -> bool:
-    """Tells whether a motion is as good for a part as its own."""
-    matches, _ = _matches(moving, part.mask, SAMPLES)
-    _, squared = residuals(moving.camera, matches, torch.stack((motion, part.motion)))
-    other, own = squared.median(dim=-1).values
-    return bool(other < WORSE * own)
+    @property
+    def _drift(self) -> Tensor:
+        """(6, 6) covariance of what twists change by between two frames."""
+        return torch.diag((_deviation(ACCELERATION) * self.interval) ** 2)
 
+    def seen(
+        self, known: Sequence[MovingObject], motions: Tensor, covariances: Tensor, points: Sequence[Tensor]
+    ) -> list[MovingObject]:
+        """Returns K objects after one more frame that shows them.
 
-def _beside(a: Segment, b: Segment) -> bool:
-    """Tells whether the boxes of two segments (nearly) touch."""
-    gap = torch.maximum(a.box[0] - b.box[1], b.box[0] - a.box[1]).amax()
-    return float(gap) < BESIDE * float(b.points[:, 2].median())
+        Args:
+            known: The objects.
+            motions: (K, 4, 4) ``T_previous_current`` of cameras that would go with them, what was expected being part.
+            covariances: (K, 6, 6) of their left perturbations.
+            points: K times (N, 3) on them, metres, current camera.
+        """
+        poses = torch.stack([o.pose for o in known])
+        back = se3.inverse(poses)
+        # Points fixed to an object go from here, odom, to there, between the two frames.
+        moved = self.pose @ se3.inverse(motions) @ se3.inverse(self.before)
+        ways = back @ moved @ poses
+        turn = se3.adjoint(back @ self.before) / self.interval
+        twists, unsure = se3.log(ways) / self.interval, turn @ covariances @ turn.mT
+        now = se3.normalised(poses @ ways)
+        spread = compose(torch.stack([o.covariance for o in known]), ways, unsure * self.interval**2)
+        local = se3.inverse(now) @ self.pose
+        significance = (twists[:, :3] * torch.linalg.solve(unsure[:, :3, :3], twists[:, :3])).sum(-1).tolist()
+        result = []
+        for k, o in enumerate(known):
+            extent = _extent(se3.act(local[k], points[k]))
+            larger = torch.stack((torch.minimum(o.box[0], extent[0]), torch.maximum(o.box[1], extent[1])))
+            box = torch.lerp(o.box, larger, SETTLING)
+            centre = se3.act(now[k], box.mean(0))
+            confirmed = significance[k] > SIGNIFICANT_SPEED**2 and o.frames + 1 >= CONFIRMED
+            result.append(
+                replace(
+                    o, pose=now[k], covariance=spread[k], twist=twists[k], twist_covariance=unsure[k], box=box,
+                    frames=o.frames + 1, confirmed=o.confirmed or confirmed, seen=self.stamp, stamp=self.stamp,
+                    trail=torch.cat((o.trail, centre[None]))[-TRAIL:],
+                )
+            )  # fmt: skip
+        return result
 
-
-def _fill(segments: list[Segment], mask: Tensor) -> list[Segment]:
-    """Gives the moving pixels at the edges of depth, which no motion was fitted to, to the segment beside them."""
-    if not segments:
-        return []
-    labels = torch.zeros_like(mask, dtype=torch.float32)
-    for k, part in enumerate(segments):
-        labels[part.mask] = k + 1
-    for _ in range(4):
-        grown = torch.nn.functional.max_pool2d(labels[None], 3, 1, 1)[0]
-        labels = torch.where((labels == 0) & mask, grown, labels)
-    return [replace(part, mask=labels == k + 1) for k, part in enumerate(segments)]
+    def coasted(self, known: MovingObject) -> MovingObject:
+        """Returns an object that went on unseen with a constant twist."""
+        covariance = known.twist_covariance + self._drift
+        way = se3.exp(known.twist * self.interval)
+        spread = compose(known.covariance, way, covariance * self.interval**2)
+        return replace(
+            known, pose=known.pose @ way, covariance=spread, twist_covariance=covariance, stamp=self.stamp, mask=None
+        )
 
 
 class ObjectTracker:
@@ -283,6 +319,11 @@ class ObjectTracker:
 
     def __init__(self) -> None:
         self._objects: list[MovingObject] = []
+        self._beliefs: dict[int, Tensor] = {}
+        self._alike: dict[tuple[int, int], int] = {}
+        self._area: dict[int, int] = {}
+        self._resting = 0
+        self._random = torch.Generator().manual_seed(0)
         self._next = 1
 
     @property
@@ -292,7 +333,7 @@ class ObjectTracker:
 
     def reset(self) -> None:
         """Forgets all objects; numbers go on."""
-        self._objects = []
+        self._objects, self._beliefs, self._alike = [], {}, {}
 
     def update(self, moving: Moving | None, pose: Tensor, motion: Tensor, stamp: int, interval: float) -> None:
         """Takes in what moves in the next frame.
@@ -304,120 +345,252 @@ class ObjectTracker:
             stamp: Of the frame, nanoseconds.
             interval: Seconds since the frame before it, positive.
         """
-        segments = [] if moving is None else segment(moving)
-        before = pose @ se3.inverse(motion)
-        pairs, fresh = self._associate(moving, segments, pose, interval)
-        objects = []
-        for known in self._objects:
-            if known.id in pairs:
-                objects.append(_seen(known, pairs[known.id], pose, before, stamp, interval))
-            elif known.confirmed and (stamp - known.seen) * 1e-9 <= min(COASTING, known.frames * interval):
-                objects.append(_coasted(known, stamp, interval))
-        for part in fresh:
-            objects.append(_seen(self._born(part, before, stamp), part, pose, before, stamp, interval))
-        self._objects = objects
+        frame = _Frame(pose, pose @ se3.inverse(motion), stamp, interval)
+        seen: dict[int, MovingObject] = {}
+        self._beliefs, former = {}, self._beliefs
+        if moving is not None and moving.stories is not None and moving.past is not None:
+            claims = _Claims.none(MovingPixels.of(moving))
+            self._follow(claims, former, moving, frame)
+            self._discover(claims, moving, frame)
+            self._unite(claims)
+            seen = self._look(claims, frame)
+        self._objects = [
+            seen[o.id] if o.id in seen else frame.coasted(o)
+            for o in self._objects
+            if o.id in seen or (o.confirmed and (stamp - o.seen) * 1e-9 <= min(COASTING, o.frames * interval))
+        ]
 
-    def _associate(
-        self, moving: Moving | None, segments: list[Segment], pose: Tensor, interval: float
-    ) -> tuple[dict[int, Segment], list[Segment]]:
-        """Pairs segments with objects, by id; returns those that are new as well."""
-        if moving is None or moving.stories is None:
-            return {}, segments
-        candidates = []
-        for known in self._objects:
-            carried = None
-            if known.mask is not None and known.mask.shape == moving.logit.shape:
-                carried = nearest(known.mask[..., None], moving.stories.moved)[..., 0]
-            for k, part in enumerate(segments):
-                candidates.append((_likeness(known, part, carried, pose, interval), known.id, k))
-        pairs: dict[int, int] = {}
-        for likeness, number, k in sorted(candidates, reverse=True):
-            if likeness > OVERLAP and number not in pairs and k not in pairs.values():
-                pairs[number] = k
-        fresh = [part for k, part in enumerate(segments) if k not in pairs.values()]
-        return {number: segments[k] for number, k in pairs.items()}, fresh
+    def _follow(self, claims: _Claims, former: dict[int, Tensor], moving: Moving, frame: _Frame) -> None:
+        """Carries the beliefs of known objects to the next frame, and refines their motions."""
+        pixels = claims.pixels
+        known = [o for o in self._objects if o.id in former and former[o.id].shape == moving.logit.shape]
+        if not known:
+            return
+        carried = torch.stack([former[o.id].reshape(-1) for o in known])[:, pixels.origin.clamp_min(0)]
+        carried = torch.where(pixels.origin >= 0, (1 - FADING) * carried, 0)
+        owner = _owner(carried)
+        groups = [((owner == k) & pixels.inner).nonzero()[:, 0] for k in range(len(known))]
+        kept = [k for k, group in enumerate(groups) if len(group) >= LEAST_SAMPLES]
+        if not kept:
+            return
+        known, carried, groups = [known[k] for k in kept], carried[kept], [groups[k] for k in kept]
+        _, starts, unsure = frame.foresee(known)
+        samples = Samples.of(pixels, groups, moving)
+        motions, covariances = fit_motions(pixels.camera, samples, starts, torch.linalg.inv(unsure))
+        squared = pixels.squared(motions)
+        belief = carried + _evidence(pixels, squared, groups, [pixels.around(had > 0, REACH) for had in carried])
+        claims.add([o.id for o in known], motions, covariances, squared, belief)
+        lost = [o.id for k, o in enumerate(known) if not _is_thing(pixels.image(claims.owner == k))]
+        if lost:
+            claims.drop(lost)
 
-    def _born(self, part: Segment, before: Tensor, stamp: int) -> MovingObject:
-        """Returns a new object as it was at the frame before, where ``before`` is ``T_odom_camera``."""
-        was = se3.act(before @ part.motion, part.points)
-        middle = was.quantile(0.5, dim=0)
-        deviation = torch.tensor([UNKNOWN_TWIST[0]] * 3 + [UNKNOWN_TWIST[1]] * 3, dtype=torch.float64)
-        self._next += 1
-        return MovingObject(
-            id=self._next - 1,
-            pose=se3.matrix(torch.eye(3, dtype=torch.float64), middle),
-            covariance=torch.zeros(6, 6, dtype=torch.float64),
-            twist=torch.zeros(6, dtype=torch.float64),
-            twist_covariance=torch.diag(deviation**2),
-            box=_extent(was - middle),
-            frames=0,
-            confirmed=False,
-            seen=stamp,
-            stamp=stamp,
-            trail=middle[None],
-            mask=None,
-        )
+    def _discover(self, claims: _Claims, moving: Moving, frame: _Frame) -> None:
+        """Looks for new motions in what no object explains, and for missed objects that they may be."""
+        pixels = claims.pixels
+        still = se3.inverse(frame.before) @ frame.pose
+        prior = torch.diag(1 / (_deviation(UNKNOWN_TWIST) * frame.interval) ** 2)[None]
+        self._resting = max(self._resting - 1, 0)
+        for _ in range(PROPOSALS if self._resting == 0 else 0):
+            free = pixels.inner & pixels.moves & (claims.owner < 0)
+            region = _pick(pixels.image(free), self._random)
+            if region is None:
+                return
+            group = region.reshape(-1)[pixels.index].nonzero()[:, 0]
+            samples = Samples.of(pixels, [group], moving)
+            start = propose(pixels.camera, samples, still, self._random)
+            motions, covariances = fit_motions(pixels.camera, samples, start[None], prior)
+            squared = pixels.squared(motions)
+            explained = group[squared[0, group] < OUTLIER * OUTLIER]
+            # What no motion explains to within the noise is a fault of the flow, or not rigid.
+            if 2 * len(explained) < len(group) or float(squared[0, explained].median()) > MEDIAN_OF_THREE:
+                self._resting = RESTING
+                return
+            points = pixels.points(even(explained))
+            near = pixels.around(pixels.flags(explained), REACH)
+            belief = _evidence(pixels, squared, [explained], [near])
+            number = self._known_again(claims, belief[0] > 0, points, motions[0], covariances[0], moving, frame)
+            if number is None:
+                number, self._next = self._next, self._next + 1
+                self._objects.append(_born(number, points, frame.before @ motions[0], frame.stamp))
+            claims.add([number], motions, covariances, squared, belief)
+
+    def _known_again(
+        self,
+        claims: _Claims,
+        mine: Tensor,
+        points: Tensor,
+        motion: Tensor,
+        covariance: Tensor,
+        moving: Moving,
+        frame: _Frame,
+    ) -> int | None:
+        """Returns the number of the missed object that something new is: the likeliest that can go as it does."""
+        missed = [o for o in self._objects if o.id not in claims.numbers]
+        if not missed:
+            return None
+        local, expected, unsure = frame.foresee(missed)
+        miss = se3.log(motion @ se3.inverse(expected))
+        far = (miss * torch.linalg.solve(unsure + covariance, miss)).sum(-1)
+        mask = claims.pixels.image(mine & (claims.owner < 0))
+        likeness = [
+            _likeness(o, mask, moving, se3.act(place, points)) if distance < UNLIKELY else 0.0
+            for o, place, distance in zip(missed, local, far.tolist(), strict=True)
+        ]
+        best = max(range(len(missed)), key=likeness.__getitem__)
+        return missed[best].id if likeness[best] > OVERLAP else None
+
+    def _unite(self, claims: _Claims) -> None:
+        """Makes one of two objects that have gone as one for a while; the one of which more has been seen stays."""
+        alike: dict[tuple[int, int], int] = {}
+        groups = {n: ((claims.owner == k) & claims.pixels.inner).nonzero()[:, 0] for k, n in enumerate(claims.numbers)}
+        by_size = sorted((n for n, group in groups.items() if len(group)), key=lambda n: len(groups[n]))
+        for rank, smaller in enumerate(by_size[:-1]):
+            misses = claims.squared[:, groups[smaller]].median(dim=-1).values
+            explained = max(WORSE * float(misses[claims.numbers.index(smaller)]), MEDIAN_OF_THREE)
+            for larger in by_size[rank + 1 :]:
+                goes_along = float(misses[claims.numbers.index(larger)]) < explained
+                if goes_along and _beside(claims.pixels, groups[smaller], groups[larger]):
+                    before = max(self._alike.get((smaller, larger), 0), self._alike.get((larger, smaller), 0))
+                    alike[smaller, larger] = before + 1
+        self._alike = alike
+        for pair, frames in alike.items():
+            ages = [o.frames for o in self._objects if o.id in pair]
+            if len(ages) == 2 and frames >= max(CONFIRMED, ALIKE * min(ages)):
+                stays, goes = sorted(pair, key=lambda n: -self._area.get(n, 0))
+                claims.unite(*pair, stays)
+                self._objects = [o for o in self._objects if o.id != goes]
+
+    def _look(self, claims: _Claims, frame: _Frame) -> dict[int, MovingObject]:
+        """Returns the objects that are seen after one more frame, by number, and keeps what is believed of them."""
+        pixels, owner, odds = claims.pixels, claims.owner, claims.odds
+        by_number = {o.id: o for o in self._objects}
+        rows, groups = [], []
+        for k in range(len(claims.numbers)):
+            own = owner == k
+            inner = (own & pixels.inner).nonzero()[:, 0]
+            if len(inner) >= LEAST_SAMPLES:
+                rows.append(k)
+                groups.append((own, pixels.points(even(inner))))
+        if not rows:
+            return {}
+        known = [by_number[claims.numbers[k]] for k in rows]
+        found = frame.seen(known, claims.motions[rows], claims.covariances[rows], [points for _, points in groups])
+        seen = {}
+        for k, o, (own, _) in zip(rows, found, groups, strict=True):
+            self._beliefs[o.id] = pixels.image(odds[k])
+            self._area[o.id] = self._area.get(o.id, 0) + int(own.sum())
+            seen[o.id] = replace(o, mask=pixels.image(own))
+        return seen
 
 
-def _likeness(known: MovingObject, part: Segment, carried: Tensor | None, pose: Tensor, interval: float) -> float:
-    """Returns how far (0 to 1) a segment is a known object: by its mask, or by its place where it was not seen."""
-    if carried is not None and bool(carried.any()):
-        return float((carried & part.mask).sum() / (carried | part.mask).sum())
-    local = se3.act(se3.inverse(known.after(interval)) @ pose, part.points)
+def _deviation(pair: tuple[float, float]) -> Tensor:
+    """Returns the (6,) deviations of a twist, from those of its linear and its angular part."""
+    return torch.tensor([pair[0]] * 3 + [pair[1]] * 3, dtype=torch.float64)
+
+
+def _evidence(pixels: MovingPixels, squared: Tensor, groups: Sequence[Tensor], near: Sequence[Tensor]) -> Tensor:
+    """Weighs how well motions explain pixels.
+
+    Args:
+        pixels: N pixels.
+        squared: (K, N) by how much they miss the motions.
+        groups: K indices of the pixels whose scatter is each motion's own.
+        near: K times (N,) bool, the pixels that each may claim.
+
+    Returns:
+        (K, N) log likelihood ratios of going with an object to going with none, shared with neighbours.
+    """
+    own = torch.stack([squared[k, group].median() for k, group in enumerate(groups)])
+    scale = (own / MEDIAN_OF_THREE).clamp(1.0, MOST_SCATTER)
+    evidence = (0.5 * (OUTLIER * OUTLIER - squared / scale[:, None])).clamp_min(LEAST_EVIDENCE)
+    evidence = torch.where(torch.stack(list(near)), evidence, LEAST_EVIDENCE)
+    told = pixels.usable.float()
+    layers = pixels.image(torch.cat((evidence * told, told[None])))
+    shared = torch.stack([torch.from_numpy(cv2.blur(layer, (BLUR, BLUR))) for layer in layers.numpy()])
+    shared = shared.reshape(len(layers), -1)[:, pixels.index]
+    return shared[:-1] / shared[-1].clamp_min(0.1)
+
+
+_STRIP = np.ones((STRIP + 1, STRIP + 1), dtype=np.uint8)
+
+
+def _is_thing(mask: Tensor) -> bool:
+    """Tells whether a mask (H, W) is more than strips, see ``_pick``."""
+    return bool(cv2.erode(mask.numpy().astype(np.uint8), _STRIP).any())
+
+
+def _pick(mask: Tensor, generator: torch.Generator) -> Tensor | None:
+    """Returns one (H, W) bool connected region of a mask (H, W) that is no mere strip, None where all are strips.
+
+    Flow bleeds over the edges of things by half of its patch: what is no wider tells of no motion of its own. Chance
+    picks the region, by its size, so that one that no motion explains does not stand before others for ever.
+    """
+    whole = mask.numpy().astype(np.uint8)
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(cv2.erode(whole, _STRIP), connectivity=4)
+    if count < 2:
+        return None
+    area = torch.from_numpy(stats[1:, cv2.CC_STAT_AREA]).double()
+    chosen = 1 + int(torch.multinomial(area, 1, generator=generator))
+    region = torch.from_numpy(cv2.dilate((labels == chosen).astype(np.uint8), _STRIP))
+    return mask & (region > 0)
+
+
+def _beside(pixels: MovingPixels, a: Tensor, b: Tensor) -> bool:
+    """Tells whether the boxes of two groups of pixels, indices (N,) and (M,), (nearly) touch."""
+    (low_a, high_a), (low_b, high_b) = (_extent(pixels.points(even(group))) for group in (a, b))
+    gap = torch.maximum(low_a - high_b, low_b - high_a).amax()
+    return float(gap) < BESIDE / float(pixels.rho[a].median())
+
+
+def _born(number: int, points: Tensor, back: Tensor, stamp: int) -> MovingObject:
+    """Returns a new object as it was at the frame before.
+
+    Args:
+        number: Its number.
+        points: (N, 3) on it, metres, current camera.
+        back: (4, 4) from there to where they were in odom.
+        stamp: Of the current frame.
+    """
+    was = se3.act(back, points)
+    middle = was.quantile(0.5, dim=0)
+    return MovingObject(
+        id=number,
+        pose=se3.matrix(torch.eye(3, dtype=torch.float64), middle),
+        covariance=torch.zeros(6, 6, dtype=torch.float64),
+        twist=torch.zeros(6, dtype=torch.float64),
+        twist_covariance=torch.diag(_deviation(UNKNOWN_TWIST) ** 2),
+        box=_extent(was - middle),
+        frames=0,
+        confirmed=False,
+        seen=stamp,
+        stamp=stamp,
+        trail=middle[None],
+        mask=None,
+    )
+
+
+def _likeness(known: MovingObject, mask: Tensor, moving: Moving, local: Tensor) -> float:
+    """Returns how far (0 to 1) something new is a missed object: by its pixels, or by its place if it was hidden.
+
+    Args:
+        known: The object, as of the frame before.
+        mask: (H, W) bool pixels of what is new.
+        moving: Where they were.
+        local: (N, 3) points on it, in the object's frame as expected.
+    """
+    assert moving.stories is not None
+    if known.mask is not None and known.mask.shape == mask.shape:
+        carried = nearest(known.mask[..., None], moving.stories.moved.cpu())[..., 0]
+        return float((carried & mask).sum() / (carried | mask).sum().clamp_min(1))
     margin = 0.25 * known.extent.norm()
     inside = ((local > known.box[0] - margin) & (local < known.box[1] + margin)).all(-1)
     return 0.9 * float(inside.double().mean())
 
 
-def _seen(
-    known: MovingObject, part: Segment, pose: Tensor, before: Tensor, stamp: int, interval: float
-) -> MovingObject:
-    """Returns an object after one more frame that shows it: a Kalman filter on its twist."""
-    # Points fixed to it go from here, odom, to there, between the two frames.
-    moved = pose @ se3.inverse(part.motion) @ se3.inverse(before)
-    step = se3.inverse(known.pose) @ moved @ known.pose
-    turn = se3.adjoint(se3.inverse(known.pose) @ before)
-    noise = turn @ part.covariance @ turn.T / interval**2
-    drift = torch.tensor([ACCELERATION[0]] * 3 + [ACCELERATION[1]] * 3, dtype=torch.float64) * interval
-    predicted = known.twist_covariance + torch.diag(drift**2)
-    gain = torch.linalg.solve(predicted + noise, predicted).T
-    twist = known.twist + gain @ (se3.log(step) / interval - known.twist)
-    covariance = predicted - gain @ predicted
-    covariance = 0.5 * (covariance + covariance.T)
-    way = se3.exp(twist * interval)
-    now = known.pose @ way
-    local = _extent(se3.act(se3.inverse(now) @ pose, part.points))
-    box = torch.stack((torch.minimum(known.box[0], local[0]), torch.maximum(known.box[1], local[1])))
-    found = replace(
-        known,
-        pose=now,
-        covariance=compose(known.covariance, way, covariance * interval**2),
-        twist=twist,
-        twist_covariance=covariance,
-        box=known.box + SETTLING * (box - known.box),
-        frames=known.frames + 1,
-        seen=stamp,
-        stamp=stamp,
-        mask=part.mask,
-    )
-    significant = float(twist[:3] @ torch.linalg.solve(covariance[:3, :3], twist[:3])) > SIGNIFICANT_SPEED**2
-    confirmed = known.confirmed or (significant and found.frames >= CONFIRMED)
-    return replace(found, confirmed=confirmed, trail=torch.cat((known.trail, found.centre[None]))[-TRAIL:])
-
-
-def _coasted(known: MovingObject, stamp: int, interval: float) -> MovingObject:
-    """Returns an object that went on unseen with a constant twist."""
-    drift = torch.tensor([ACCELERATION[0]] * 3 + [ACCELERATION[1]] * 3, dtype=torch.float64) * interval
-    covariance = known.twist_covariance + torch.diag(drift**2)
-    spread = compose(known.covariance, se3.exp(known.twist * interval), covariance * interval**2)
-    return replace(
-        known, pose=known.after(interval), covariance=spread, twist_covariance=covariance, stamp=stamp, mask=None
-    )
-
-
 def _extent(points: Tensor) -> Tensor:
     """Returns the (2, 3) least and greatest coordinates of (N, 3) points, without the outermost."""
-    return points.quantile(torch.tensor([0.02, 0.98], dtype=points.dtype), dim=0)
+    rank = 1 + round(0.02 * (len(points) - 1))
+    return torch.stack([points.kthvalue(k, dim=0).values for k in (rank, len(points) + 1 - rank)])
 
 
 def label(objects: Iterable[MovingObject], camera: PinholeCamera, size: tuple[int, int]) -> NDArray[np.int32]:

@@ -11,7 +11,7 @@ from flowodom.flow import DenseFlow
 from flowodom.flow.consistency import FLOW_NOISE
 from flowodom.geometry import se3
 from flowodom.scene_flow.decompose import find_moving
-from flowodom.scene_flow.objects import COASTING, CONFIRMED, ObjectTracker, label, segment
+from flowodom.scene_flow.objects import COASTING, CONFIRMED, ObjectTracker, label
 from flowodom.worlds import pinhole, room, straight
 
 CAMERA = pinhole(240, 180)
@@ -66,24 +66,6 @@ def body_of(known, view):
     return body, float((known.mask & (truth == body)).sum() / (known.mask | (truth == body)).sum())
 
 
-def test_each_segment_has_its_bodys_motion(clip):
-    seen, moving, _ = clip
-    parts = segment(moving[-1])
-    assert len(parts) == 2
-    before, now = seen[-2], seen[-1]
-    bodies = set()
-    for part in parts:
-        body = int(coarse(now)[part.mask].mode().values)
-        bodies.add(body)
-        true = se3.inverse(before.pose) @ before.bodies[body] @ se3.inverse(now.bodies[body]) @ now.pose
-        middle = part.points.mean(0)
-        error = (se3.act(part.motion, middle) - se3.act(true, middle)).norm()
-        assert error < 0.006
-        assert torch.linalg.eigvalsh(part.covariance).min() > 0
-        assert (part.box[1] > part.box[0]).all()
-    assert bodies == {1, 2}
-
-
 def test_objects_are_confirmed_with_masks_and_velocities_of_the_bodies(clip):
     seen, _, _ = clip
     objects = run(clip)
@@ -135,7 +117,8 @@ def test_nothing_moving_gives_no_objects(clip):
     tracker.update(None, seen[1].pose, motions[0], 1, 1 / RATE)
     assert tracker.objects == []
     _, moving, _ = clip
-    assert segment(replace(moving[-1], stories=None)) == []
+    tracker.update(replace(moving[-1], stories=None), seen[1].pose, motions[0], 2, 1 / RATE)
+    assert tracker.objects == []
 
 
 def test_label_is_at_the_images_size(clip):
