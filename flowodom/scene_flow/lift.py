@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flowodom.depth import InverseDepth
+from flowodom.depth import EDGE_RATIO, InverseDepth
 from flowodom.flow import FlowField
 from flowodom.geometry import PinholeCamera
 from flowodom.registration.refine import OUTLIER
@@ -37,6 +37,10 @@ class PropertySet:
     confidence: Tensor
     flow: Tensor
     residual: Tensor
+
+
+SLIP = 1.5
+"""Pixels of the dense grid by which even the surest flow may end beside the edge of what it follows."""
 
 
 def lift(
@@ -66,11 +70,11 @@ def lift(
     pixels = camera.pixels(device=forward.device)[thin]
     target = pixels + forward
     rho, rho_variance = previous.at(camera, pixels)
-    seen_rho, seen_variance = current.at(camera, target)
     points = camera.unproject(pixels, 1 / rho)
-    now = camera.unproject(target, 1 / seen_rho)
     rotation, translation = motion[:3, :3].to(points), motion[:3, 3].to(points)
     expected = points @ rotation.T + translation
+    seen_rho, seen_variance = _seen(current, camera, target, forward_variance, 1 / expected[..., 2])
+    now = camera.unproject(target, 1 / seen_rho)
 
     # Residuals in pixels and inverse depth, where the noise is nearly Gaussian: the same measure as the pose fit's.
     pixel_error = camera.project(expected, min_depth=1e-3) - target
@@ -102,3 +106,34 @@ def lift(
         flow=forward / stride,
         residual=now - expected,
     )
+
+
+def _seen(
+    depth: InverseDepth, camera: PinholeCamera, target: Tensor, target_variance: Tensor, expected: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Reads the inverse depth where flow ends, which beside an edge may be on the wrong side of it.
+
+    Where more than one surface is in reach, that nearest to the expected depth is taken, the world being as static as
+    possible; it is then as uncertain as the surfaces are apart.
+
+    Args:
+        depth: Inverse depth of the current frame.
+        camera: Camera of the dense grid.
+        target: (..., 2) pixels of the dense grid.
+        target_variance: (...) per component.
+        expected: (...) inverse depth of what stands still.
+
+    Returns:
+        (...) inverse depth, NaN where none is known at the target itself, and (...) variance.
+    """
+    reach = (SLIP + 2 * target_variance.sqrt())[..., None]
+    steps = target.new_tensor(((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1)))
+    values, variances = zip(*(depth.at(camera, target + reach * step) for step in steps), strict=True)
+    rho, variance = torch.stack(values), torch.stack(variances)
+    known = variance.isfinite()
+    spread = torch.where(known, rho, -torch.inf).amax(0) - torch.where(known, rho, torch.inf).amin(0)
+    edge = spread > EDGE_RATIO * rho[0] + 3 * variance[0].sqrt()
+    nearest = torch.where(known, (rho - expected).abs(), torch.inf).nan_to_num(nan=torch.inf).argmin(0)
+    chosen = torch.where(edge, nearest, 0)[None]
+    seen, noise = rho.gather(0, chosen)[0], variance.gather(0, chosen)[0]
+    return torch.where(known[0], seen, torch.nan), noise + torch.where(edge, spread * spread, 0)
