@@ -54,7 +54,7 @@ CROWDED = 0.7
 """Share of the points that agree with a pose, below which what moves on its own is looked for."""
 
 WATCHED = 0.003
-"""Share of the image that moves on its own from which it is looked for in every frame."""
+"""Share of the image that moves on its own, or did so shortly, from which it is looked for in every frame."""
 
 GUESS_DEVIATION = 0.06
 """Angle, radians, by which points may lie off from where a guess has them, in a frame that is tracked only by it."""
@@ -291,12 +291,14 @@ class Odometry:
         )
 
     def _is_watching(self, stamp: int) -> bool:
-        """Tells whether to look for what moves on its own: where something is known to, and now and then.
+        """Tells whether to look for what moves on its own: where something does or shortly did, and now and then.
 
-        It is looked for as well where fields are asked for, and where many points contradict the pose.
+        It is looked for as well where fields are asked for, and where many points contradict the pose; and nothing is
+        taken for still before a first pair of frames, or the one after a loss, has been looked at.
         """
-        known = self._moving is not None and self._moving.share > WATCHED
-        return known or stamp - self._looked >= round(1e9 * LOOK_PERIOD)
+        known = self._moving is not None and self._moving.doubted_share > WATCHED
+        unsure = self._velocity is None or self._lost_since is not None
+        return known or unsure or stamp - self._looked >= round(1e9 * LOOK_PERIOD)
 
     def _usable(self, guess: Tensor | None) -> Tensor | None:
         """Returns what of a guess in metres holds in the present unit: nothing, the turn alone, or all of it."""
