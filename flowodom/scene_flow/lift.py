@@ -39,8 +39,8 @@ class PropertySet:
     residual: Tensor
 
 
-SLIP = 1.5
-"""Pixels of the dense grid by which even the surest flow may end beside the edge of what it follows."""
+SLIP = 3.0
+"""Pixels of the dense grid by which even the surest flow may end beside the edge of what it follows: half a patch."""
 
 
 def lift(

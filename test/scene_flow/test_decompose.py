@@ -201,3 +201,16 @@ def test_a_clip_that_begins_with_half_of_the_image_moving_is_tracked_by_the_othe
     truth = se3.inverse(half[12].pose) @ half[17].pose
     assert estimates[-1].status is Status.TRACKING
     assert (estimates[-1].pose - truth)[:3, 3].norm() < 0.02
+
+
+def test_what_stops_is_remembered_in_every_frame(half):
+    odometry = Odometry()
+    for step in half[:16]:
+        odometry.step(step.frame)
+    last = half[15].frame
+    for k in range(1, 16):
+        estimate = odometry.step(replace(last, stamp=last.stamp + k * 33_333_333))
+        assert estimate.moving is not None
+    truth = half[15].rendering.object_id.numpy() > 0
+    assert estimate.moving.share < 0.05
+    assert iou(estimate.moving.mask(truth.shape, doubted=True), truth) > 0.8

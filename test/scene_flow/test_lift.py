@@ -6,6 +6,7 @@ import torch
 from flowodom.depth import InverseDepth
 from flowodom.flow import DenseFlow
 from flowodom.flow.consistency import FLOW_NOISE
+from flowodom.geometry import PinholeCamera
 from flowodom.scene_flow import lift
 from flowodom.worlds import hand_held, pinhole, room
 
@@ -150,3 +151,25 @@ def test_a_stride_gives_every_so_manieth_pixel_on_its_own_grid(scene):
     now = thin.points + thin.scene_flow
     known &= now.isfinite().all(-1)
     torch.testing.assert_close(thin.camera.project(now)[known], (pixels + thin.flow)[known], rtol=0, atol=1e-3)
+
+
+def test_flow_that_slips_over_an_edge_keeps_to_its_own_surface():
+    camera = PinholeCamera(100.0, 100.0, 19.5, 14.5, 40, 30)
+
+    def box_before_a_wall(first):
+        rho = torch.full((30, 40), 1 / 3)
+        rho[8:22, first : first + 14] = 1.0
+        return InverseDepth(camera, rho, torch.full(rho.shape, 1e-6))
+
+    zero, variance = torch.zeros(30, 40, 2), torch.full((30, 40), 1e-4)
+    still = DenseFlow(zero, zero, variance, variance)
+    # The box has gone two pixels to the right, which the flow has missed.
+    found = lift(camera, still, box_before_a_wall(12), box_before_a_wall(14), torch.eye(4, dtype=torch.float64))
+    slipped = found.residual[10:20, 12]
+    assert slipped.norm(dim=-1).max() < 0.05
+    assert found.confidence[10:20, 12].max() < 1e-2 * found.confidence[15, 19]
+    # Away from edges a change of depth is believed.
+    nearer = box_before_a_wall(12)
+    nearer = InverseDepth(camera, nearer.mean * 1.1, nearer.variance)
+    found = lift(camera, still, box_before_a_wall(12), nearer, torch.eye(4, dtype=torch.float64))
+    assert found.residual[15, 19, 2] == pytest.approx(1 / 1.1 - 1, abs=1e-3)
