@@ -3,12 +3,13 @@
 Every object keeps a belief for each pixel that moves: the log odds that the pixel goes with the object rather than with
 none. A frame carries beliefs along the flow, refines the motions of all objects at once, from where their twists take
 them, on points polished by Lucas-Kanade, and weighs how well each motion explains where each pixel came from. Only in
-what no object explains are new motions looked for. So an object is known again by its pixels, and two that pass or
-touch each other stay two; after an occlusion it is known by where its constant twist takes it.
+what no object explains are new motions looked for. So an object is known again by its pixels, standing still for a
+moment too, and two that pass or touch each other stay two; after an occlusion it is known by where its constant twist
+takes it.
 
 An object is born unconfirmed, confirmed after ``CONFIRMED`` frames in which it was seen with a velocity beyond its
 noise, and dropped when it has not been seen for as long as it was seen before, or ``COASTING`` seconds (unconfirmed:
-for one frame). Of two that go as one for a while, the older takes in the younger.
+for one frame). Of two that go as one for a while, that of which more has been seen takes in the other.
 
 Source: sf2se3 (Sommer, Schroeppel and Brox, 2022) for motions that cover what moves; DynoSAM (Morris et al., 2024) for
 objects with poses of their own; Bell and Cathey, "The Iterated Kalman Filter Update as a Gauss-Newton Method" (1993).
@@ -30,9 +31,6 @@ from flowodom.registration.covariance import compose
 from flowodom.registration.refine import OUTLIER
 from flowodom.scene_flow.decompose import MOST_LOGIT, Moving, nearest
 from flowodom.scene_flow.motions import LEAST_SAMPLES, MovingPixels, Samples, even, fit_motions, propose
-
-LEAST_PIXELS = 0.001
-"""Share of the grid that an object needs to be seen, or to be found."""
 
 PROPOSALS = 3
 """Most new motions that are looked for in a frame."""
@@ -353,12 +351,13 @@ class ObjectTracker:
             self._follow(claims, former, moving, frame)
             self._discover(claims, moving, frame)
             self._unite(claims)
-            seen = self._look(claims, frame)
+            seen = self._look(claims, moving, frame)
         self._objects = [
             seen[o.id] if o.id in seen else frame.coasted(o)
             for o in self._objects
             if o.id in seen or (o.confirmed and (stamp - o.seen) * 1e-9 <= min(COASTING, o.frames * interval))
         ]
+        self._area = {o.id: self._area.get(o.id, 0) for o in self._objects}
 
     def _follow(self, claims: _Claims, former: dict[int, Tensor], moving: Moving, frame: _Frame) -> None:
         """Carries the beliefs of known objects to the next frame, and refines their motions."""
@@ -460,7 +459,7 @@ class ObjectTracker:
                 claims.unite(*pair, stays)
                 self._objects = [o for o in self._objects if o.id != goes]
 
-    def _look(self, claims: _Claims, frame: _Frame) -> dict[int, MovingObject]:
+    def _look(self, claims: _Claims, moving: Moving, frame: _Frame) -> dict[int, MovingObject]:
         """Returns the objects that are seen after one more frame, by number, and keeps what is believed of them."""
         pixels, owner, odds = claims.pixels, claims.owner, claims.odds
         by_number = {o.id: o for o in self._objects}
@@ -479,7 +478,7 @@ class ObjectTracker:
         for k, o, (own, _) in zip(rows, found, groups, strict=True):
             self._beliefs[o.id] = pixels.image(odds[k])
             self._area[o.id] = self._area.get(o.id, 0) + int(own.sum())
-            seen[o.id] = replace(o, mask=pixels.image(own))
+            seen[o.id] = replace(o, mask=pixels.image(own).to(moving.logit.device))
         return seen
 
 
@@ -580,7 +579,7 @@ def _likeness(known: MovingObject, mask: Tensor, moving: Moving, local: Tensor) 
     """
     assert moving.stories is not None
     if known.mask is not None and known.mask.shape == mask.shape:
-        carried = nearest(known.mask[..., None], moving.stories.moved.cpu())[..., 0]
+        carried = nearest(known.mask[..., None], moving.stories.moved)[..., 0].cpu()
         return float((carried & mask).sum() / (carried | mask).sum().clamp_min(1))
     margin = 0.25 * known.extent.norm()
     inside = ((local > known.box[0] - margin) & (local < known.box[1] + margin)).all(-1)
