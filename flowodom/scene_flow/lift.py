@@ -113,8 +113,8 @@ def _seen(
 ) -> tuple[Tensor, Tensor]:
     """Reads the inverse depth where flow ends, which beside an edge may be on the wrong side of it.
 
-    Where more than one surface is in reach, that nearest to the expected depth is taken, the world being as static as
-    possible; it is then as uncertain as the surfaces are apart.
+    Where another surface in reach is nearer to the expected depth, that is taken, the world being as static as
+    possible; it is then as uncertain as the two are apart.
 
     Args:
         depth: Inverse depth of the current frame.
@@ -131,9 +131,8 @@ def _seen(
     values, variances = zip(*(depth.at(camera, target + reach * step) for step in steps), strict=True)
     rho, variance = torch.stack(values), torch.stack(variances)
     known = variance.isfinite()
-    spread = torch.where(known, rho, -torch.inf).amax(0) - torch.where(known, rho, torch.inf).amin(0)
-    edge = spread > EDGE_RATIO * rho[0] + 3 * variance[0].sqrt()
-    nearest = torch.where(known, (rho - expected).abs(), torch.inf).nan_to_num(nan=torch.inf).argmin(0)
-    chosen = torch.where(edge, nearest, 0)[None]
-    seen, noise = rho.gather(0, chosen)[0], variance.gather(0, chosen)[0]
-    return torch.where(known[0], seen, torch.nan), noise + torch.where(edge, spread * spread, 0)
+    nearest = torch.where(known, (rho - expected).abs(), torch.inf).nan_to_num(nan=torch.inf).argmin(0)[None]
+    other, noise = rho.gather(0, nearest)[0], variance.gather(0, nearest)[0]
+    gap = other - rho[0]
+    slipped = gap.abs() > EDGE_RATIO * rho[0] + 3 * variance[0].sqrt()
+    return torch.where(slipped, other, rho[0]), torch.where(slipped, noise + gap * gap, variance[0])
