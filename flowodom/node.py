@@ -13,8 +13,9 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -212,10 +213,22 @@ class OdometryNode(LifecycleNode):
         return deserialize(data, msgtype, self._store)
 
     def _publish(self, name: str, message: Any) -> None:
-        self._outputs[name].publish(bytes(self._store.serialize_cdr(message, message.__msgtype__)))
+        with self._until_shutdown():
+            self._outputs[name].publish(bytes(self._store.serialize_cdr(message, message.__msgtype__)))
 
     def _wanted(self, name: str) -> bool:
-        return name in self._outputs and self._outputs[name].get_subscription_count() > 0
+        with self._until_shutdown():
+            return name in self._outputs and self._outputs[name].get_subscription_count() > 0
+        return False
+
+    @contextmanager
+    def _until_shutdown(self) -> Iterator[None]:
+        """Passes over what fails because ROS has been shut down, which a signal does while the session still works."""
+        try:
+            yield
+        except Exception:
+            if self.context.ok():
+                raise
 
     def _now(self) -> int:
         return int(self.get_clock().now().nanoseconds)

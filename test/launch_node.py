@@ -12,7 +12,9 @@ import time
 import unittest
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+from unittest.mock import Mock, patch
 
 import launch_testing
 import launch_testing.actions
@@ -26,6 +28,7 @@ from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.msg import ParameterType
 from rcl_interfaces.srv import DescribeParameters, GetParameters, SetParameters
+from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from std_srvs.srv import Trigger
@@ -37,9 +40,9 @@ from conftest import plane_messages
 
 from flowodom.bags import BagReader, BagWriter
 from flowodom.config import SessionConfig, override
-from flowodom.frames import motion_of, stamp_of
-from flowodom.messages import MessageFactory, deserialize
-from flowodom.node import _message_class
+from flowodom.frames import motion_of, parse_pose, stamp_of
+from flowodom.messages import MessageFactory, decode_image, deserialize
+from flowodom.node import OdometryNode, _cv_bridge, _message_class, _tf_transformations
 from flowodom.replay import replay
 
 COUNT = 12
@@ -125,8 +128,9 @@ class TestNodes(unittest.TestCase):
                 durability = DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE
                 kind, qos = _message_class(message.__msgtype__), QoSProfile(depth=100, durability=durability)
                 self.publishers[topic] = self.node.create_publisher(kind, topic, qos)
-        for topic in TOPICS.values():
+        for topic in (*TOPICS.values(), "/ground_truth/odom"):
             self.until(lambda topic=topic: self.publishers[topic].get_subscription_count() > 0)
+        self.until(lambda: self.node.count_subscribers("/odom") == 2)
         self.heard.clear()
         for topic, message, _ in plane_messages(count=COUNT):
             self.publishers[topic].publish(bytes(make.serialize(message)))
@@ -210,6 +214,54 @@ class TestNodes(unittest.TestCase):
         answer = self.call(Trigger, "/flowodom/save_map")
         assert not answer.success
         assert "map is empty" in answer.message or "open3d" in answer.message
+
+    def test_9_what_still_works_when_ros_is_shut_down_does_so_in_silence(self) -> None:
+        context = rclpy.Context()
+        rclpy.init(context=context)
+        node = OdometryNode(context=context, namespace="elsewhere")
+        assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+        assert not node._wanted("odom")
+        odometry = MessageFactory().odometry(0, "odom", "base_link", np.eye(4))
+        node._publish("odom", odometry)
+        rclpy.shutdown(context=context)
+        assert not node._wanted("odom")
+        node._publish("odom", odometry)
+        node.destroy_node()
+
+
+class TestHelpers(unittest.TestCase):
+    """Libraries of ROS that may be missing, or built against another NumPy."""
+
+    def test_a_broken_or_missing_cv_bridge_is_told_in_one_line_and_done_without(self) -> None:
+        broken, odd = ModuleType("cv_bridge"), ModuleType("cv_bridge")
+        broken.CvBridge = Mock(side_effect=AttributeError("_ARRAY_API not found"))  # type: ignore[attr-defined]
+        odd.CvBridge = Mock()  # type: ignore[attr-defined]
+        odd.CvBridge.return_value.imgmsg_to_cv2.return_value = np.zeros((2, 2))  # type: ignore[attr-defined]
+        for module in (broken, odd, None):
+            with patch.dict(sys.modules, {"cv_bridge": module}), self.assertLogs("flowodom.node") as logs:
+                assert _cv_bridge() is None
+            assert len(logs.records) == 1
+            assert "the built-in decoder takes over" in logs.output[0]
+
+    def test_a_cv_bridge_that_works_decodes_as_the_built_in_decoder_does(self) -> None:
+        convert = _cv_bridge()
+        if convert is None:
+            self.skipTest("cv_bridge is not installed")
+        pixels = np.random.default_rng(0).integers(0, 255, (24, 32, 3), dtype=np.uint8)
+        for encoding in ("rgb8", "bgr8", "yuv422", "bayer_rggb8", "mono8"):
+            raw = {"yuv422": pixels[..., :2], "bayer_rggb8": pixels[..., 0], "mono8": pixels[..., 0]}
+            message = MessageFactory().image(0, "camera", raw.get(encoding, pixels).copy(), encoding)
+            np.testing.assert_allclose(decode_image(message, convert=convert), decode_image(message), atol=1)
+
+    def test_angles_become_the_same_pose_with_and_without_tf_transformations(self) -> None:
+        convert = _tf_transformations()
+        if convert is None:
+            self.skipTest("tf_transformations is not installed")
+        text = "1 2 3 0.1 -0.2 0.3"
+        with_it, without = parse_pose("extrinsic", text, convert), parse_pose("extrinsic", text)
+        assert with_it is not None
+        assert without is not None
+        np.testing.assert_allclose(with_it, without, atol=1e-12)
 
 
 @launch_testing.post_shutdown_test()
