@@ -360,7 +360,10 @@ def _parser() -> argparse.ArgumentParser:
         help="keep to this multiple of the recorded speed and drop frames when behind (default: every frame)",
     )
     replay.add_argument(
-        "--map", type=Path, metavar="PLY", help="write a map of the static world (map.voxel, or 0.05 m)"
+        "--map",
+        type=Path,
+        metavar="PLY",
+        help="write a map of the static world (map.voxel, or 0.05 m), and moving objects beside it",
     )
     replay.add_argument("--no-report", dest="report", action="store_false", help="do not write report.html")
     replay.add_argument("--no-points", dest="points", action="store_false", help="do not write point clouds")

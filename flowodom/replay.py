@@ -155,7 +155,7 @@ def replay(
             raise problem
         files = [out / "odometry.mcap"]
         if config.map.voxel:
-            files.append(session.save_map().result())
+            files += session.save_map().result()
         evaluation = _write_results(out, bag, builder, truth, config, report, files)
     counts = session.counts
     return Result(
