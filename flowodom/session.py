@@ -303,6 +303,8 @@ class Session:
                 "matches": estimate.matches,
                 "inliers": estimate.inliers,
             }
+            if estimate.moving is not None:
+                values["moving [%]"] = f"{100 * estimate.moving.share:.0f}"
             if estimate.scale_deviation:
                 values["scale deviation [%]"] = f"{100 * estimate.scale_deviation:.1f}"
             if len(self._window) > 1:
