@@ -41,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Words after the program's name; those of the process when None.
 
     Returns:
-        The exit status: 0 done, 1 ``doctor`` found something to mend, 2 an error that was explained, 130 interrupted.
+        The exit status: 0 done, 1 ``doctor`` found something to mend, 2 an error that was explained, 3 a fault in the
+        program that ended a replay early, 130 interrupted.
     """
     options = _parser().parse_args(arguments)
     logging.basicConfig(
@@ -115,6 +116,8 @@ def _replay(options: argparse.Namespace) -> int:
             progress=options.progress and sys.stderr.isatty(),
         )
     print(result.summary())
+    if result.failure is not None:
+        return 3
     return 130 if result.interrupted else 0
 
 

@@ -33,6 +33,7 @@ from flowodom.messages import DiagnosticStatus, MessageFactory
 from flowodom.odometry import Estimate, Odometry, Status
 from flowodom.pairing import Pairing, Picture
 from flowodom.registration.covariance import along_parent
+from flowodom.scene_flow.objects import MovingObject
 from flowodom.surroundings import Surroundings
 
 _log = logging.getLogger(__name__)
@@ -200,6 +201,11 @@ class Session:
         self._last: dict[str, int] = {}
         self._first_tick: int | None = None
         self._window: deque[tuple[float, float]] = deque(maxlen=100)
+
+    @property
+    def objects(self) -> list[MovingObject]:
+        """What moves on its own, as of the last tracked frame; followed only where somebody wants to know."""
+        return self._surroundings.objects
 
     def warm_up(self) -> None:
         """Has everything loaded and run once, so that the first real frame does not wait for it."""
