@@ -170,7 +170,7 @@ def run(seed: int, scene: str, frames: int, size: tuple[int, int], pictures: Pat
     plain = one_a_voxel(clouds)
     if pictures is not None:
         pictures.mkdir(parents=True, exist_ok=True)
-        drawn = picture(world, (("all clouds on top of each other", plain), ("map", found)))
+        drawn = picture(world, (("all clouds", plain), ("map", found)))
         cv2.imwrite(str(pictures / f"{scene.replace(' ', '_')}-{seed}.png"), drawn)
     off = distance(world, found)
     return {
