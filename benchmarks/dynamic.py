@@ -32,7 +32,7 @@ from flowodom.flow.points import PATCH
 from flowodom.frame import Frame
 from flowodom.geometry import PinholeCamera, se3
 from flowodom.odometry import Estimate, Odometry
-from flowodom.scene_flow.forecast import HORIZONS, judge
+from flowodom.scene_flow.forecast import HORIZONS, Way, judge
 from flowodom.scene_flow.objects import COASTING, MovingObject, ObjectTracker
 from flowodom.worlds import Sensor, hand_held, pinhole, room, sequence
 
@@ -153,7 +153,7 @@ class Score:
         stamps = np.array([e.stamp for e in kept], dtype=np.int64)
         segments = np.array([e.segment for e in kept], dtype=np.int64)
         poses = torch.stack([e.pose for e in kept if e.pose is not None])
-        found = judge(stamps, poses, torch.stack(twists), segments)
+        found = judge(Way(stamps, poses, torch.stack(twists), segments))
         return {f"{s:g} s": float(miss) for s, miss in zip(HORIZONS, found.translation, strict=True)}
 
 

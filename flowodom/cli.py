@@ -41,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Words after the program's name; those of the process when None.
 
     Returns:
-        The exit status: 0 done, 1 ``doctor`` found something to mend, 2 an error that was explained, 130 interrupted.
+        The exit status: 0 done, 1 ``doctor`` found something to mend, 2 an error that was explained, 3 a fault in the
+        program that ended a replay early, 130 interrupted.
     """
     options = _parser().parse_args(arguments)
     logging.basicConfig(
@@ -115,6 +116,8 @@ def _replay(options: argparse.Namespace) -> int:
             progress=options.progress and sys.stderr.isatty(),
         )
     print(result.summary())
+    if result.failure is not None:
+        return 3
     return 130 if result.interrupted else 0
 
 
@@ -360,7 +363,10 @@ def _parser() -> argparse.ArgumentParser:
         help="keep to this multiple of the recorded speed and drop frames when behind (default: every frame)",
     )
     replay.add_argument(
-        "--map", type=Path, metavar="PLY", help="write a map of the static world (map.voxel, or 0.05 m)"
+        "--map",
+        type=Path,
+        metavar="PLY",
+        help="write a map of the static world (map.voxel, or 0.05 m), and moving objects beside it",
     )
     replay.add_argument("--no-report", dest="report", action="store_false", help="do not write report.html")
     replay.add_argument("--no-points", dest="points", action="store_false", help="do not write point clouds")

@@ -172,7 +172,7 @@ class MapConfig:
     """The map of the static world."""
 
     voxel: float = parameter(0.0, "Size of its voxels; 0 for no map.", unit="m", low=0.0)
-    file: str = parameter("map.ply", "Where save_map writes it, as PLY.")
+    file: str = parameter("map.ply", "Where save_map writes it, as PLY, and objects beside it.")
 
 
 @dataclass(frozen=True)

@@ -176,7 +176,7 @@ class Drift:
         evaluation = builder.evaluate(truth, tolerance=self._config.tolerance)
         files = [self._folder() / "drift.json", self._folder() / "report.html"]
         try:
-            files[0].write_text(json.dumps(evaluation.as_dict(), indent=2) + "\n", encoding="utf-8")
+            files[0].write_text(json.dumps(builder.drift(evaluation), indent=2) + "\n", encoding="utf-8")
         except OSError as error:
             raise FlowodomError(f"cannot write {files[0]}: {error.strerror or error}; is the disk full?") from error
         builder.write(files[1], title="drift", truth=truth, evaluation=evaluation, configuration=self._config)

@@ -19,9 +19,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from flowodom.config import FlowConfig, OdometryConfig
-from flowodom.depth import DepthSource, FramePair, InverseDepth
+from flowodom.depth import FramePair, InverseDepth
 from flowodom.depth.filter import FilterDepth
-from flowodom.depth.sensor import SensorDepth
+from flowodom.depth.sources import find_field
 from flowodom.errors import FlowodomError
 from flowodom.flow import DenseFlow, FlowField, FlowMethod
 from flowodom.flow.methods import make_flow
@@ -35,7 +35,7 @@ from flowodom.worlds import Step, hand_held, pinhole, room, sequence
 _SURE = 1e-9
 """Variance of what is exact, pixels squared; and of exact inverse depth, relative."""
 
-_KNOWN = 0.1
+_KNOWN = 0.15
 """Greatest relative deviation of a depth that is accumulated."""
 
 _EVERY, _POINTS = 3, 400
@@ -49,7 +49,7 @@ class Rung:
     Attributes:
         name: What is true and what is found.
         flow: Name of the flow method; empty for the exact flow.
-        depth: ``exact``, or ``filter`` for depth from epipolar geometry.
+        depth: ``exact``, ``filter`` for depth from epipolar geometry, or ``field`` for the single-image field's.
         odometry: Whether the poses are the odometry's instead of the exact ones.
     """
 
@@ -64,6 +64,7 @@ LADDER = (
     Rung("pyramidal Lucas-Kanade, exact depth and pose", flow="lucas_kanade"),
     Rung("DIS, exact depth and pose", flow="dis"),
     Rung("DIS, exact depth, pose by the odometry", flow="dis", odometry=True),
+    Rung("DIS, depth by the single-image field, exact pose", flow="dis", depth="field"),
     Rung("DIS, depth from epipolar geometry, exact pose", flow="dis", depth="filter"),
 )
 """The rungs, from the top."""
@@ -150,7 +151,10 @@ class _Sight:
     def __init__(self, rung: Rung, steps: Sequence[Step]) -> None:
         self._rung, self._steps = rung, steps
         self._method: FlowMethod | None = make_flow(FlowConfig(method=rung.flow)) if rung.flow else None
-        self._source: DepthSource = FilterDepth() if rung.depth == "filter" else SensorDepth(OdometryConfig().depth)
+        self._filter = FilterDepth()
+        self._single_image = find_field(OdometryConfig().depth) if rung.depth == "field" else None
+        if rung.depth == "field" and self._single_image is None:
+            raise FlowodomError("there are no weights of a single-image field: this rung cannot be climbed")
         self._field: InverseDepth | None = None
         self._odometry = Odometry() if rung.odometry else None
         self._pose = steps[0].pose
@@ -175,11 +179,15 @@ class _Sight:
         if self._rung.depth == "exact":
             rho = (1 / step.rendering.depth).float()
             self._field = InverseDepth(self.camera, rho, _SURE * rho * rho)
+        elif self._single_image is not None:
+            seen = self._single_image.observe(step.frame)
+            pixels = self.camera.pixels()
+            self._field = None if seen is None else InverseDepth(self.camera, *seen.at(self.camera, pixels))
         elif flow is not None:
             motion = se3.inverse(pose) @ self._pose
             covariance = torch.eye(6, dtype=torch.float64) * 1e-12
             pair = FramePair(step.frame, flow, self.camera, motion, covariance)
-            self._field = self._source.fuse(None, self._field, pair)
+            self._field = self._filter.fuse(None, self._field, pair)
         self._pose = pose
         return flow, self._field, pose
 

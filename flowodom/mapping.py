@@ -1,4 +1,7 @@
-"""The map: a cloud of the static world, fused over time, free of what moved through it, of bounded size."""
+"""Maps: clouds of one rigid thing, fused over time, free of what moved through it, of bounded size.
+
+The static world is such a thing, and so is every moving object in a frame that goes along with it.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,8 @@ MOST_VOXELS = 2_000_000
 LEAST_HITS = 3
 """A voxel seen in fewer clouds is noise."""
 
-_MERGE = 8
-"""Clouds that are merged at a time."""
+MERGE = 8
+"""Clouds of the static world that are merged at a time."""
 
 _MOST_HITS = 40
 """More hits do not make a voxel surer: whatever stood there may leave."""
@@ -31,18 +34,21 @@ _BITS = 21
 Array = NDArray[np.float64]
 
 
-class StaticMap:
-    """Voxels of the static world, each with the mean place and colour of the points seen in it.
+class RigidMap:
+    """Voxels of what stands still in one frame, each with the mean place and colour of the points seen in it.
 
     A voxel is kept while it is hit more often than it is seen through: what stood a while and then left is taken out
     again, also where nobody saw it move.
 
     Args:
         voxel: Size of a voxel, metres.
+        most: Voxels beyond which the half that was seen least is forgotten.
+        merge: Clouds that are merged at a time.
     """
 
-    def __init__(self, voxel: float) -> None:
+    def __init__(self, voxel: float, *, most: int = MOST_VOXELS, merge: int = MERGE) -> None:
         self.voxel = voxel
+        self._most, self._every = most, merge
         self._keys: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         # Sums of x y z r g b and of points; clouds that hit, clouds that saw through.
         self._sums: Array = np.zeros((0, 7))
@@ -72,9 +78,19 @@ class StaticMap:
         keys = (index[inside] << np.array([2 * _BITS, _BITS, 0])).sum(1)
         values = np.column_stack((world[inside], colours[~moving][inside], np.ones(inside.sum())))
         self._waiting.append((keys, values))
-        if len(self._waiting) >= _MERGE:
+        if len(self._waiting) >= self._every:
             self._merge()
             self._carve(points, pose)
+
+    @property
+    def means(self) -> Array:
+        """(M, 3) mean places of all voxels, sure or not, metres."""
+        return self._sums[:, :3] / self._sums[:, 6:]
+
+    @property
+    def counts(self) -> Array:
+        """(M,) how many points were seen in each voxel."""
+        return self._sums[:, 6]
 
     def cloud(self) -> tuple[Array, NDArray[np.uint8]]:
         """Returns (N, 3) points, metres, map frame, and (N, 3) colours of the voxels that are sure."""
@@ -101,8 +117,8 @@ class StaticMap:
             hits[np.searchsorted(unique, found)] += 1
         np.minimum(hits, _MOST_HITS, out=hits)
         self._keys, self._sums, self._hits, self._misses = unique, sums, hits, misses
-        if count > MOST_VOXELS:
-            self._keep(np.argsort(-hits, kind="stable")[: MOST_VOXELS // 2])
+        if count > self._most:
+            self._keep(np.argsort(-hits, kind="stable")[: self._most // 2])
 
     def _carve(self, points: Array, pose: Array) -> None:
         """Counts the voxels that a cloud sees through."""
@@ -110,12 +126,12 @@ class StaticMap:
         nearest = np.full((_CELLS * _CELLS), np.inf)
         np.minimum.at(nearest, cell, depth)
         nearest[nearest == np.inf] = 0.0
-        local = (self._sums[:, :3] / self._sums[:, 6:] - pose[:3, 3]) @ pose[:3, :3]
+        local = (self.means - pose[:3, 3]) @ pose[:3, :3]
         ahead = np.flatnonzero(local[:, 2] > 0.05)
         cell, depth = _cells(local[ahead])
         through = ahead[depth < (1 - _MARGIN) * nearest[cell]]
-        self._misses[through] += 2 * _MERGE
-        self._keep(np.flatnonzero(self._misses < 2 * self._hits + 4 * _MERGE))
+        self._misses[through] += 2 * self._every
+        self._keep(np.flatnonzero(self._misses < 2 * self._hits + 4 * self._every))
 
     def _keep(self, which: NDArray[np.int64]) -> None:
         which.sort()

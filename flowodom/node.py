@@ -244,7 +244,7 @@ class OdometryNode(LifecycleNode):
         except Exception as error:
             response.success, response.message = False, str(error)
         else:
-            response.success, response.message = True, str(answer or "")
+            response.success, response.message = True, ", ".join(map(str, answer or ()))
         return response
 
     def _outcome(self, work: Future[Any]) -> Any:

@@ -30,7 +30,7 @@ from flowodom.registration.ground import ground_height
 from flowodom.registration.relocation import relocate
 from flowodom.scene_flow import PropertySet, lift
 from flowodom.scene_flow.decompose import Moving, find_moving
-from flowodom.tracking import NotTracked, OutOfSight, Parallax, Track, Tracker, View
+from flowodom.tracking import BACKED, RIVAL_SHARE, NotTracked, OutOfSight, Parallax, Track, Tracker, View
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +46,9 @@ AMBIGUOUS = 0.25
 
 NEARER = 0.1
 """Logarithm of the ratio of inverse depths by which what moves must stand out from what is still beside it."""
+
+CLEARLY_NEARER = 0.25
+"""The same where it had been taken for still at first."""
 
 MOST_ACCELERATION = (12.0, 30.0)
 """What a camera is believed to do, m/s^2 and rad/s^2, where much of the image moves otherwise than the rest."""
@@ -373,21 +376,73 @@ class Odometry:
 
         Raises:
             NotTracked, Parallax: See ``Tracker.track``.
+            NotTracked: Which part of the image stands still is not told.
         """
-        moving = None if self._moving is None else self._moving.carried(flow)
-        opinion = self._judge(view, flow, camera, moving, search=search, expected=expected)
+        before = self._moving
+        moving = None if before is None else before.carried(flow)
+        opinion = self._judge(view, flow, camera, moving, before, search=search, expected=expected)
         if opinion.moving is not None and opinion.tracker.share_on(opinion.moving) > SWAY:
-            opinion = self._judge(view, flow, camera, opinion.moving, search=True, expected=expected)
-        velocity = se3.log(opinion.track.motion) / interval
-        if (grown := self._grown(opinion.moving)) > AMBIGUOUS and not self._steady(velocity, interval):
-            assert opinion.moving is not None
-            if opinion.moving.nearness < -NEARER:
-                # What moves is seen through gaps of what stands still: it is the other way round.
-                opinion = self._judge(view, flow, camera, opinion.moving.swapped(), search=True, expected=expected)
-                velocity = se3.log(opinion.track.motion) / interval
-            if opinion.moving is None or opinion.moving.nearness < NEARER:
-                raise NotTracked(f"{grown:.0%} of the image moves otherwise than the rest: which is still, is not told")
+            opinion = self._judge(view, flow, camera, opinion.moving, before, search=True, expected=expected)
+        if doubt := self._doubt(opinion, interval):
+            opinion = self._other_way_round(view, flow, camera, opinion, expected, doubt)
         return opinion
+
+    def _doubt(self, opinion: _Opinion, interval: float) -> str:
+        """Returns why what moves and what stands still may be the wrong way round; empty where it is not in doubt."""
+        if share := self._behind(opinion):
+            return (
+                f"{share:.0%} of what is seen, all of it behind the rest, moves otherwise: which is still, is not told"
+            )
+        grown = self._grown(opinion.moving)
+        if grown > AMBIGUOUS and not self._steady(se3.log(opinion.track.motion) / interval, interval):
+            assert opinion.moving is not None
+            if opinion.moving.nearness < NEARER:
+                return f"{grown:.0%} of the image moves otherwise than the rest: which is still, is not told"
+        return ""
+
+    def _behind(self, opinion: _Opinion) -> float:
+        """Returns the share of what is seen that moves, but lies behind all that stands still; 0 for too little."""
+        moving, rival = opinion.moving, opinion.tracker.rival
+        share = 0.0 if moving is None else moving.share
+        if rival is not None and (moving is None or share < rival.share or moving.backed < BACKED):
+            return rival.share
+        behind = moving is not None and self._depth.metric and share > self._rival_share and moving.backed < BACKED
+        return share if behind else 0.0
+
+    @property
+    def _rival_share(self) -> float:
+        """Share of what is seen from which on another motion casts doubt; a doubt that is there stays for half."""
+        return RIVAL_SHARE if self._lost_since is None else 0.5 * RIVAL_SHARE
+
+    def _other_way_round(
+        self,
+        view: View,
+        flow: FlowField,
+        camera: PinholeCamera,
+        opinion: _Opinion,
+        expected: Sequence[Tensor],
+        doubt: str,
+    ) -> _Opinion:
+        """Finds pose, depth and what moves where what seemed to move stands still, and the rest moves before it.
+
+        Raises:
+            NotTracked: That is no better; the message is ``doubt``.
+        """
+        before = None if self._moving is None else self._moving.swapped()
+        rival, moving = opinion.tracker.rival, None if opinion.moving is None else opinion.moving.swapped()
+        if rival is not None and self._field is not None and opinion.field is not None:
+            past, now = (self._previous.dense, self._field), (view.dense, opinion.field)
+            moving = find_moving(camera, past, now, flow, se3.inverse(rival.motion), before, suspected=True)
+            expected = (rival.motion, *expected)
+        if moving is None or moving.nearness < NEARER:
+            raise NotTracked(doubt)
+        try:
+            turned = self._judge(view, flow, camera, moving, before, search=True, expected=expected)
+        except NotTracked:
+            raise NotTracked(doubt) from None
+        if self._behind(turned) or turned.moving is None or turned.moving.nearness < CLEARLY_NEARER:
+            raise NotTracked(doubt)
+        return turned
 
     def _judge(
         self,
@@ -395,16 +450,20 @@ class Odometry:
         flow: FlowField,
         camera: PinholeCamera,
         moving: Moving | None,
+        before: Moving | None,
         *,
         search: bool,
         expected: Sequence[Tensor],
     ) -> _Opinion:
-        """Finds pose, depth and, if need be, what moves on its own, where ``moving`` has no say in the pose."""
+        """Finds pose, depth and, if need be, what moves on its own, where ``moving`` has no say in the pose.
+
+        What moved in the view before is ``before``.
+        """
         assert self._tracker is not None
         tracker, former = copy(self._tracker), self._field
         with self._stage("pose"):
             try:
-                track = tracker.track(view, flow, expected, moving)
+                track = tracker.track(view, flow, expected, moving, rival=self._rival_share)
             except Parallax:
                 self._tracker = tracker
                 raise
@@ -420,7 +479,7 @@ class Odometry:
                 self._looked = view.frame.stamp
                 past, now = (self._previous.dense, former), (view.dense, field)
                 suspected = crowded or moving is not None
-                found = find_moving(camera, past, now, flow, to_current, self._moving, suspected=suspected)
+                found = find_moving(camera, past, now, flow, to_current, before, suspected=suspected)
         if found is not None and self._velocity is None:
             # At first nobody has been watched standing still.
             found = found.unbiased()

@@ -6,21 +6,19 @@ import base64
 import dataclasses
 import html
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from flowodom import __version__, drawing, plots
 from flowodom.config import parameters
-from flowodom.evaluation import FIGURES, Alignment, Evaluation, Figure, align, angles, number_text, pose_errors
+from flowodom.evaluation import FIGURES, Alignment, Evaluation, Figure, align, number_text, pose_errors
 from flowodom.evaluation import relative_errors as errors_between
-from flowodom.geometry import se3
-from flowodom.scene_flow.forecast import judge
+from flowodom.scene_flow.forecast import Judgement
 from flowodom.trajectory import Array, Indices, Trajectory, associate
 
 if TYPE_CHECKING:
@@ -52,6 +50,14 @@ RUN_FIGURES = {
     "frame_rate": Figure("speed", "frames/s", "This run", "Frames divided by the time of all their stages."),
 }
 """Figures of a run that need no truth: what each is."""
+
+
+FORECAST = (
+    "How far forecasts with constant twist miss what was estimated then, in metres and degrees: medians over all "
+    "frames, by seconds ahead. Points on objects are the corners of their boxes, each sent on straight with its own "
+    "velocity."
+)
+"""What the figures of forecasts are."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +129,7 @@ class Run:
         evaluation: The figures of error, None without a truth.
         comparison: The curves of error, None without a truth.
         note: Why there is no comparison although there is a truth.
+        forecasts: How far forecasts missed what came, of the ``base`` and of ``objects``.
     """
 
     rows: Sequence[Row]
@@ -135,6 +142,7 @@ class Run:
     evaluation: Evaluation | None = None
     comparison: Comparison | None = None
     note: str = ""
+    forecasts: Mapping[str, Judgement] = dataclasses.field(default_factory=dict)
 
     @property
     def seconds(self) -> Array:
@@ -325,7 +333,6 @@ def _error(run: Run) -> str:
     estimate, truth = comparison.estimate, comparison.truth
     breaks = _breaks(estimate)
     off = np.linalg.norm(estimate.positions - truth.positions, axis=1)
-    turned = angles(np.swapaxes(truth.rotations, 1, 2) @ estimate.rotations)
     start = (estimate.stamps[0] - run.rows[0].stamp) * 1e-9
     pieces = [
         _plot(
@@ -333,12 +340,13 @@ def _error(run: Run) -> str:
             plots.error_plot(
                 estimate.seconds + start,
                 off,
-                turned,
+                comparison.drift[1],
                 label="time [s]",
                 breaks=breaks,
                 description="Translation and rotation error over time",
             ),
-            "Distance and angle between the aligned estimate and the truth at each frame.",
+            "Distance from the truth after the alignment that ATE takes, which goes by positions alone; angle since "
+            "the first pose, with no alignment, as the end rotation error has it.",
         ),
         _plot(
             "Over distance",
@@ -510,30 +518,32 @@ def _longest(flow: drawing.Field, least: float) -> float:
 
 
 def _forecast(run: Run) -> str:
-    """What the path would have been with the twist of each frame, against what it was."""
-    path = run.trajectory
-    if len(path.stamps) < 3:
-        return ""
-    poses = torch.from_numpy(np.asarray(path.poses, dtype=np.float64))
-    lapse = torch.from_numpy(np.diff(path.stamps) * 1e-9)[:, None]
-    twists = torch.full((len(poses), 6), torch.nan, dtype=torch.float64)
-    twists[1:] = se3.log(se3.inverse(poses[:-1]) @ poses[1:]) / lapse
-    segments = np.zeros(len(poses), dtype=np.int64) if path.segments is None else path.segments
-    twists[1:][torch.from_numpy(segments[1:] != segments[:-1])] = torch.nan
-    found = judge(path.stamps, poses, twists, segments)
+    """How far forecasts missed what was estimated then."""
     unit = "m" if run.metric else "units"
-    rows = "".join(
-        f"<tr><th scope=row>{seconds:g} s</th><td>{number_text(float(miss))} {unit}</td><td>{turn:.2f}°</td></tr>"
-        for seconds, miss, turn, count in zip(
-            found.seconds, found.translation, found.rotation, found.count, strict=True
+    tables = []
+    for name, found in run.forecasts.items():
+        rows = "".join(
+            f"<tr><th scope=row>{seconds:g} s</th><td>{count}</td>"
+            + "".join(f"<td>{number_text(float(x))} {_text(unit)}</td>" for x in (resting, miss))
+            + f"<td>{turn:.2f}°</td>"
+            + ("" if np.isnan(points) else f"<td>{number_text(float(points))} {_text(unit)}</td>")
+            + "</tr>"
+            for seconds, count, resting, miss, turn, points in zip(
+                found.seconds, found.count, found.resting, found.translation, found.rotation, found.points, strict=True
+            )
+            if count
         )
-        if count
-    )
-    if not rows:
-        return ""
-    head = "<thead><tr><th scope=col>ahead</th><th scope=col>place</th><th scope=col>direction</th></tr></thead>"
-    caption = "How far a forecast with constant twist misses the pose that was estimated then: medians over all frames."
-    return _section("Forecast", caption, f"<div class='scroll'><table class='figures'>{head}{rows}</table></div>")
+        if not rows:
+            continue
+        columns = ["ahead", "forecasts", "had it stayed", "place", "direction"]
+        columns += [] if np.isnan(found.points).all() else ["points on them"]
+        head = "".join(f"<th scope=col>{column}</th>" for column in columns)
+        title = {"base": "The camera or its base", "objects": "Moving objects"}[name]
+        tables.append(
+            f"<div><h3>{title}</h3><div class='scroll'><table class='numbers'><thead><tr>{head}</tr></thead>"
+            f"<tbody>{rows}</tbody></table></div></div>"
+        )
+    return _section("Forecast", FORECAST, _row(tables)) if tables else ""
 
 
 def _figures(run: Run) -> str:

@@ -53,6 +53,7 @@ class Result:
         seconds: Wall time from the first message to the last.
         evaluation: The errors; None without a truth to compare with.
         interrupted: Whether it was stopped before the end.
+        failure: The fault in the program that ended it early; None without one.
     """
 
     files: tuple[Path, ...]
@@ -62,6 +63,7 @@ class Result:
     seconds: float
     evaluation: Evaluation | None
     interrupted: bool
+    failure: Exception | None = None
 
     def summary(self) -> str:
         """Returns the drift table and what was written, for a terminal."""
@@ -71,6 +73,7 @@ class Result:
             f"{self.frames} frames{speed}, {self.published} with a pose"
             + (f", {self.dropped} dropped to keep pace" if self.dropped else "")
             + ("; stopped before the end" if self.interrupted else "")
+            + (f"; ended early by a fault: {self.failure!r}" if self.failure else "")
         )
         return "\n".join([*lines, *(f"wrote {path}" for path in self.files)])
 
@@ -100,7 +103,8 @@ def replay(
 ) -> Result:
     """Runs the odometry on a recording.
 
-    An interrupt (Ctrl-C) ends it early: what was done until then is evaluated and every file is whole.
+    An interrupt (Ctrl-C) or a fault in the program ends it early: what was done until then is evaluated and every file
+    is whole.
 
     Args:
         bag: The recording.
@@ -118,6 +122,7 @@ def replay(
 
     Raises:
         FlowodomError: The recording cannot be used, nothing came out of it, or the results cannot be written.
+        Exception: A fault in the program came before any result.
     """
     with BagReader(bag) as reader:
         selection = reader.select(topics)
@@ -148,18 +153,28 @@ def replay(
             messages = reader.raw_messages(wanted, start=start, duration=duration)
             total = reader.topics[selection.image].count if start == 0 and duration is None else None
             begin = time.perf_counter()
-            interrupted = run.drive(messages, rate, total if progress else None, progress)
+            end = run.drive(messages, rate, total if progress else None, progress)
             seconds = time.perf_counter() - begin
+        interrupted, failure = isinstance(end, KeyboardInterrupt), end if isinstance(end, Exception) else None
+        if failure is not None and not session.counts["published"]:
+            raise failure
         problem = session.failure()
         if problem is not None and not interrupted:
             raise problem
         files = [out / "odometry.mcap"]
-        if config.map.voxel:
-            files.append(session.save_map().result())
         evaluation = _write_results(out, bag, builder, truth, config, report, files)
+        if config.map.voxel:
+            files += session.save_map().result()
     counts = session.counts
     return Result(
-        tuple(files), counts["frames"], counts["published"], counts["dropped"], seconds, evaluation, interrupted
+        tuple(files),
+        counts["frames"],
+        counts["published"],
+        counts["dropped"],
+        seconds,
+        evaluation,
+        interrupted,
+        failure,
     )
 
 
@@ -196,7 +211,8 @@ class _Run:
             self._observe(frame, estimate, placement)
         pose = None if placement is None else placement.pose
         covariance = None if placement is None else placement.covariance
-        self._builder.add(frame, dataclasses.replace(estimate, pose=pose, covariance=covariance))
+        moved = dataclasses.replace(estimate, pose=pose, covariance=covariance)
+        self._builder.add(frame, moved, objects=self._session.objects)
         if pose is not None:
             self._tie(estimate.stamp, pose)
 
@@ -212,8 +228,14 @@ class _Run:
             self._writer.write(_STATIC, make.tf_message([transform]), self._now)
             self._truth = None
 
-    def drive(self, messages: Iterable[RawMessage], rate: float | None, total: int | None, progress: bool) -> bool:
-        """Works off all messages; returns whether it was interrupted."""
+    def drive(
+        self, messages: Iterable[RawMessage], rate: float | None, total: int | None, progress: bool
+    ) -> KeyboardInterrupt | Exception | None:
+        """Works off all messages; returns what ended it early, an interrupt or a fault in the program.
+
+        Raises:
+            FlowodomError: A message cannot be read or written.
+        """
         decoded = self._decode(messages)
         stack = contextlib.ExitStack()
         bar = stack.enter_context(tqdm(total=total, unit="frame", disable=not progress))
@@ -226,11 +248,16 @@ class _Run:
                     self._now = entry.time
                     self._take(entry)
                 self._write(self._session.flush(), self._now)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             _log.warning("stopped; evaluating what was done")
             self._write(self._session.flush(), self._now)
-            return True
-        return False
+            return interrupt
+        except FlowodomError:
+            raise
+        except Exception as fault:
+            _log.exception("a fault in flowodom; evaluating what was done")
+            return fault
+        return None
 
     def _decode(self, messages: Iterable[RawMessage]) -> Iterator[_Entry]:
         for raw in messages:
@@ -412,7 +439,7 @@ def _write_results(
     if truth is not None:
         try:
             evaluation = builder.evaluate(truth)
-            _write_json(out / "drift.json", evaluation.as_dict())
+            _write_json(out / "drift.json", builder.drift(evaluation))
             files.append(out / "drift.json")
         except TrajectoryError as error:
             _log.warning("no drift: %s", error)

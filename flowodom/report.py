@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,12 @@ from flowodom import drawing, page
 from flowodom.errors import FlowodomError, TrajectoryError
 from flowodom.evaluation import Evaluation, compare
 from flowodom.frame import Frame
+from flowodom.geometry import se3
 from flowodom.odometry import Estimate, Status
 from flowodom.scene_flow import PropertySet
 from flowodom.scene_flow.decompose import Moving
+from flowodom.scene_flow.forecast import Judgement, Way, judge
+from flowodom.scene_flow.objects import MovingObject
 from flowodom.trajectory import TOLERANCE, Array, Trajectory
 
 _LOG = logging.getLogger(__name__)
@@ -96,19 +99,32 @@ class ReportBuilder:
         self._snapshots: list[Snapshot] = []
         self._stride = 1
         self._previous: Frame | None = None
+        self._objects: dict[int, list[MovingObject]] = {}
 
     def __len__(self) -> int:
         """Returns how many frames were collected."""
         return len(self._rows)
 
-    def add(self, frame: Frame, estimate: Estimate, timing: Mapping[str, float] | None = None) -> None:
+    def add(
+        self,
+        frame: Frame,
+        estimate: Estimate,
+        timing: Mapping[str, float] | None = None,
+        objects: Sequence[MovingObject] = (),
+    ) -> None:
         """Collects one step of the odometry.
 
         Args:
             frame: The frame that went in. Its image is read, at the latest, at the next call.
             estimate: What came out.
             timing: Seconds of stages outside of the odometry (decoding, writing), beside ``estimate.timing``.
+            objects: What moves on its own, as it is known at the frame.
         """
+        for known in objects:
+            if known.seen == estimate.stamp:
+                self._objects.setdefault(known.id, []).append(
+                    dataclasses.replace(known, mask=None, trail=known.trail[:0])
+                )
         index = len(self._rows)
         self.record(
             estimate.stamp,
@@ -197,6 +213,28 @@ class ReportBuilder:
             np.array(covariances, dtype=np.float64) if rows and len(covariances) == len(rows) else None,
         )
 
+    def forecasts(self) -> dict[str, Judgement]:
+        """Returns how far forecasts with constant twist missed the poses that were estimated then.
+
+        ``base`` is the body whose poses were collected, ``objects`` all that moved on its own, if any did.
+        """
+        path = self.trajectory()
+        poses = torch.from_numpy(path.poses)
+        twists = torch.full((len(poses), 6), torch.nan, dtype=torch.float64)
+        lapse = torch.from_numpy(np.diff(path.stamps) * 1e-9)[:, None]
+        twists[1:] = se3.log(se3.inverse(poses[:-1]) @ poses[1:]) / lapse
+        if path.segments is not None:
+            twists[1:][torch.from_numpy(path.segments[1:] != path.segments[:-1])] = torch.nan
+        found = {"base": judge(Way(path.stamps, poses, twists, path.segments))}
+        if self._objects:
+            found["objects"] = judge(*map(_way, self._objects.values()))
+        return found
+
+    def drift(self, evaluation: Evaluation) -> dict[str, Any]:
+        """Returns what drift.json holds: the figures of an evaluation, and the forecasts."""
+        forecasts = {name: found.as_dict() for name, found in self.forecasts().items()}
+        return {**evaluation.as_dict(), "forecast": {"definition": page.FORECAST, **forecasts}}
+
     def evaluate(self, truth: Trajectory, **options: Any) -> Evaluation:
         """Compares what was collected with the truth, see ``evaluation.compare``.
 
@@ -244,6 +282,7 @@ class ReportBuilder:
             scale_deviation=next((row.scale_deviation for row in self._rows[::-1] if row.scale == self.scale), None),
             metric=self.metric,
             optical=self._optical,
+            forecasts=self.forecasts(),
         )
         if truth is not None:
             try:
@@ -263,6 +302,14 @@ class ReportBuilder:
 
     def _chosen(self) -> list[Snapshot]:
         return self._snapshots[:: max(1, round(len(self._snapshots) / self._wanted))]
+
+
+def _way(seen: Sequence[MovingObject]) -> Way:
+    """Returns where an object was, with the corners of its box as points."""
+    first, last = seen[-1].box
+    corners = torch.cartesian_prod(*torch.stack((first, last), dim=1))
+    stamps = np.array([known.stamp for known in seen], dtype=np.int64)
+    return Way(stamps, torch.stack([k.pose for k in seen]), torch.stack([k.twist for k in seen]), points=corners)
 
 
 def _snapshot(index: int, previous: Frame, properties: PropertySet, moving: Moving | None) -> Snapshot:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from rosbags.typesys.store import Typestore
 from torch import Tensor
 
-from flowodom import mapping, messages
+from flowodom import mapping, messages, object_maps
 from flowodom.clouds import make_cloud
 from flowodom.config import SessionConfig
 from flowodom.errors import BagError, ConfigError, FlowodomError, FrameError, MessageError
@@ -33,6 +33,7 @@ from flowodom.messages import DiagnosticStatus, MessageFactory
 from flowodom.odometry import Estimate, Odometry, Status
 from flowodom.pairing import Pairing, Picture
 from flowodom.registration.covariance import along_parent
+from flowodom.scene_flow.objects import MovingObject
 from flowodom.surroundings import Surroundings
 
 _log = logging.getLogger(__name__)
@@ -40,6 +41,8 @@ _log = logging.getLogger(__name__)
 _IMAGES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 _STATIC = 0.5
 """Least weight in the pose fit of a point of the map."""
+_FINER = 0.5
+"""Size of the voxels of objects, as a share of the map's."""
 
 _UNKNOWN_VARIANCE = 9999.0
 _PATIENCE = 5.0
@@ -171,7 +174,9 @@ class Session:
         self.counts = self._health.counts
         self._odometry = odometry or Odometry(self.config)
         self._make = MessageFactory(store)
-        self._surroundings = Surroundings(self._make, wanted)
+        self._map = mapping.RigidMap(self.config.map.voxel) if self.config.map.voxel else None
+        self._object_maps = object_maps.ObjectMaps(_FINER * self.config.map.voxel)
+        self._surroundings = Surroundings(self._make, wanted, always=self._map is not None)
         self._inputs = frozenset((port.name for port in INPUTS) if inputs is None else inputs)
         self._wanted = wanted
         self._on_estimate = on_estimate
@@ -190,13 +195,17 @@ class Session:
         self._mounting: _Mounting | None = None
         self._segment = 0
         self._estimate: Estimate | None = None
-        self._map = mapping.StaticMap(self.config.map.voxel) if self.config.map.voxel else None
         self._map_writer = ThreadPoolExecutor(1, "map")
         self._path: list[Any] = []
         self._path_interval = 0.0
         self._last: dict[str, int] = {}
         self._first_tick: int | None = None
         self._window: deque[tuple[float, float]] = deque(maxlen=100)
+
+    @property
+    def objects(self) -> list[MovingObject]:
+        """What moves on its own, as of the last tracked frame; followed only where somebody wants to know."""
+        return self._surroundings.objects
 
     def warm_up(self) -> None:
         """Has everything loaded and run once, so that the first real frame does not wait for it."""
@@ -300,6 +309,8 @@ class Session:
                 "matches": estimate.matches,
                 "inliers": estimate.inliers,
             }
+            if estimate.moving is not None:
+                values["moving [%]"] = f"{100 * estimate.moving.share:.0f}"
             if estimate.scale_deviation:
                 values["scale deviation [%]"] = f"{100 * estimate.scale_deviation:.1f}"
             if len(self._window) > 1:
@@ -361,11 +372,13 @@ class Session:
         self._pairing.clear()
         self._odometry.reset()
 
-    def save_map(self) -> Future[Path]:
-        """Begins to write the map of the static world, as it is now, to ``map.file``; frames need not wait for it.
+    def save_map(self) -> Future[list[Path]]:
+        """Begins to write the map of the static world, as it is now, to ``map.file``, and each object beside it.
+
+        Frames need not wait for it.
 
         Returns:
-            The file once it is written, or the ``FlowodomError`` that says why it is not.
+            The files once they are written, or the ``FlowodomError`` that says why it is not.
 
         Raises:
             ConfigError: There is no map.
@@ -373,7 +386,9 @@ class Session:
         if self._map is None:
             raise ConfigError("there is no map: set map.voxel to the size of its voxels in metres, for example 0.05")
         path = Path(self.config.map.file).expanduser()
-        return self._map_writer.submit(mapping.write, path, *self._map.cloud(), self._map.voxel)
+        return self._map_writer.submit(
+            _write_maps, path, self._map.cloud(), self._object_maps.clouds(self.config.odom_frame), self._map.voxel
+        )
 
     def report(self, key: str, error: FlowodomError | None) -> None:
         """Notes something that its host found wrong, for the diagnostics; None when it is right again.
@@ -603,7 +618,9 @@ class Session:
         if self._map is not None:
             points = np.column_stack([cloud.fields[axis] for axis in "xyz"]).astype(np.float64)
             moving = cloud.moving | (cloud.fields["weight"] < _STATIC)
-            self._map.add(points, cloud.fields["rgb"], moving, pose.numpy())
+            colours, numbers = cloud.fields["rgb"], np.where(cloud.moving, cloud.fields["object_id"], 0)
+            self._map.add(points, colours, moving, pose.numpy())
+            self._object_maps.add(points, colours, numbers, self._surroundings.objects, pose)
         clouds = {"points": cloud, "dynamic_points": cloud.select(cloud.moving)}
         return [
             (name, self._make.point_cloud(estimate.stamp, camera, clouds[name].fields))
@@ -627,3 +644,13 @@ class Session:
         if due:
             self._last[what] = now
         return due
+
+
+def _write_maps(
+    path: Path,
+    static: tuple[NDArray[np.float64], NDArray[np.uint8]],
+    objects: list[object_maps.ObjectCloud],
+    voxel: float,
+) -> list[Path]:
+    """Writes the static world and the objects beside it; see ``Session.save_map``."""
+    return [mapping.write(path, *static, voxel), *object_maps.write(path, objects, _FINER * voxel)]

@@ -38,11 +38,13 @@ class Surroundings:
     Args:
         make: Makes messages.
         wanted: Tells whether anybody listens to an output.
+        always: Whether objects are followed even where nobody listens.
     """
 
-    def __init__(self, make: MessageFactory, wanted: Callable[[str], bool]) -> None:
+    def __init__(self, make: MessageFactory, wanted: Callable[[str], bool], *, always: bool = False) -> None:
         self._make = make
         self._wanted = wanted
+        self._always = always
         self._tracker = ObjectTracker()
 
     @property
@@ -56,7 +58,7 @@ class Surroundings:
 
     def follow(self, moving: Moving | None, pose: Tensor, motion: Tensor, stamp: int, interval: float) -> None:
         """Takes in a tracked frame; see ``ObjectTracker.update``."""
-        if any(map(self._wanted, OF_OBJECTS)):
+        if self._always or any(map(self._wanted, OF_OBJECTS)):
             self._tracker.update(moving, pose, motion, stamp, interval)
 
     def publish_objects(self, stamp: int, odom: str) -> list[Publication]:

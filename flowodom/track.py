@@ -73,9 +73,12 @@ def track(
     Raises:
         FlowodomError: The recording cannot be used, a point is outside the image or never has a depth, or the results
             cannot be written.
+        Exception: A fault in the program ended it early; what was followed until then is written.
     """
     follower = _Follower(pixels)
-    replay(bag, out, config, topics=topics, report=False, points=False, progress=False, observe=follower.observe)
+    result = replay(
+        bag, out, config, topics=topics, report=False, points=False, progress=False, observe=follower.observe
+    )
     if not follower.rows:
         raise FlowodomError("no frame has a depth at every point: choose others, or use a depth camera")
     path = out / "tracks.csv"
@@ -83,4 +86,6 @@ def track(
         writer = csv.writer(file)
         writer.writerow(("stamp", "point", "x", "y", "z", "seen"))
         writer.writerows(follower.rows)
+    if result.failure is not None:
+        raise result.failure
     return path

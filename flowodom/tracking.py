@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -75,6 +76,15 @@ LEAST_START = 1e-3
 UNIT_VARIANCE = 1e-6
 """Variance of the length of the first baseline, which is one by definition."""
 
+RIVAL_SHARE = 0.08
+"""Share of the points that must agree on another motion for it to rival the pose."""
+
+RIVAL_FLOW = 0.004
+"""How far these must miss the pose, as a share of the image's width, for noise not to be taken for a motion."""
+
+BACKED = 0.1
+"""Share of what agrees with the pose that must lie behind its rival for that to be a mover before the world."""
+
 MOST_STILL = 2.0
 """Displacement of a typical point by translation, pixels, above which the camera has moved beyond doubt."""
 
@@ -122,6 +132,18 @@ class Track:
     inliers: int
 
 
+class Rival(NamedTuple):
+    """What lies behind all that agrees with a pose, and agrees on another: the world behind a large mover, maybe.
+
+    Attributes:
+        motion: (4, 4) float64 ``T_previous_camera`` by which it stands still.
+        share: Its share of the points.
+    """
+
+    motion: Tensor
+    share: float
+
+
 class NotTracked(Exception):
     """The frame does not tell where the camera is; the message says why. Never leaves the odometry."""
 
@@ -162,6 +184,7 @@ class Tracker:
         self._key_view = view
         self._places = torch.zeros(0, 2, dtype=torch.float64)
         self._seen, self._found = self._places, torch.zeros(0, dtype=torch.bool)
+        self._rival: Rival | None = None
         self.add_keyframe(view, view.depth)
 
     def _new_window(self) -> KeyframeWindow:
@@ -187,6 +210,11 @@ class Tracker:
         """Whether translation is observed: at once with depth, after enough parallax with a single camera."""
         return self._started
 
+    @property
+    def rival(self) -> Rival | None:
+        """Another motion that explains points of the last fit, all of them behind what agrees with its pose."""
+        return self._rival
+
     def points(self) -> tuple[Tensor, Tensor, Tensor]:
         """Returns what the newest keyframe sees: rays (M, 3) with z = 1, inverse depths (M,), their variances (M,)."""
         return self._window.points()
@@ -209,7 +237,15 @@ class Tracker:
             pose[:3, 3] += shift
         self._pose = poses[-1] @ offset
 
-    def track(self, view: View, flow: FlowField, expected: Sequence[Tensor], moving: Moving | None = None) -> Track:
+    def track(
+        self,
+        view: View,
+        flow: FlowField,
+        expected: Sequence[Tensor],
+        moving: Moving | None = None,
+        *,
+        rival: float = RIVAL_SHARE,
+    ) -> Track:
         """Finds the pose of a view.
 
         Args:
@@ -218,6 +254,7 @@ class Tracker:
             expected: Guesses of (4, 4) float64 ``T_previous_camera``, of which the one that flow agrees with most is
                 taken for a start.
             moving: What moves on its own in this view, and has no say; None for nothing.
+            rival: Share of the points from which on another motion is a rival.
 
         Raises:
             NotTracked: The view does not tell where the camera is.
@@ -243,6 +280,7 @@ class Tracker:
         if inliers < LEAST_INLIERS or inliers < LEAST_INLIER_SHARE * len(matches):
             raise NotTracked(f"only {inliers} of {len(matches)} points agree on one motion")
         found[found.clone()] = inlier
+        self._rival = self._find_rival(matches, fit, rival)
         self._shutter = self._learn_shutter(fit.shear)
 
         pose = self._window.poses[-1] @ se3.inverse(fit.motion)
@@ -392,7 +430,7 @@ class Tracker:
         points = known.direction / known.rho[:, None] + known.offset
         lifted = known.seen_variance.isfinite()
         if int(lifted.sum()) >= LEAST_INLIERS:
-            candidates += self._lift(points[lifted], known.subset(lifted))
+            candidates += self._lift(points[lifted], known.subset(lifted), self._random)
         else:
             sampled = resection(self._camera, points, known.pixels)
             candidates += [] if sampled is None else [sampled]
@@ -400,10 +438,10 @@ class Tracker:
         motions = torch.stack(candidates)
         return motions[score(self._camera, matches.subset(few), motions).argmin()]
 
-    def _lift(self, points: Tensor, m: Matches) -> list[Tensor]:
+    def _lift(self, points: Tensor, m: Matches, random: torch.Generator) -> list[Tensor]:
         """Returns fits of scene flow: closed form, from three points each and from all (N, 3) points together."""
         targets = self._camera.unproject(m.pixels, 1 / m.seen_rho)
-        triples = torch.randint(len(m), (HYPOTHESES, 3), generator=self._random)
+        triples = torch.randint(len(m), (HYPOTHESES, 3), generator=random)
         ones = torch.ones(HYPOTHESES, 3, dtype=torch.float64)
         # The metric variance of a lifted point grows with the fourth power of its depth.
         weight = m.seen_rho**4 / (m.seen_variance + m.rho_variance)
@@ -456,6 +494,35 @@ class Tracker:
         along = torch.cat((unit[:3, 3], torch.zeros(3, dtype=torch.float64)))
         known = fit.information + torch.outer(along, along) / UNIT_VARIANCE
         return replace(fit, motion=unit, information=known)
+
+    def _find_rival(self, matches: Matches, fit: Fit, share: float) -> Rival | None:
+        """Looks among the points that contradict a fit for a motion of their own, where depth is measured."""
+        least = max(LEAST_INLIERS, round(share * len(matches)))
+        known = (matches.rho_variance < (0.3 * matches.rho) ** 2) & matches.seen_variance.isfinite()
+        agreeing = fit.weight > 0.25
+        odd = matches.subset(known & ~agreeing)
+        # Most often what contradicts is noise and edges, which lie everywhere: then nothing need be fitted.
+        if not self._metric or len(odd) < least or self._backed(matches.rho[agreeing], odd.rho) > 2 * BACKED:
+            return None
+        points, random = odd.direction / odd.rho[:, None] + odd.offset, torch.Generator().manual_seed(0)
+        motions = torch.stack(self._lift(points, odd, random))
+        start = motions[score(self._camera, odd, motions).argmin()]
+        own = refine(
+            self._camera, odd, start, max_iterations=self._config.max_iterations, shutter=self._shutter, annealing=1.0
+        )
+        united = own.weight > 0.25
+        if int(united.sum()) < least or self._backed(matches.rho[agreeing], odd.rho[united]) > BACKED:
+            return None
+        missed, _ = residuals(self._camera, odd, fit.motion, fit.shear)
+        if float(missed[:2, united].norm(dim=0).median()) < RIVAL_FLOW * self._camera.width:
+            return None
+        motion = se3.inverse(self._pose) @ self._window.poses[-1] @ se3.inverse(own.motion)
+        return Rival(motion, float(united.sum()) / len(matches))
+
+    @staticmethod
+    def _backed(rho: Tensor, of: Tensor) -> float:
+        """Returns the share of points of inverse depth ``rho`` (M,) that are farther than the middle of others (N,)."""
+        return float((rho < of.median()).double().mean())
 
     def _wants_keyframe(self, seen: Tensor, found: Tensor) -> bool:
         share = float(found.double().mean())

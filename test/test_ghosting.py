@@ -28,6 +28,14 @@ def test_what_stands_is_left_alone_by_a_real_flow():
     assert found["aware"][-1] < 1.2 * found["static"][-1]
 
 
+def test_the_single_image_field_tells_the_depth_of_movers_too():
+    (rung,) = [rung for rung in LADDER if rung.depth == "field"]
+    found = accumulate(rung, clip(1, 7, (160, 120)))
+    assert found["frame"] == [0, 3, 6]
+    assert found["movers"][-1] > 0.02
+    assert found["static"][-1] < 1.0
+
+
 def test_results_are_written(outcomes, tmp_path):
     files = write(outcomes, tmp_path / "deep")
     assert [path.name for path in files] == ["table.md", "ghosting.json", "ghosting.svg"]

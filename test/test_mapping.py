@@ -5,7 +5,7 @@ import torch
 from flowodom import mapping
 from flowodom.errors import FlowodomError
 from flowodom.geometry import se3
-from flowodom.mapping import StaticMap
+from flowodom.mapping import RigidMap
 from flowodom.worlds import hand_held, pinhole, room, sequence
 
 WALL = np.column_stack(
@@ -17,7 +17,7 @@ STILL = np.zeros(3600, dtype=bool)
 
 def test_clouds_of_one_wall_fuse_to_one_wall():
     generator = np.random.default_rng(0)
-    static = StaticMap(0.05)
+    static = RigidMap(0.05)
     for k in range(16):
         pose = np.eye(4)
         pose[0, 3] = 0.01 * k
@@ -30,7 +30,7 @@ def test_clouds_of_one_wall_fuse_to_one_wall():
 
 
 def test_what_moves_is_left_out():
-    static = StaticMap(0.05)
+    static = RigidMap(0.05)
     moving = WALL[:, 0] > 0
     for _ in range(8):
         static.add(WALL, GREY, moving, np.eye(4))
@@ -38,7 +38,7 @@ def test_what_moves_is_left_out():
 
 
 def test_what_has_left_is_seen_through():
-    static = StaticMap(0.05)
+    static = RigidMap(0.05)
     near = WALL * 0.5
     for _ in range(8):
         static.add(near, GREY, STILL, np.eye(4))
@@ -48,9 +48,8 @@ def test_what_has_left_is_seen_through():
     assert static.cloud()[0][:, 2].min() > 2.9
 
 
-def test_memory_is_bounded(monkeypatch):
-    monkeypatch.setattr(mapping, "MOST_VOXELS", 1000)
-    static = StaticMap(0.02)
+def test_memory_is_bounded():
+    static = RigidMap(0.02, most=1000)
     for k in range(64):
         shift = np.eye(4)
         shift[1, 3] = 2 * k
@@ -79,7 +78,7 @@ def test_a_room_with_movers_leaves_no_ghosts():
     generator = torch.Generator().manual_seed(0)
     path = hand_held(2, position=(-1.0, 0.0, 1.35), speed=0.3, turn=6.0)
     steps = sequence(room(2, movers=2, texels=16), path, pinhole(64, 48, field_of_view=75.0), frames=64, rate=10.0)
-    static, still, every = StaticMap(0.05), [], []
+    static, still, every = RigidMap(0.05), [], []
     for step in steps:
         view = step.rendering
         points = view.points.reshape(-1, 3)

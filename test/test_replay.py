@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import logging
+import re
 import signal
 import threading
 from collections.abc import Callable
@@ -11,14 +12,19 @@ import numpy as np
 import pytest
 import torch
 
+from flowodom import cli
 from flowodom import replay as module
 from flowodom.bags import BagReader, BagWriter
 from flowodom.config import SessionConfig, override
 from flowodom.errors import BagError, CalibrationError, FlowodomError
 from flowodom.frames import FrameTree, motion_of
-from flowodom.messages import MessageFactory
+from flowodom.geometry import se3
+from flowodom.messages import MessageFactory, stamp
+from flowodom.odometry import Odometry
 from flowodom.replay import replay
 from flowodom.trajectory import read_tum
+from flowodom.worlds import Sensor, hand_held, pinhole, room, sequence
+from flowodom.worlds.recording import write_bag
 
 MakeBag = Callable[..., Path]
 
@@ -161,6 +167,34 @@ def test_an_interrupt_leaves_whole_files_of_what_was_done(
     assert "stopped before the end" in result.summary()
 
 
+def test_a_fault_leaves_whole_files_and_figures_of_what_was_done(
+    make_bag: MakeBag, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    step, bag = Odometry.step, make_bag(count=10)
+
+    def faulty(self: Odometry, frame: Any, **options: Any) -> Any:
+        if frame.stamp >= fails:
+            raise ZeroDivisionError("a bug")
+        return step(self, frame, **options)
+
+    monkeypatch.setattr(Odometry, "step", faulty)
+    with BagReader(bag) as reader:
+        image = next(name for name, topic in reader.topics.items() if name.endswith("image_raw"))
+        stamps = sorted(stamp(message) for _, _, message in reader.messages([image]))
+    fails = stamps[6]
+    assert cli.main(["replay", str(bag), "--out", str(tmp_path / "out")]) == 3
+    assert "ZeroDivisionError: a bug" in caplog.text
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "odometry.mcap", "trajectory.tum", "drift.json", "report.html",
+    }  # fmt: skip
+    assert json.loads((tmp_path / "out" / "drift.json").read_text())["poses"] == 6
+    with BagReader(tmp_path / "out" / "odometry.mcap") as reader:
+        assert reader.topics["/odom"].count == 6
+    fails = 0
+    with pytest.raises(ZeroDivisionError):
+        run(bag, tmp_path / "nothing")
+
+
 def without(*names: str) -> Callable[..., Any]:
     return lambda topic, *rest: None if topic in names else (topic, *rest)
 
@@ -247,3 +281,38 @@ def test_a_real_recording_is_tracked_throughout(recordings: Path, tmp_path: Path
     assert result.evaluation.tracked == 100
     assert result.evaluation.ate_se3_rmse is not None
     assert result.evaluation.ate_se3_rmse < 0.01
+
+
+def test_the_map_of_a_room_with_movers_has_few_ghosts_and_each_mover_has_its_own_cloud(tmp_path: Path) -> None:
+    open3d = pytest.importorskip("open3d", exc_type=(ImportError, OSError))
+    path = hand_held(301, position=(-0.8, 0.0, 1.35), speed=0.3, turn=10.0)
+    world = room(301, movers=2, texels=128)
+    sensor = Sensor(image_noise=1.5, depth_noise=0.0015, depth_range=(0.3, 8.0), seed=301)
+    steps = list(sequence(world, path, pinhole(240, 180), frames=60, sensor=sensor))
+    write_bag(tmp_path / "room.mcap", steps)
+    placed: list[tuple[int, torch.Tensor]] = []
+
+    def observe(frame: Any, estimate: Any, placement: Any) -> None:
+        placed.append((frame.stamp, placement.pose @ placement.extrinsic))
+
+    config = override(SessionConfig(), {"map.file": str(tmp_path / "room.ply"), "map.voxel": 0.05})
+    result = run(tmp_path / "room.mcap", tmp_path / "out", config=config, observe=observe)
+    assert steps[0].frame.stamp == placed[0][0]
+    to_world = steps[0].pose @ se3.inverse(placed[0][1])
+
+    def ghosts(points: np.ndarray) -> float:
+        """Share of the points that are farther than 10 cm from all that stands still."""
+        return float((world.distance(se3.act(to_world, torch.from_numpy(points))) > 0.1).double().mean())
+
+    plain = np.concatenate(
+        [
+            se3.act(pose, step.rendering.points.view(-1, 3)[::16]).numpy()
+            for step, (_, pose) in list(zip(steps, placed, strict=True))[::3]
+        ]
+    )
+    assert ghosts(plain) > 0.05
+    assert ghosts(np.asarray(open3d.io.read_point_cloud(str(tmp_path / "room.ply")).points)) < 0.02
+    names = [file.name for file in result.files]
+    assert "room.ply" in names
+    assert any(re.fullmatch(r"room\.object_\d+\.ply", name) for name in names)
+    assert all(file.exists() for file in result.files)

@@ -20,6 +20,7 @@ from flowodom.odometry import Estimate, Scale, Status
 from flowodom.page import RUN_FIGURES
 from flowodom.report import ReportBuilder
 from flowodom.scene_flow import PropertySet
+from flowodom.scene_flow.objects import MovingObject
 from flowodom.trajectory import Trajectory
 
 CAMERA = PinholeCamera(fx=60.0, fy=60.0, cx=31.5, cy=23.5, width=64, height=48)
@@ -415,3 +416,43 @@ def test_plots_take_their_colours_from_the_page() -> None:
     named = {f"--{role}" for role in plots.ROLES}
     assert set(re.findall(r"var\((--\w+)\)", plot.svg)) <= named
     assert set(re.findall(r"#[0-9a-f]{6}", plot.svg)) == set()
+
+
+def test_forecasts_of_the_base_and_of_objects_are_judged(tmp_path: Path) -> None:
+    builder, speed = ReportBuilder(snapshots=1), torch.tensor([0.4, 0, 0, 0, 0, 0], dtype=torch.float64)
+    zero = torch.zeros(6, 6, dtype=torch.float64)
+    box = torch.tensor([[-0.2, -0.2, -0.2], [0.2, 0.2, 0.2]], dtype=torch.float64)
+    for k, (frame, estimate) in enumerate(steps(60)):
+        pose = se3.exp(speed * k / 30)
+        # Every third frame it is not seen: where it was expected then is no evidence.
+        seen = estimate.stamp if k % 3 else estimate.stamp - 1
+        known = MovingObject(4, pose, zero, speed, zero, box, 9, True, seen, estimate.stamp, pose[None, :3, 3], None)
+        builder.add(frame, estimate, objects=[known])
+    found = builder.forecasts()
+    assert list(found) == ["base", "objects"]
+    assert found["objects"].translation[1] < 1e-6
+    assert found["objects"].resting[1] == pytest.approx(0.1, rel=0.2)
+    assert 0 < found["objects"].count[1] <= 40
+    kept = builder.drift(builder.evaluate(truth(60)))
+    assert kept["forecast"]["objects"]["seconds"] == list(found["objects"].seconds)
+    assert kept["poses"] > 0
+    text, _ = written(builder, tmp_path, truth=truth(60))
+    assert "Moving objects" in text
+    assert "points on them" in text
+
+
+def test_the_angle_over_time_is_since_the_first_pose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn, draw = [], plots.error_plot
+
+    def spy(progress: Any, translation: Any, rotation: Any, **options: Any) -> Any:
+        drawn.append(rotation)
+        return draw(progress, translation, rotation, **options)
+
+    monkeypatch.setattr(plots, "error_plot", spy)
+    # Of a body that is turned against the estimate's: an alignment by positions would leave 17 degrees.
+    turn = se3.exp(torch.tensor([0, 0, 0, 0, 0, 0.3], dtype=torch.float64)).numpy()
+    other = truth(60)
+    written(built(60), tmp_path, truth=Trajectory(other.stamps, other.poses @ turn))
+    over_time, over_distance = drawn
+    assert over_time[0] == pytest.approx(0, abs=1e-6)
+    np.testing.assert_array_equal(over_time, over_distance)

@@ -702,8 +702,9 @@ def test_the_map_is_saved_as_it_was_when_asked_for(tmp_path: Path) -> None:
         rig.image(i * STEP)
     saved = rig.session.save_map()
     rig.image(6 * STEP)
-    assert saved.result() == tmp_path / "map.ply"
-    assert saved.result().read_bytes().startswith(b"ply")
+    (file,) = saved.result()
+    assert file == tmp_path / "map.ply"
+    assert file.read_bytes().startswith(b"ply")
 
 
 def test_without_a_map_there_is_none_to_save() -> None:

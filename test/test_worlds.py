@@ -435,3 +435,19 @@ def test_blobs_and_hills_are_met_on_their_surface():
     inside = on_hills[:-1, 1:-2] & on_hills[1:, 1:-2] & (view.depth[:-1, 1:-2] < 4)
     normal = torch.nn.functional.normalize(across, dim=-1)
     assert ((normal * view.normal[:-1, 1:-2]).sum(-1).abs()[inside] > 0.95).float().mean() > 0.95
+
+
+def test_distances_are_from_the_nearest_surface_of_a_body():
+    world = room(3, movers=1, texels=16)
+    seen = world.render(hand_held(3)(0.2), 0.2, pinhole(64, 48), colour=False)
+    for body in (0, 1):
+        place = se3.inverse(seen.bodies[body]) @ seen.pose
+        on = se3.act(place, seen.points[seen.object_id == body])
+        assert len(on) > 50
+        assert world.distance(on, body).max() < 1e-9
+        nearer = se3.act(place, 0.97 * seen.points[seen.object_id == body])
+        apart = (nearer - on).norm(dim=-1)
+        assert (world.distance(nearer, body) <= apart + 1e-9).all()
+        assert world.distance(nearer, body).mean() > 0.2 * apart.mean()
+    with pytest.raises(ValueError, match="no body 2"):
+        world.distance(on, 2)

@@ -353,6 +353,18 @@ class Moving:
         ratio = (sums[1] / sums[0] / (sums[3] / sums[2])).log()
         return float(torch.where(beside, ratio, 0).sum() / beside.sum().clamp_min(1))
 
+    @cached_property
+    def backed(self) -> float:
+        """Share of what stands still that is farther than the middle of what moves, where depth is known; 1 for none.
+
+        Movers stand before the world: where it is nearly zero, what moves is the world, and what stands still hides it.
+        """
+        known = self.surface.variance.isfinite()
+        moves, still = known & (self.logit > 0), known & (self.logit <= 0)
+        if not bool(moves.any()) or not bool(still.any()):
+            return 1.0
+        return float((self.surface.rho[still] < self.surface.rho[moves].median()).double().mean())
+
     def unbiased(self) -> Moving:
         """Returns what is believed where moving and standing still were equally likely before: for a first pair."""
         logit = self.logit - math.log(PRIOR / (1 - PRIOR))

@@ -145,6 +145,28 @@ def intersect(shape: Shape, origin: Tensor, direction: Tensor, half: Tensor, *, 
     return torch.where((near <= far) & (depth > NEAR), depth, torch.inf)
 
 
+def distance(shape: Shape, points: Tensor, half: Tensor) -> Tensor:
+    """Returns how far (N, 3) points in a primitive's frame are from its surface, (N) metres.
+
+    Args:
+        shape: A box, a cylinder or a sphere.
+        points: (N, 3) metres.
+        half: (3,) half extents, metres.
+
+    Raises:
+        ValueError: The shape's distance has no closed form.
+    """
+    if shape is Shape.SPHERE:
+        return (points.norm(dim=-1) - half[0]).abs()
+    if shape is Shape.BOX:
+        beyond = points.abs() - half
+    elif shape is Shape.CYLINDER:
+        beyond = torch.stack((points[:, :2].norm(dim=-1) - half[0], points[:, 2].abs() - half[2]), dim=-1)
+    else:
+        raise ValueError(f"the distance from a {shape.name.lower()} has no closed form")
+    return beyond.clamp_min(0).norm(dim=-1) - beyond.amax(-1).clamp_max(0)
+
+
 def extent(half: Tensor, primitive_from_camera: Tensor) -> Tensor:
     """Finds in which directions primitives can be seen.
 

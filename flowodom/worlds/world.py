@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flowodom.errors import ShapeError
 from flowodom.geometry import PinholeCamera, se3
-from flowodom.worlds.casting import Shape, cast
+from flowodom.worlds.casting import Shape, cast, distance
 from flowodom.worlds.motion import Motion
 from flowodom.worlds.shading import FACES, SPREAD, Shader, edges, geometry_table
 from flowodom.worlds.textures import Atlas
@@ -205,6 +205,24 @@ class World:
     def bodies(self, time: float) -> Tensor:
         """Returns the (M, 4, 4) float64 poses ``T_world_body`` at ``time``; the first is the static world's."""
         return torch.stack([se3.identity(), *(motion(time) for motion in self.motions)])
+
+    def distance(self, points: Tensor, body: int = 0) -> Tensor:
+        """Returns how far points are from the nearest surface of a body, (N) float64 metres, on the CPU.
+
+        Args:
+            points: (N, 3) float64 metres, frame of the body; that of body 0 is the world.
+            body: Index of the body.
+
+        Raises:
+            ValueError: The body is made of shapes whose distance has no closed form (blobs, terrain), or of none.
+        """
+        parts = [p for p in self.primitives if p.body == body]
+        if not parts:
+            raise ValueError(f"{self.name} has no body {body}")
+        half = torch.tensor([p.half for p in parts], dtype=torch.float64)
+        return torch.stack(
+            [distance(p.shape, se3.act(se3.inverse(p.pose), points), half[k]) for k, p in enumerate(parts)]
+        ).amin(0)
 
     def _primitive_from_camera(self, pose: Tensor, bodies: Tensor) -> Tensor:
         return se3.inverse(bodies[self._body] @ self._local) @ pose
