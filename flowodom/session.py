@@ -100,6 +100,7 @@ OUTPUTS = (
     Port("forecast", ("visualization_msgs/msg/MarkerArray",), "where base and objects will be", reliable=True),
     Port("moving_mask", ("sensor_msgs/msg/Image",), "pixels that move on their own are 255", reliable=True),
     Port("flow", ("sensor_msgs/msg/Image",), "optical flow by the colour wheel", reliable=True),
+    Port("weights", ("sensor_msgs/msg/Image",), "the image, tinted by the weight in the pose fit", reliable=True),
     Port("/diagnostics", ("diagnostic_msgs/msg/DiagnosticArray",), "state, rates, latencies, problems", reliable=True),
 )
 
@@ -564,7 +565,7 @@ class Session:
                 stamp, odom, placement.pose, placement.twist, placement.twist_covariance
             )
         out += self._publish_clouds(frame, camera, estimate, pose)
-        return out + self._surroundings.publish_pictures(frame, camera, estimate.moving, lambda: estimate.properties)
+        return out + self._surroundings.publish_pictures(frame, camera, estimate.moving, estimate.lift)
 
     def _twist(self, estimate: Estimate) -> tuple[Tensor, Tensor]:
         """Returns the (6,) twist of the base in itself and its (6, 6) covariance."""

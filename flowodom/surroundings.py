@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowodom.drawing import flow_picture
+from flowodom.drawing import flow_picture, weight_picture
 from flowodom.frame import Frame
 from flowodom.geometry import se3
 from flowodom.messages import MessageFactory
@@ -22,6 +22,9 @@ from flowodom.scene_flow.objects import MovingObject, ObjectTracker
 
 LONGEST_FLOW = 0.05
 """Flow drawn at full strength, as a share of the image's width."""
+
+DRAWN = 2
+"""Every how manieth row and column of the fields is drawn."""
 
 LIFETIME = 0.5
 """Seconds after which a marker vanishes when no newer one comes."""
@@ -99,15 +102,17 @@ class Surroundings:
         return [("forecast", self._make.marker_array(markers))]
 
     def publish_pictures(
-        self, frame: Frame, camera: str, moving: Moving | None, properties: Callable[[], PropertySet | None]
+        self, frame: Frame, camera: str, moving: Moving | None, lift: Callable[[int], PropertySet] | None
     ) -> list[Publication]:
-        """Returns ``moving_mask`` (255 where the image moves on its own) and ``flow`` (the colour wheel), where wanted.
+        """Returns ``moving_mask`` (255 where the image moves on its own), ``flow`` (the colour wheel) and ``weights``.
+
+        Each only where somebody listens.
 
         Args:
             frame: The current frame.
             camera: Its optical frame.
             moving: What moves in it; None for nothing.
-            properties: Gives the fields of the frame pair.
+            lift: Gives the fields of the frame pair at a stride; None where there is no pair.
         """
         out: list[Publication] = []
         if self._wanted("moving_mask"):
@@ -115,10 +120,15 @@ class Surroundings:
             if moving is not None:
                 mask[moving.mask(mask.shape)] = 255
             out.append(("moving_mask", self._make.image(frame.stamp, camera, mask)))
-        if self._wanted("flow") and (fields := properties()) is not None:
-            flow = fields.flow.cpu().numpy()
-            picture = flow_picture(frame.grey, flow, LONGEST_FLOW * fields.camera.width)
-            out.append(("flow", self._make.image(frame.stamp, camera, picture)))
+        if lift is not None and any(map(self._wanted, ("flow", "weights"))):
+            fields = lift(DRAWN)
+            if self._wanted("flow"):
+                flow = fields.flow.cpu().numpy()
+                picture = flow_picture(frame.grey, flow, LONGEST_FLOW * fields.camera.width)
+                out.append(("flow", self._make.image(frame.stamp, camera, picture)))
+            if self._wanted("weights"):
+                picture = weight_picture(frame.grey, fields.weight.cpu().numpy())
+                out.append(("weights", self._make.image(frame.stamp, camera, picture)))
         return out
 
     def _odometry(self, known: MovingObject, stamp: int, odom: str) -> Any:

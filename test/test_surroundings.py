@@ -10,6 +10,7 @@ from flowodom.flow.consistency import FLOW_NOISE
 from flowodom.frame import Frame
 from flowodom.geometry import se3
 from flowodom.messages import MessageFactory, typestore
+from flowodom.scene_flow import PropertySet
 from flowodom.scene_flow.decompose import find_moving
 from flowodom.scene_flow.forecast import HORIZONS
 from flowodom.surroundings import OF_OBJECTS, Surroundings, colour
@@ -94,14 +95,31 @@ def test_forecasts_show_the_way_of_base_and_objects(clip):
 def test_pictures_show_mask_and_flow(clip):
     frame, moving, _, _ = clip[-1]
     around = follow(clip)
-    out = dict(around.publish_pictures(frame, "camera", moving, lambda: None))
+    out = dict(around.publish_pictures(frame, "camera", moving, None))
     assert list(out) == ["moving_mask"]
     assert out["moving_mask"].encoding == "mono8"
     mask = np.asarray(out["moving_mask"].data).reshape(180, 240)
     assert set(np.unique(mask)) == {0, 255}
     assert (mask > 0).mean() == pytest.approx(moving.mask((180, 240)).mean())
-    still = dict(around.publish_pictures(frame, "camera", None, lambda: None))
+    still = dict(around.publish_pictures(frame, "camera", None, None))
     assert not np.asarray(still["moving_mask"].data).any()
+
+
+def test_flow_and_weights_are_drawn_on_the_image(clip):
+    frame, moving, _, _ = clip[-1]
+    grid = CAMERA.thinned(2)
+    flow = torch.zeros(90, 120, 2)
+    flow[:, 60:] = 8.0
+    weight = torch.ones(90, 120)
+    weight[:, 60:] = 0.0
+    blank = torch.zeros(90, 120, 3)
+    fields = PropertySet(grid, blank, blank, weight, torch.ones(90, 120), flow, blank)
+    out = dict(follow(clip).publish_pictures(frame, "camera", moving, lambda stride: fields))
+    assert list(out) == ["moving_mask", "flow", "weights"]
+    pictures = {name: np.asarray(out[name].data).reshape(180, 240, 3) for name in ("flow", "weights")}
+    tinted = {name: np.ptp(picture.astype(int), axis=-1).mean(0) for name, picture in pictures.items()}
+    assert tinted["flow"][:110].max() < tinted["flow"][130:].min()
+    assert tinted["weights"][:110].min() > tinted["weights"][130:].max()
 
 
 def test_objects_are_followed_only_for_those_who_listen(clip):
