@@ -98,23 +98,17 @@ def test_the_fused_cloud_is_nearer_to_the_surface_and_covers_more_of_it_than_any
     assert covered(points) > max(map(covered, frames)) + 0.15
 
 
-def test_the_frame_of_a_fused_cloud_stays_with_its_body_where_the_tracked_one_drifts(clip, fused):
+def test_the_frame_of_a_fused_cloud_stays_with_its_body(clip, fused):
     seen, _ = clip
-    number, known = only(fused)
+    _, known = only(fused)
     way = known.trajectory("odom", "object")
-
-    def turned(poses):
-        """Angle, degrees, by which poses in odom have turned in the body from the first to the last."""
-        ends = [
-            (p, t) for _, _, objects, p, t in seen if objects and objects[0].stamp in (way.stamps[0], way.stamps[-1])
-        ]
-        first, last = (t @ se3.inverse(p) @ pose for (p, t), pose in zip(ends, poses, strict=True))
-        return float(se3.so3_log((se3.inverse(first) @ last)[:3, :3]).norm().rad2deg())
-
-    tracked = [o.pose for _, _, objects, _, _ in seen for o in objects if o.id == number and o.stamp in way.stamps]
-    assert turned([torch.from_numpy(way.poses[0]), torch.from_numpy(way.poses[-1])]) < 0.5 * turned(
-        tracked[:: len(tracked) - 1]
-    )
+    ends = [(p, t) for _, _, objects, p, t in seen if objects and objects[0].stamp in (way.stamps[0], way.stamps[-1])]
+    poses = [torch.from_numpy(pose) for pose in (way.poses[0], way.poses[-1])]
+    first, last = (t @ se3.inverse(p) @ pose for (p, t), pose in zip(ends, poses, strict=True))
+    moved = se3.log(se3.inverse(first) @ last)
+    # In between the box has turned by 100 degrees and gone to and fro.
+    assert moved[:3].norm() < 0.03
+    assert moved[3:].norm().rad2deg() < 3
 
 
 COUNT = 2400
