@@ -126,13 +126,19 @@ def _seen(
     Returns:
         (...) inverse depth, NaN where none is known at the target itself, and (...) variance.
     """
-    reach = (SLIP + 2 * target_variance.sqrt())[..., None]
-    steps = target.new_tensor(((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1)))
-    values, variances = zip(*(depth.at(camera, target + reach * step) for step in steps), strict=True)
-    rho, variance = torch.stack(values), torch.stack(variances)
-    known = variance.isfinite()
-    nearest = torch.where(known, (rho - expected).abs(), torch.inf).nan_to_num(nan=torch.inf).argmin(0)[None]
-    other, noise = rho.gather(0, nearest)[0], variance.gather(0, nearest)[0]
-    gap = other - rho[0]
-    slipped = gap.abs() > EDGE_RATIO * rho[0] + 3 * variance[0].sqrt()
-    return torch.where(slipped, other, rho[0]), torch.where(slipped, noise + gap * gap, variance[0])
+    rho, variance = depth.at(camera, target)
+    apart = EDGE_RATIO * rho + 3 * variance.sqrt()
+    # Another surface can be nearer only to what lies at least half as far off; that is little of an image.
+    off = (rho - expected).abs() > 0.5 * apart
+    here, reach = target[off], (SLIP + 2 * target_variance[off].sqrt())[..., None]
+    steps = target.new_tensor(((1, 0), (-1, 0), (0, 1), (0, -1)))
+    values, variances = zip(*(depth.at(camera, here + reach * step) for step in steps), strict=True)
+    around, noise = torch.stack((rho[off], *values)), torch.stack((variance[off], *variances))
+    miss = (around - expected[off]).abs().nan_to_num(nan=torch.inf)
+    nearest = miss.argmin(0, keepdim=True)
+    other = around.gather(0, nearest)[0]
+    gap = other - rho[off]
+    slipped = gap.abs() > apart[off]
+    rho[off] = torch.where(slipped, other, rho[off])
+    variance[off] = torch.where(slipped, noise.gather(0, nearest)[0] + gap * gap, variance[off])
+    return rho, variance
