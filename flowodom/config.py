@@ -153,7 +153,7 @@ class CloudConfig:
     """The point clouds."""
 
     stride: int = parameter(
-        2, "Every how manieth row and column of the dense fields becomes a point.", low=1, high=16, live=True
+        3, "Every how manieth row and column of the dense fields becomes a point.", low=1, high=16, live=True
     )
     rate: float = parameter(
         10.0, "Most clouds per second, by the stamps; 0 for one with every frame.", unit="Hz", low=0.0, live=True
