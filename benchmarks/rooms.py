@@ -68,6 +68,23 @@ def _street(seed: int, frames: int, camera: PinholeCamera, sensor: Sensor) -> It
     return sequence(street(seed), path, wide, frames=frames // 2, rate=10.0, sensor=replace(sensor, depth=False))
 
 
+def _exposure(seed: int, frames: int, camera: PinholeCamera, sensor: Sensor) -> Iterator[Step]:
+    """A camera in a hand whose gain swings by 30 % and jumps by 15 %."""
+    for k, step in enumerate(_hand_held(seed, frames, camera, sensor)):
+        gain = 1 + 0.3 * np.sin(0.15 * k) + (0.15 if k // 40 % 2 else 0.0)
+        image = np.clip(step.frame.image * gain, 0, 255).astype(np.uint8)
+        yield replace(step, frame=replace(step.frame, image=image))
+
+
+def _gaps(seed: int, frames: int, camera: PinholeCamera, sensor: Sensor) -> Iterator[Step]:
+    """A quick hand, of whose frames a third are dropped at random."""
+    path = hand_held(seed, speed=0.9, turn=75.0, tremor=2.5)
+    generator = np.random.default_rng(seed)
+    for k, step in enumerate(sequence(room(seed, movers=0), path, camera, frames=frames, sensor=sensor)):
+        if k < 3 or generator.random() > 0.35:
+            yield step
+
+
 @dataclass(frozen=True)
 class Scene:
     """What is rendered, and what the odometry is told of it.
@@ -91,6 +108,10 @@ SCENES = {
     "rotation": Scene(_rotation, still=True),
     "rotation, one camera": Scene(_rotation, depth=False, still=True),
     "hand-held, one camera": Scene(_hand_held, depth=False),
+    "exposure": Scene(_exposure),
+    "exposure, one camera": Scene(_exposure, depth=False),
+    "gaps": Scene(_gaps),
+    "gaps, one camera": Scene(_gaps, depth=False),
     "street, one camera": Scene(_street, depth=False, camera_height=CAMERA_HEIGHT),
 }
 
