@@ -346,7 +346,7 @@ class Tracker:
         motions = torch.stack([se3.inverse(self._pose @ motion) @ self._window.poses[-1] for motion in expected])
         if len(motions) == 1:
             return motions[0]
-        return motions[score(self._camera, carried.subset(carried.row.isfinite()), motions).argmin()]
+        return self._best(carried.subset(carried.row.isfinite()), motions)
 
     def _follow(self, view: View, carried: Matches, expected: Tensor) -> tuple[Tensor, Tensor]:
         """Returns where the keyframe's points are seen (M, 2), and which were found (M,)."""
@@ -435,8 +435,11 @@ class Tracker:
             sampled = resection(self._camera, points, known.pixels)
             candidates += [] if sampled is None else [sampled]
         few = torch.linspace(0, len(matches) - 1, min(len(matches), 300)).long()
-        motions = torch.stack(candidates)
-        return motions[score(self._camera, matches.subset(few), motions).argmin()]
+        return self._best(matches.subset(few), torch.stack(candidates))
+
+    def _best(self, matches: Matches, motions: Tensor) -> Tensor:
+        """Returns the one of (H, 4, 4) motions that explains matches best."""
+        return motions[score(self._camera, matches, motions).argmin()]
 
     def _lift(self, points: Tensor, m: Matches, random: torch.Generator) -> list[Tensor]:
         """Returns fits of scene flow: closed form, from three points each and from all (N, 3) points together."""
@@ -505,8 +508,7 @@ class Tracker:
         if not self._metric or len(odd) < least or self._backed(matches.rho[agreeing], odd.rho) > 2 * BACKED:
             return None
         points, random = odd.direction / odd.rho[:, None] + odd.offset, torch.Generator().manual_seed(0)
-        motions = torch.stack(self._lift(points, odd, random))
-        start = motions[score(self._camera, odd, motions).argmin()]
+        start = self._best(odd, torch.stack(self._lift(points, odd, random)))
         own = refine(
             self._camera, odd, start, max_iterations=self._config.max_iterations, shutter=self._shutter, annealing=1.0
         )

@@ -115,8 +115,7 @@ def align(points: Tensor, cloud: Distributions, start: Tensor, covariance: Tenso
     for _ in range(ITERATIONS):
         error, information, squared, there = _residuals(points, cloud, motion, floor)
         weight = there / (1 + squared / OUTLIER**2) ** 2
-        rotation = motion[:3, :3]
-        jacobian = torch.cat((rotation.expand(len(points), 3, 3), -rotation @ se3.hat(points)), dim=2)
+        jacobian = se3.act_jacobian(motion, points)
         weighted = jacobian.transpose(1, 2) @ (weight[:, None, None] * information) / CORRELATION
         hessian, gradient = (weighted @ jacobian).sum(0), (weighted @ error[..., None]).sum(0)[:, 0]
         away = se3.log(se3.inverse(start) @ motion)

@@ -84,7 +84,7 @@ class MovingPixels:
         assert moving.past is not None
         camera, surface, stories = moving.camera, moving.surface, moving.stories
         index = ((moving.doubt > 0) & surface.variance.isfinite()).reshape(-1).nonzero()[:, 0]
-        here = torch.stack((index % camera.width, index // camera.width), dim=-1).float()
+        here = _places(camera, index).float()
 
         def at(field: Tensor) -> Tensor:
             return field.reshape(camera.height * camera.width, -1)[index].cpu().squeeze(-1)
@@ -93,7 +93,7 @@ class MovingPixels:
         low, high = at(surface.range).unbind(-1)
         rho, variance, usable = at(surface.rho), at(surface.variance), at(stories.usable)
         seen = nearest(torch.stack((moving.past.rho, moving.past.variance), dim=-1).cpu(), place)
-        same = (seen[:, 0] - rho).abs() < EDGE * rho + 4 * variance.sqrt()
+        same = _on_one_surface(seen[:, 0], rho, variance)
         column = place[:, 0].round().long().clamp(0, camera.width - 1)
         row = place[:, 1].round().long().clamp(0, camera.height - 1)
         return cls(
@@ -155,6 +155,16 @@ class MovingPixels:
         return (u * u + v * v) / self.place_variance + gap * gap * depth
 
 
+def _places(camera: PinholeCamera, index: Tensor) -> Tensor:
+    """Returns the (N, 2) integer pixels (u, v) of flat places (N,) on a camera's grid."""
+    return torch.stack((index % camera.width, index // camera.width), dim=-1)
+
+
+def _on_one_surface(seen: Tensor, rho: Tensor, variance: Tensor) -> Tensor:
+    """Tells (N,) where the inverse depth seen before can be that of the same surface as ``rho`` with its variance."""
+    return (seen - rho).abs() < EDGE * rho + 4 * variance.sqrt()
+
+
 def even(group: Tensor) -> Tensor:
     """Returns at most ``SAMPLES`` of an index (N,), evenly spaced."""
     return group[torch.linspace(0, max(len(group) - 1, 0), min(len(group), SAMPLES)).long()]
@@ -199,14 +209,14 @@ class Samples:
         valid = (torch.arange(index.shape[1]) < counts[:, None]).double()
         assert moving.past is not None
         flat = index.reshape(-1)
-        here = torch.stack((pixels.index[flat] % pixels.camera.width, pixels.index[flat] // pixels.camera.width), -1)
-        place, polished = _polish(moving, here.double(), pixels.place[:, flat].T.double())
-        rho, rho_variance = _read(moving.surface, pixels.camera, here.double())
+        here = _places(pixels.camera, pixels.index[flat]).double()
+        place, polished = _polish(moving, here, pixels.place[:, flat].T.double())
+        rho, rho_variance = _read(moving.surface, pixels.camera, here)
         between = rho.isnan()
         rho = torch.where(between, pixels.rho[flat].double(), rho)
         rho_variance = torch.where(between, pixels.rho_variance[flat].double(), rho_variance)
         seen, seen_variance = _read(moving.past, pixels.camera, place)
-        same = (seen - rho).abs() < EDGE * rho + 4 * rho_variance.sqrt()
+        same = _on_one_surface(seen, rho, rho_variance)
         return cls(
             ray=pixels.ray[:, index].double(),
             rho=rho.reshape(index.shape),
