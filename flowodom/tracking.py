@@ -265,7 +265,7 @@ class Tracker:
         seen, found = self._follow(view, carried, start)
         if moving is not None:
             found &= ~moving.doubted(self._camera, seen).cpu()
-        matches = self._matches(view, seen).subset(found)
+        matches = self._matched(carried, view, seen).subset(found)
         if len(matches) < LEAST_INLIERS:
             raise NotTracked(f"only {len(matches)} points could be followed, {LEAST_INLIERS} are needed")
         try:
@@ -365,9 +365,10 @@ class Tracker:
             found &= inside & ~torch.from_numpy(view.frame.ignore)[index]
         return seen, found
 
-    def _matches(self, view: View, seen: Tensor) -> Matches:
+    def _matched(self, carried: Matches, view: View, seen: Tensor) -> Matches:
+        """Returns the keyframe's points as they are seen, at (M, 2) pixels, with the depth that a view has there."""
         rho, variance = self._read(view.depth, seen)
-        return self._window.matches(seen, self._row(seen), rho, variance)
+        return replace(carried, pixels=seen, row=self._row(seen), seen_rho=rho, seen_variance=variance)
 
     def _read(self, depth: InverseDepth | None, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Returns inverse depth and variance (M,) of a field at pixels (M, 2), unknown where there is no field."""

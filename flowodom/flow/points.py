@@ -126,10 +126,7 @@ def expose(source: NDArray[np.uint8], target: NDArray[np.uint8]) -> NDArray[np.u
         source: (H, W) uint8 image.
         target: (H, W) uint8 image.
     """
-    size = (max(1, source.shape[1] // CELL), max(1, source.shape[0] // CELL))
-    before, now = (
-        cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.float32) for image in (source, target)
-    )
+    before, now = _cells(source), _cells(target)
     bright = np.maximum(before, now) < SATURATED
     if not (fair := bright & (np.minimum(before, now) > DARK)).any():
         return source
@@ -140,6 +137,14 @@ def expose(source: NDArray[np.uint8], target: NDArray[np.uint8]) -> NDArray[np.u
     if abs(gain - 1) < SURE * deviation:
         return source
     return np.asarray(cv2.convertScaleAbs(source, alpha=gain), dtype=np.uint8)
+
+
+def _cells(image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Returns the mean brightness of the whole cells of an image (H, W), (H // CELL, W // CELL) or one at least."""
+    rows, columns = (max(1, length // CELL) for length in image.shape)
+    # Cells of whole pixels average ten times as fast as others do.
+    whole = image[: rows * CELL, : columns * CELL]
+    return np.asarray(cv2.resize(whole, (columns, rows), interpolation=cv2.INTER_AREA), dtype=np.float32)
 
 
 def follow(

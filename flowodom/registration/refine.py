@@ -12,6 +12,7 @@ covariance of each point; Geman and McClure's kernel, annealed as in Yang et al.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -71,6 +72,26 @@ class Matches:
     def __len__(self) -> int:
         return len(self.rho)
 
+    @cached_property
+    def ray(self) -> Tensor:
+        """(4, N) homogeneous direction of each, reference camera."""
+        return torch.cat((self.direction.T, torch.zeros_like(self.rho)[None]))
+
+    @cached_property
+    def start(self) -> Tensor:
+        """(4, N) homogeneous place from where the ray starts, reference camera."""
+        return torch.cat((self.offset.T, torch.ones_like(self.rho)[None]))
+
+    @cached_property
+    def seen(self) -> Tensor:
+        """(3, N) pixels and inverse depth seen now, the latter zero for none."""
+        return torch.cat((self.pixels.T, self.seen_rho.nan_to_num()[None]))
+
+    @cached_property
+    def information(self) -> Tensor:
+        """(3, N) inverse variance of each component of ``seen``, zero for none."""
+        return 1 / torch.stack((self.pixel_variance, self.pixel_variance, self.seen_variance))
+
     def subset(self, keep: Tensor) -> Matches:
         """Returns the matches picked by a bool mask or an index."""
         return Matches(*(getattr(self, f.name)[keep] for f in fields(self)))
@@ -127,7 +148,7 @@ def residuals(
         shear: (3,) of a rolling shutter; none where None.
 
     Returns:
-        (3, ..., N) residual (u, v pixels; inverse depth) and (..., N) squared Mahalanobis length, the inverse depth of
+        (..., 3, N) residual (u, v pixels; inverse depth) and (..., N) squared Mahalanobis length, the inverse depth of
         each point being uncertain.
     """
     seen = _look(camera, matches, motion, matches.rho, shear)
@@ -136,14 +157,16 @@ def residuals(
 
 def _look(camera: PinholeCamera, m: Matches, motion: Tensor, rho: Tensor, shear: Tensor | None) -> Reprojection:
     """Predicts where points of inverse depth ``rho`` (N,) are seen from motions (..., 4, 4), each by its row."""
-    rotation, translation = motion[..., :3, :3], motion[..., :3, 3:]
-    ray = rotation @ m.direction.T
-    start = rotation @ m.offset.T + translation
-    if shear is not None:
-        turn = se3.hat(shear)
-        ray, start = ray + m.row * (turn @ ray), start + m.row * (turn @ start)
-    ray, start = ray.movedim(-2, 0), start.movedim(-2, 0)
-    return reproject(camera, ray, start, rho, m.pixels, m.seen_rho, m.seen_variance)
+    both = torch.cat((m.ray + rho * m.start, m.start), dim=-1)
+    if shear is None:
+        both = motion @ both
+    else:
+        turn = torch.zeros_like(motion)
+        turn[..., :3, :3] = se3.hat(shear)
+        still, turned = (torch.cat((motion, turn @ motion), dim=-2) @ both).chunk(2, dim=-2)
+        both = still + m.row.repeat(2) * turned
+    place, by_rho = both.chunk(2, dim=-1)
+    return reproject(camera, place, by_rho, m.seen)
 
 
 class _Elimination:
@@ -160,15 +183,12 @@ class _Elimination:
     """
 
     def __init__(self, m: Matches, seen: Reprojection, shift: Tensor | float) -> None:
-        pixel = 1 / m.pixel_variance
-        noise = torch.stack((pixel, pixel, 1 / m.seen_variance))
-        self.noise = noise.reshape(3, *(1,) * (seen.error.ndim - 2), -1)
-        self.scaled = self.noise * seen.by_rho
-        self.denominator = 1 / m.rho_variance + (self.scaled * seen.by_rho).sum(0)
+        self.scaled = m.information * seen.by_rho
+        self.denominator = 1 / m.rho_variance + (self.scaled * seen.by_rho).sum(-2)
         self.error = seen.error + seen.by_rho * shift
-        self.along = (self.scaled * self.error).sum(0) / self.denominator
-        self.whitened = self.noise * self.error - self.scaled * self.along
-        self.squared = (self.error * self.whitened).sum(0)
+        self.along = (self.scaled * self.error).sum(-2) / self.denominator
+        self.whitened = m.information * self.error - self.scaled * self.along[..., None, :]
+        self.squared = (self.error * self.whitened).sum(-2)
 
 
 def spread(squared: Tensor) -> float:
@@ -265,10 +285,10 @@ def _normal_equations(
     seen = _look(camera, matches, motion, rho, shear)
     point = _Elimination(matches, seen, matches.rho - rho)
     weight = (kernel / (kernel + point.squared)) ** 2
-    by_motion = motion_jacobian(camera, seen)
+    by_motion = motion_jacobian(camera, seen.view)
     jacobian = torch.cat((by_motion, matches.row * by_motion[3:]))
     projected = (point.scaled * jacobian).sum(1)
-    weighted = (weight * point.noise) * jacobian
+    weighted = (weight * matches.information) * jacobian
     hessian = weighted.reshape(9, -1) @ jacobian.reshape(9, -1).T
     hessian = hessian - (projected * (weight / point.denominator)) @ projected.T
     gradient = jacobian.reshape(9, -1) @ (weight * point.whitened).reshape(-1)

@@ -87,11 +87,17 @@ class KeyframeWindow:
     def points(self) -> tuple[Tensor, Tensor, Tensor]:
         """Returns what the newest keyframe sees: rays (M, 3) with z = 1, inverse depths (M,), their variances (M,)."""
         p = self._points
-        to_last = se3.inverse(self.poses[-1]) @ torch.stack(self.poses)[p.host[self.active]]
+        direction, offset = self._from_newest()
         rho, variance = p.rho[self.active], p.variance[self.active]
-        scaled = (to_last[:, :3, :3] @ p.ray[self.active][..., None])[..., 0] + rho[:, None] * to_last[:, :3, 3]
+        scaled = direction + rho[:, None] * offset
         z = scaled[:, 2:].clamp_min(1e-3)
         return scaled / z, rho / z[:, 0], variance / z[:, 0] ** 2
+
+    def _from_newest(self) -> tuple[Tensor, Tensor]:
+        """Returns the ray of each active point in the newest keyframe, and from where it starts: (M, 3) each."""
+        p = self._points
+        change = (se3.inverse(self.poses[-1]) @ torch.stack(self.poses))[p.host[self.active], :3]
+        return (change[..., :3] * p.ray[self.active, None]).sum(-1), change[..., 3]
 
     def matches(self, pixels: Tensor, row: Tensor, seen_rho: Tensor, seen_variance: Tensor) -> Matches:
         """Returns the active points as matches of a new camera against the newest keyframe.
@@ -103,12 +109,10 @@ class KeyframeWindow:
             seen_variance: (M,) its variance, infinite for none.
         """
         p = self._points
-        poses = torch.stack(self.poses)
-        to_last = se3.inverse(self.poses[-1]) @ poses[p.host[self.active]]
-        direction = (to_last[:, :3, :3] @ p.ray[self.active][..., None])[..., 0]
+        direction, offset = self._from_newest()
         return Matches(
             direction=direction,
-            offset=to_last[:, :3, 3],
+            offset=offset,
             rho=p.rho[self.active],
             rho_variance=p.variance[self.active],
             pixels=pixels,
@@ -341,11 +345,10 @@ class _Problem:
         self._camera, self._points, self._point, self._frame, self._k = camera, points, point, frame, k
         self._host = points.host[point]
         self._ray = points.ray[point].T.contiguous()
-        self._pixels = points.pixels[point, frame]
-        self._seen_rho = points.seen_rho[point, frame]
-        self._seen_variance = points.seen_variance[point, frame]
-        pixel = torch.full_like(self._seen_rho, 1 / pixel_variance)
-        self._information = torch.stack((pixel, pixel, 1 / self._seen_variance))
+        seen_rho = points.seen_rho[point, frame].nan_to_num()
+        self._seen = torch.cat((points.pixels[point, frame].T, seen_rho[None]))
+        pixel = torch.full_like(seen_rho, 1 / pixel_variance)
+        self._information = torch.stack((pixel, pixel, 1 / points.seen_variance[point, frame]))
         self._kernel = 0.0
         self._has_prior = points.prior_variance.isfinite()
         # Observations of one frame that share a host share their relative motion.
@@ -355,11 +358,10 @@ class _Problem:
     def linearise(self, poses: Tensor, rho: Tensor) -> _System:
         n, k = len(rho), self._k
         change = se3.inverse(poses)[:, None] @ poses
-        motion = change.reshape(-1, 4, 4)[:, :3].movedim(0, -1)[..., self._pair]
-        ray = (motion[:, :3] * self._ray).sum(1)
-        seen = reproject(
-            self._camera, ray, motion[:, 3], rho[self._point], self._pixels, self._seen_rho, self._seen_variance
-        )
+        motion = change.reshape(-1, 4, 4).movedim(0, -1)[..., self._pair]
+        start = motion[:, 3]
+        place = (motion[:, :3] * self._ray).sum(1) + rho[self._point] * start
+        seen = reproject(self._camera, place, start, self._seen)
         squared = (seen.error * seen.error * self._information).sum(0)
         if self._kernel == 0.0:
             self._kernel = OUTLIER * OUTLIER * spread(squared)
@@ -368,7 +370,7 @@ class _Problem:
         cost = float((kernel * squared / (kernel + squared)).sum())
 
         # Everything by the left perturbation of each pair's relative motion first ...
-        jacobian = motion_jacobian(self._camera, seen)
+        jacobian = motion_jacobian(self._camera, seen.view)
         weighted = (weight * self._information) * jacobian
         squares = (weighted[:, None] * jacobian).sum(2).reshape(36, -1) @ self._members
         squares = squares.T.reshape(k, k, 6, 6)

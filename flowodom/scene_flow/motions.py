@@ -241,15 +241,13 @@ class Samples:
         Returns:
             The reprojection of all points, (3, K * n) inverse variances of its errors, and (K, n) squared residuals.
         """
-        rotation, translation = motions[:, :3, :3], motions[:, :3, 3]
-        ray = torch.einsum("kij,jkn->ikn", rotation, self.ray).reshape(3, -1)
-        start = translation.T[:, :, None].expand(3, *self.rho.shape).reshape(3, -1)
-        variance = self.seen_variance.reshape(-1)
-        seen = reproject(
-            camera, ray, start, self.rho.reshape(-1), self.place.reshape(-1, 2), self.seen_rho.reshape(-1), variance
-        )
+        rho = self.rho.reshape(-1)
+        ray = torch.einsum("kij,jkn->ikn", motions[:, :, :3], self.ray).reshape(4, -1)
+        start = motions[:, :, 3].T[:, :, None].expand(4, *self.rho.shape).reshape(4, -1)
+        seen_rho, variance = self.seen_rho.reshape(1, -1).nan_to_num(), self.seen_variance.reshape(-1)
+        seen = reproject(camera, ray + rho * start, start, torch.cat((self.place.reshape(-1, 2).T, seen_rho)))
         place = self.place_variance.reshape(-1)
-        noise = torch.stack((place, place, torch.where(seen.known > 0, variance, 1.0)))
+        noise = torch.stack((place, place, variance))
         noise = 1 / (noise + self.rho_variance.reshape(-1) * seen.by_rho * seen.by_rho)
         return seen, noise, (noise * seen.error * seen.error).sum(0).reshape(self.rho.shape)
 
@@ -299,7 +297,7 @@ def fit_motions(camera: PinholeCamera, samples: Samples, starts: Tensor, prior: 
         scale = _spread(squared, samples.valid)
         kernel = OUTLIER * OUTLIER * scale
         weight = samples.valid * (kernel / (kernel + squared)) ** 2 / (CORRELATION * scale)
-        jacobian = motion_jacobian(camera, seen)
+        jacobian = motion_jacobian(camera, seen.view)
         # (6, 3, K n) to (K, 6, 3 n), so that each group has its own normal equations.
         jacobian, weighted, error = (
             field.reshape(-1, 3, groups, samples.valid.shape[1]).permute(2, 0, 1, 3).flatten(2)

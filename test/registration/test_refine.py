@@ -141,7 +141,7 @@ def test_residuals_vanish_at_the_truth_and_score_prefers_it(camera, scatter, obs
     assert squared.shape == (50,)
     assert squared.max() < 1e-9
     error, squared = residuals(camera, matches, torch.stack((NEAR, MOTION)))
-    assert error.shape == (3, 2, 50)
+    assert error.shape == (2, 3, 50)
     assert (squared[0] > squared[1]).all()
     costs = score(camera, matches, torch.stack((se3.identity(), NEAR, MOTION)))
     assert costs.shape == (3,)
