@@ -1,13 +1,16 @@
 """Runs flowodom and its peers, interleaved in one process on the same frames of one bag, and compares them.
 
-    python benchmarks/peers.py BAG [--frames N] [--every K] [--rounds N] [--threads N] [--methods ours,lk_pnp] [--mono]
-                                   [--set registration.window=9] [--out peers.json]
+    python benchmarks/peers.py BAG [--frames N] [--every K] [--back] [--rounds N] [--threads N] [--mono]
+                                   [--methods ours,lk_pnp] [--set registration.window=9] [--out peers.json]
 
 Peers with depth: OpenCV pyramidal Lucas-Kanade + depth + PnP-RANSAC; OpenCV DIS + depth + PnP-RANSAC; Open3D RGB-D
 odometry with the hybrid term, the older implementation and the newer (tensor) one. Peers with a single camera: OpenCV
 Lucas-Kanade or DIS + five-point, the length of every step taken from the truth. All go from frame to frame, each set
 up as one who knows it well would do it. Noise shortens what goes from frame to frame, and less so over longer steps:
 where a peer's figures change with ``--every``, they tell of that noise rather than of the recording.
+
+Truths of recordings have errors of their own, and a wrong calibration makes all methods wrong alike. With ``--back``
+the frames are played forth and then back to the first one, where the camera must end up: that needs no truth.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -78,6 +81,12 @@ MEASURES = {
     "rpe_second_rotation_median": Measure("deg/s", 1, "median rotation error of the motion over one second"),
     "rpe_second_rotation_rmse": Measure("deg/s rmse", 1, "RMSE of the rotation error of the motion over one second"),
     "end_rotation": Measure("end deg", 1, "angle between estimated and true rotation from the first frame to the last"),
+    "return_translation": Measure(
+        "back mm", 1e3, "distance between the first pose and the last, both of the first frame (--back)", single=False
+    ),
+    "return_rotation": Measure(
+        "back deg", 1, "angle between the first pose and the last, both of the first frame (--back)"
+    ),
     "tracked": Measure("tracked %", 1, "share of the frames that got a pose"),
     "ms": Measure("ms/frame", 1, "mean time a frame by the clock, best round"),
     "cpu_ms": Measure("cpu ms", 1, "mean processor time a frame, all threads together, best round"),
@@ -203,6 +212,16 @@ def shots(bag: Path, frames: int | None = None, *, mono: bool = False) -> Iterat
                 depth = calibration.rectify_depth(depths[nearest])
             frame = Frame(at, calibration.rectify(decode_image(message)), calibration.camera, depth)
             yield Shot(frame, frame.grey, truth(at))
+
+
+def there_and_back(forth: Iterable[Shot]) -> Iterator[Shot]:
+    """Yields shots, and then all but the last once more from back to front, time going on."""
+    kept = []
+    for shot in forth:
+        kept.append(shot)
+        yield shot
+    for shot in kept[-2::-1]:
+        yield replace(shot, frame=replace(shot.frame, stamp=2 * kept[-1].stamp - shot.stamp))
 
 
 def _some(reader: BagReader, topic: str, frames: int | None) -> Iterator[Any]:
@@ -545,8 +564,14 @@ def run_round(frames: Iterable[Shot], makers: dict[str, Callable[[], Method]]) -
     return runs, np.array(stamps, dtype=np.int64), np.array(truth)
 
 
-def measure(run: Run, stamps: Array, truth: Array) -> dict[str, float]:
-    """Returns the ``MEASURES`` of one run."""
+def _size(motion: Array) -> tuple[float, float]:
+    """Returns the length and the angle, degrees, of a (4, 4) motion."""
+    turn = np.linalg.norm(cv2.Rodrigues(np.ascontiguousarray(motion[:3, :3]))[0])
+    return float(np.linalg.norm(motion[:3, 3])), float(np.degrees(turn))
+
+
+def measure(run: Run, stamps: Array, truth: Array, *, back: bool = False) -> dict[str, float]:
+    """Returns the ``MEASURES`` of one run; ``back`` says that it ended with the frame with which it began."""
     ours = run.method if isinstance(run.method, Ours) else None
     result = evaluate_poses(
         stamps.tolist(),
@@ -555,6 +580,9 @@ def measure(run: Run, stamps: Array, truth: Array) -> dict[str, float]:
         segments=ours.segments if ours else None,
         correct_scale=ours is not None and ours.scale in (Scale.UNKNOWN, Scale.FIRST_BASELINE),
     )
+    first, last = run.poses[0], run.poses[-1]
+    if back and first is not None and last is not None:
+        result |= zip(("return_translation", "return_rotation"), _size(np.linalg.inv(first) @ last), strict=True)
     result["tracked"] = 100 * sum(p is not None for p in run.poses) / len(run.poses)
     result["ms"] = 1e3 * float(np.mean(run.seconds[WARM_UP:]))
     result["cpu_ms"] = 1e3 * float(np.mean(run.processor[WARM_UP:]))
@@ -590,6 +618,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("bag", type=Path)
     parser.add_argument("--frames", type=int, help="use the first N frames only")
     parser.add_argument("--every", type=int, default=1, metavar="K", help="use every K-th frame only")
+    parser.add_argument("--back", action="store_true", help="play the frames forth and back: where must it end up?")
     parser.add_argument("--rounds", type=int, default=1, help="repetitions; times are of the best one")
     parser.add_argument("--threads", type=int, default=1, help="processors to run on; 0 for all")
     parser.add_argument("--methods", default="", help="names separated by commas; all when left out")
@@ -616,16 +645,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     stages: dict[str, dict[str, float]] = {}
     for _ in range(options.rounds):
         frames = islice(shots(options.bag, options.frames, mono=options.mono), 0, None, options.every)
-        runs, stamps, truth = run_round(frames, makers)
+        runs, stamps, truth = run_round(there_and_back(frames) if options.back else frames, makers)
         for name, run in runs.items():
-            found = measure(run, stamps, truth)
+            found = measure(run, stamps, truth, back=options.back)
             best = figures.setdefault(name, found)
             best["ms"], best["cpu_ms"] = min(best["ms"], found["ms"]), min(best["cpu_ms"], found["cpu_ms"])
             if isinstance(run.method, Ours):
                 stages[name] = {stage: 1e3 * s / len(stamps) for stage, s in run.method.stages.items()}
 
     kind = "with_depth" if first.depth is not None else "single"
-    names = [n for n, m in MEASURES.items() if getattr(m, kind)]
+    names = [n for n, m in MEASURES.items() if getattr(m, kind) and (options.back or not n.startswith("return"))]
     print(
         f"{options.bag.name}: {len(stamps)} frames {first.grey.shape[1]}x{first.grey.shape[0]}, {threads} thread(s)\n"
     )
