@@ -40,6 +40,7 @@ from flowodom.frame import Frame
 from flowodom.frames import FrameTree, motion_of
 from flowodom.messages import decode_depth, decode_image, stamp
 from flowodom.odometry import Odometry, Scale
+from flowodom.process import prepare
 from flowodom.trajectory import Trajectory
 
 Array = NDArray[Any]
@@ -631,7 +632,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.sched_setaffinity(0, processors[-threads:])
     os.environ["OMP_NUM_THREADS"] = str(threads)  # Open3D reads it when it is imported
     cv2.setNumThreads(threads)
-    torch.set_num_threads(threads)
+    prepare(1)  # as the commands of flowodom do: for tensors as small as these, threads cost more than they bring
 
     config = override(OdometryConfig(), dict(item.split("=", 1) for item in options.set))
     first = next(shots(options.bag, 1, mono=options.mono))
