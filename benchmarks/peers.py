@@ -28,7 +28,6 @@ from typing import Any, Protocol
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from flowodom.bags import BagReader
