@@ -135,7 +135,7 @@ def adapt(
     after = _error(network, held_out)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        save_field(out / "field.safetensors", network, steps=steps, seed=seed)
+        save_field(out / "field.safetensors", network, {"steps": str(steps), "seed": str(seed)})
         with (out / "losses.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, ["step", "loss", *WEIGHTS])
             writer.writeheader()

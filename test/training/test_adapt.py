@@ -54,7 +54,7 @@ def test_a_recording_without_motion_is_refused(make_bag, network, tmp_path):
 
 
 def test_the_command_writes_weights(bag, network, tmp_path, capsys):
-    save_field(tmp_path / "start.safetensors", network, steps=0, seed=0)
+    save_field(tmp_path / "start.safetensors", network, {})
     arguments = ["--set", f"depth.field={tmp_path / 'start.safetensors'}", "--steps", "2", "--device", "cpu"]
     assert main(["adapt", str(bag), "--out", str(tmp_path / "out"), *arguments]) == 0
     assert "before" in capsys.readouterr().out

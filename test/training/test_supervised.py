@@ -76,6 +76,24 @@ def test_a_run_is_not_overwritten_or_changed_by_accident(tmp_path):
         train(tmp_path, replace(PLAN, batch=8), resume=True)
 
 
+def test_what_is_learned_from_may_not_change_under_way(tmp_path):
+    train(tmp_path)
+    with pytest.raises(ConfigError, match=r"size was \[320, 240\] and is \[64, 48\]"):
+        train(tmp_path, replace(PLAN, size=(64, 48)), resume=True)
+
+
+def test_a_step_that_has_no_gradient_is_left_out(tmp_path, monkeypatch):
+    loss = Line.loss
+
+    def broken(self, model, batch, device):
+        return loss(self, model, batch, device) * (float("nan") if batch[0][0, 0] > 1 else 1)
+
+    monkeypatch.setattr(Line, "loss", broken)
+    run, done = train(tmp_path, replace(PLAN, batch=1))
+    assert done
+    assert all(value.isfinite().all() for value in run._model.state_dict().values())
+
+
 def test_two_processes_learn_what_one_does(tmp_path):
     train(tmp_path / "one")
     script = Path(__file__).with_name("line.py")
