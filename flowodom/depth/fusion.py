@@ -131,13 +131,12 @@ class FusedDepth:
         field = self._asked(frame).result()
         if field is None:
             return known
-        known = InverseDepth(known.camera, known.mean, known.variance * self._doubt.nan_to_num(1.0))
         self._align(_on_grid(known, field.camera), field)
         ratio = self._log_ratio.exp()
         guess_variance = self._excess * field.variance + self._variance * field.mean**2
         guess = torch.stack((ratio * field.mean, ratio**2 * guess_variance))[None]
         guess = functional.interpolate(guess, known.mean.shape, mode="bilinear", align_corners=False)[0]
-        return InverseDepth(known.camera, *_product(known.mean, known.variance, *guess))
+        return InverseDepth(known.camera, *_product(known.mean, self._trusted * known.variance, *guess))
 
     def metres(self, frame: Frame, rays: Tensor, rho: Tensor, variance: Tensor) -> tuple[float, float] | None:
         """Returns how many metres the odometry's unit of length has, by the field.
@@ -167,6 +166,11 @@ class FusedDepth:
         """Follows the odometry, all of whose lengths are multiplied by ``factor``."""
         self._log_ratio = self._log_ratio - math.log(factor)
 
+    @property
+    def _trusted(self) -> Tensor:
+        """The factor that makes the filter's variance that of its errors; 1 before there is any to tell it."""
+        return self._doubt.nan_to_num(1.0)
+
     def _align(self, known: InverseDepth, field: InverseDepth) -> None:
         """Updates the ratio of the units, and the trust in the field, from one frame; on the device alone."""
         relative, guessed = known.variance / known.mean**2, field.variance / field.mean**2
@@ -176,6 +180,7 @@ class FusedDepth:
         measured = difference.nanmedian()
         spread = (difference - measured).square().nanmedian() / NORMAL_MEDIAN
         relative, guessed = (torch.where(sure, part, torch.nan).nanmedian() for part in (relative, guessed))
+        relative = self._trusted * relative
         # A scene in which the field does better than on average does not make it better than it was found to be.
         excess = ((spread - relative) / guessed).clamp_min(1)
 
