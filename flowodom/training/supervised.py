@@ -233,6 +233,8 @@ class Run(Generic[Batch]):
         share = plan.batch // group.count
         begun = saved = time.monotonic()
         self._out.mkdir(parents=True, exist_ok=True)
+        if first:
+            self._forget()
 
         def samples(step: int) -> Sequence[int]:
             start = step * plan.batch + group.rank * share
@@ -288,6 +290,17 @@ class Run(Generic[Batch]):
         words |= {name: f"{value:.4g}" for name, value in figures.items()}
         self._task.save(self._out / f"{self._task.name}.safetensors", average, words)
         return figures
+
+    def _forget(self) -> None:
+        """Takes out of the log what a process that was killed wrote about steps that are done again."""
+        path = self._out / "log.csv"
+        if path.is_file():
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            past = [line for line in lines[1:] if line.endswith("\n") and int(line.partition(",")[0]) <= self.step]
+            if past:
+                path.write_text("".join(lines[:1] + past), encoding="utf-8")
+            else:
+                path.unlink()
 
     def _log(self, row: Mapping[str, float]) -> None:
         path = self._out / "log.csv"

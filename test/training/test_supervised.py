@@ -61,6 +61,18 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(tmp_path, monkeypatch
     assert [row["step"] for row in rows(tmp_path / "parts")] == ["10", "20", "30"]
 
 
+def test_what_a_killed_process_logged_and_did_not_keep_is_logged_once(tmp_path):
+    train(tmp_path, replace(PLAN, minutes=1e-9))
+    with (tmp_path / "log.csv").open("a") as file:
+        file.write("10,0.1,0.1\n2")
+    train(tmp_path, resume=True)
+    assert [row["step"] for row in rows(tmp_path)] == ["1", "10", "20", "30"]
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "log.csv").write_text("step,loss,error\n10,0.1,0.1\n")
+    train(tmp_path / "begun", resume=True)
+    assert [row["step"] for row in rows(tmp_path / "begun")] == ["10", "20", "30"]
+
+
 def test_it_stops_when_its_time_is_up(tmp_path):
     run, done = train(tmp_path, replace(PLAN, minutes=1e-9))
     assert not done
