@@ -28,7 +28,7 @@ from torch import Tensor
 
 from flowodom import weights
 from flowodom.config import FlowConfig
-from flowodom.flow.methods import METHODS, make_flow
+from flowodom.flow.methods import METHODS, NETWORKS, make_flow
 from flowodom.worlds import Sensor, pinhole, sequence
 from flowodom.worlds.recording import scene
 
@@ -178,8 +178,7 @@ def methods(files: dict[str, str]) -> dict[str, Method]:
 
         return run
 
-    shipped = {"raft": "raft_small", "refined": "refiner"}
-    there = [name for name in METHODS if name not in shipped or name in files or weights.shipped(shipped[name])]
+    there = [name for name in METHODS if name not in NETWORKS or name in files or weights.shipped(NETWORKS[name])]
     return {name: of(name) for name in there} | {"farneback": farneback}
 
 

@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -191,46 +192,28 @@ def _render(options: argparse.Namespace) -> int:
     return 0
 
 
-def _train_flow(options: argparse.Namespace) -> int:
+def _train(options: argparse.Namespace) -> int:
     from flowodom.odometry import resolve_device
     from flowodom.process import prepare
+    from flowodom.training.field import train_field
     from flowodom.training.flow import train_flow
     from flowodom.training.supervised import Plan
 
     prepare(options.threads)
-    plan = Plan(steps=options.steps, batch=options.batch, rate=options.rate, minutes=options.minutes, seed=options.seed)
-    done = train_flow(
-        options.out,
-        plan,
-        model=options.model,
-        pairs=options.pairs,
-        size=options.size,
-        device=resolve_device(options.device),
-        resume=options.resume,
-        progress=sys.stderr.isatty(),
-    )
-    state = "finished" if done else "stopped, --resume goes on"
-    print(f"{state}: {options.out / options.model}.safetensors")
-    return 0
-
-
-def _train_field(options: argparse.Namespace) -> int:
-    from flowodom.odometry import resolve_device
-    from flowodom.training.field import train_field
-
-    quality = train_field(
-        options.out,
+    plan = Plan(
         steps=options.steps,
-        worlds=options.worlds,
-        device=resolve_device(options.device),
+        batch=options.batch,
+        rate=options.rate,
+        minutes=options.minutes,
         seed=options.seed,
-        progress=sys.stderr.isatty(),
+        size=options.size,
+        pairs=options.pairs,
     )
-    print(
-        f"on unseen worlds: abs-rel {quality.abs_rel:.3f} ({quality.abs_rel_scaled:.3f} after scaling by the median), "
-        f"delta-1 {100 * quality.delta:.1f} %, scale deviates by {100 * quality.scale_deviation:.0f} %\n"
-        f"wrote {options.out / 'field.safetensors'}"
-    )
+    train = train_field if options.model == "field" else partial(train_flow, model=options.model)
+    device, progress = resolve_device(options.device), sys.stderr.isatty()
+    done = train(options.out, plan, device=device, resume=options.resume, progress=progress)
+    state = "finished" if done else "stopped, --resume goes on"
+    print(f"{state}: {options.out / options.model}.safetensors; figures on unseen worlds in {options.out / 'log.csv'}")
     return 0
 
 
@@ -252,6 +235,7 @@ def _adapt(options: argparse.Namespace) -> int:
         device=resolve_device(config.device),
         topics=topic_overrides(options),
         frames=options.frames,
+        resume=options.resume,
         progress=sys.stderr.isatty(),
     )
     print(result.summary())
@@ -428,41 +412,44 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train a learned model on rendered worlds")
     models = train.add_subparsers(title="models", required=True, metavar="MODEL")
     flow = models.add_parser("flow", parents=[common], help="a network that finds optical flow")
-    flow.set_defaults(run=_train_flow)
-    flow.add_argument("--out", type=Path, required=True, help="folder for weights, log, pictures and checkpoints")
     flow.add_argument("--model", default="raft_small", help="raft_small, raft_large or refiner (%(default)s)")
-    flow.add_argument("--steps", type=int, default=20_000, help="steps of the whole training (%(default)s)")
-    flow.add_argument("--batch", type=int, default=16, help="pairs a step, all processes together (%(default)s)")
-    flow.add_argument("--rate", type=_positive, default=4e-4, help="greatest learning rate (%(default)s)")
-    flow.add_argument("--size", type=_size, default=(320, 240), metavar="WxH", help="of what is learned from (320x240)")
-    flow.add_argument(
-        "--pairs",
-        type=int,
-        default=0,
-        help="pairs to render once and keep; 0 renders all along, on a GPU (%(default)s)",
-    )
-    flow.add_argument("--minutes", type=float, default=0.0, help="stop after so long, to be resumed; 0 for never")
-    flow.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the folder")
-    flow.add_argument("--seed", type=int, default=1, help="the same seed gives the same weights (%(default)s)")
-    flow.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (%(default)s)")
-    flow.add_argument("--threads", type=int, default=1, help="CPU threads of torch (%(default)s)")
+    _add_training(flow, batch=16, rate=4e-4, size=(320, 240))
     field = models.add_parser("field", parents=[common], help="the single-image depth field")
-    field.set_defaults(run=_train_field)
-    field.add_argument("--out", type=Path, required=True, help="folder; a training that was stopped in it goes on")
-    field.add_argument("--steps", type=int, default=20_000, help="steps of the whole training (%(default)s)")
-    field.add_argument("--worlds", type=int, default=600, help="worlds to render and learn from (%(default)s)")
-    field.add_argument("--seed", type=int, default=0, help="the same seed gives the same weights (%(default)s)")
-    field.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (%(default)s)")
+    field.set_defaults(model="field")
+    _add_training(field, batch=8, rate=2e-3, size=(160, 120))
 
     adapt = command("adapt", _adapt, "teach the single-image field on recordings, without poses or depth")
     adapt.add_argument("bags", type=Path, nargs="+", metavar="BAG", help="rosbag2 folder, .mcap, .db3 or ROS 1 .bag")
-    adapt.add_argument("--out", type=Path, required=True, help="folder for field.safetensors and losses.csv")
+    adapt.add_argument("--out", type=Path, required=True, help="folder for weights, log, pictures and checkpoints")
     adapt.add_argument("--steps", type=int, default=1500, help="steps of learning (%(default)s)")
+    adapt.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the folder")
     adapt.add_argument("--frames", type=int, help="most images to take of each recording (default: all)")
     add_config_arguments(adapt)
     _add_topic_arguments(adapt)
     _add_dds(command("dds", _dds, "join a ROS 2 graph without ROS: run the odometry, or play, record or show topics"))
     return parser
+
+
+def _add_training(model: argparse.ArgumentParser, *, batch: int, rate: float, size: tuple[int, int]) -> None:
+    """Adds what the training of every model is told; the values are those of one where nothing is said."""
+    model.set_defaults(run=_train)
+    model.add_argument("--out", type=Path, required=True, help="folder for weights, log, pictures and checkpoints")
+    model.add_argument("--steps", type=int, default=20_000, help="steps of the whole training (%(default)s)")
+    model.add_argument("--batch", type=int, default=batch, help="pairs a step, all processes together (%(default)s)")
+    model.add_argument("--rate", type=_positive, default=rate, help="greatest learning rate (%(default)s)")
+    shape = "{}x{}".format(*size)
+    model.add_argument("--size", type=_size, default=size, metavar="WxH", help=f"of what is learned from ({shape})")
+    model.add_argument(
+        "--pairs",
+        type=int,
+        default=0,
+        help="pairs to render once and keep; 0 renders all along, on a GPU (%(default)s)",
+    )
+    model.add_argument("--minutes", type=float, default=0.0, help="stop after so long, to be resumed; 0 for never")
+    model.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the folder")
+    model.add_argument("--seed", type=int, default=1, help="the same seed gives the same weights (%(default)s)")
+    model.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (%(default)s)")
+    model.add_argument("--threads", type=int, default=1, help="CPU threads of torch (%(default)s)")
 
 
 def _add_dds(dds: argparse.ArgumentParser) -> None:

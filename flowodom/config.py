@@ -48,7 +48,9 @@ class FlowConfig:
     """Optical flow."""
 
     method: str = parameter(
-        "dis", "Optical flow method.", choices=("dis", "lucas_kanade", "horn_schunck", "raft", "refined")
+        "auto",
+        "Optical flow method; auto is the best network that comes with weights on a GPU, and DIS on a processor.",
+        choices=("auto", "dis", "lucas_kanade", "horn_schunck", "raft", "refined"),
     )
     weights: str = parameter("", "File of weights of raft or refined; empty: what comes with flowodom.")
     updates: int = parameter(8, "Most updates of raft: more are slower and find larger motion.", low=1, high=64)

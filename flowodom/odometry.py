@@ -10,20 +10,20 @@ from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import cv2
 import torch
 from torch import Tensor
 
-from flowodom.config import OdometryConfig
+from flowodom.config import OdometryConfig, override
 from flowodom.depth import DepthSource, FramePair, InverseDepth
 from flowodom.depth.fusion import FusedDepth
 from flowodom.depth.sources import choose_depth, find_field
 from flowodom.errors import ConfigError
 from flowodom.flow import FlowField, FlowMethod
 from flowodom.flow.features import match
-from flowodom.flow.methods import make_flow
+from flowodom.flow.methods import make_flow, method_for
 from flowodom.frame import Frame
 from flowodom.geometry import PinholeCamera, se3
 from flowodom.registration.ground import ground_height
@@ -33,6 +33,8 @@ from flowodom.scene_flow.decompose import Moving, find_moving
 from flowodom.tracking import BACKED, RIVAL_SHARE, NotTracked, OutOfSight, Parallax, Track, Tracker, View
 
 _log = logging.getLogger(__name__)
+
+Configured = TypeVar("Configured", bound=OdometryConfig)
 
 PATIENCE = 1.0
 """Seconds without a trusted pose after which a new segment starts at the last one."""
@@ -182,8 +184,8 @@ class Odometry:
     """
 
     def __init__(self, config: OdometryConfig | None = None) -> None:
-        self._config = config or OdometryConfig()
-        self._device = resolve_device(self._config.device)
+        self._config = decided(config or OdometryConfig())
+        self._device = torch.device(self._config.device)
         self._flow: FlowMethod = make_flow(self._config.flow)
         self._single_image = find_field(self._config.depth, self._device)
         self._segment = 0
@@ -607,6 +609,16 @@ class Odometry:
         start = time.perf_counter()
         yield
         self._timing[name] = self._timing.get(name, 0.0) + time.perf_counter() - start
+
+
+def decided(config: Configured) -> Configured:
+    """Returns a configuration in which device and flow method are no longer ``auto`` but what that means here.
+
+    Raises:
+        ConfigError: The device cannot be used, or the flow method is unknown.
+    """
+    device = resolve_device(config.device)
+    return override(config, {"device": str(device), "flow.method": method_for(config.flow, device)})
 
 
 def resolve_device(name: str) -> torch.device:

@@ -162,7 +162,7 @@ def replay(
         if problem is not None and not interrupted:
             raise problem
         files = [out / "odometry.mcap"]
-        evaluation = _write_results(out, bag, builder, truth, config, report, files)
+        evaluation = _write_results(out, bag, builder, truth, session.config, report, files)
         if config.map.voxel:
             files += session.save_map().result()
     counts = session.counts

@@ -30,7 +30,7 @@ from flowodom.frames import Euler, FrameTree, clean, motion_of, parse_pose
 from flowodom.geometry import PinholeCamera, se3
 from flowodom.health import Health
 from flowodom.messages import DiagnosticStatus, MessageFactory
-from flowodom.odometry import Estimate, Odometry, Status
+from flowodom.odometry import Estimate, Odometry, Status, decided
 from flowodom.pairing import Pairing, Picture
 from flowodom.registration.covariance import along_parent
 from flowodom.scene_flow.objects import MovingObject
@@ -169,7 +169,7 @@ class Session:
         convert: messages.Converter | None = None,
         euler: Euler | None = None,
     ) -> None:
-        self.config = config or SessionConfig()
+        self.config = decided(config or SessionConfig())
         self.frames = FrameTree()
         self._health = Health()
         self.counts = self._health.counts
@@ -302,7 +302,7 @@ class Session:
             summary += "; " + "; ".join(str(error) for error in self._health.problems.values())
         if estimate is not None and estimate.status is Status.LOST:
             level = _ERROR
-        values: dict[str, object] = {"state": state, "device": self.config.device}
+        values: dict[str, object] = {"state": state, "device": self.config.device, "flow": self.config.flow.method}
         if estimate is not None:
             values |= {
                 "segment": estimate.segment,
@@ -336,7 +336,7 @@ class Session:
 
     def configure(self, config: SessionConfig) -> None:
         """Takes new values of the parameters that may change while running."""
-        self.config = config
+        self.config = decided(config)
 
     def count_dropped(self, count: int) -> None:
         """Adds to the number of frames that the host dropped because it fell behind."""

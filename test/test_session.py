@@ -751,6 +751,14 @@ def test_depth_that_may_be_left_out_is_not_missed() -> None:
     assert rig.session.tick(7 * SECOND)[0][1].status[0].level == 0
 
 
+def test_diagnostics_name_the_device_and_the_flow_method_that_were_chosen() -> None:
+    session = Session(SessionConfig(device="cpu"))
+    values = session.status().values
+    assert (values["device"], values["flow"]) == ("cpu", "dis")
+    session.configure(dataclasses.replace(SessionConfig(device="cpu"), publish_tf=False))
+    assert session.status().values["flow"] == "dis"
+
+
 def test_diagnostics_come_once_a_second(mono: Rig) -> None:
     times: Iterator[int] = iter(range(0, 5 * SECOND, STEP))
     count = sum(topic == "/diagnostics" for now in times for topic, _ in mono.session.tick(now))

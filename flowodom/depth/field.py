@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -106,6 +107,25 @@ class FieldNetwork(nn.Module):
         self.depth_code = nn.Linear(1 + 2 * config.octaves, config.hidden)
         self.decoder = nn.Linear(config.hidden, 4)
 
+    def forward(
+        self,
+        images: Tensor,
+        intrinsics: Tensor,
+        place: Tensor,
+        other: Tensor,
+        motion: Tensor,
+        offset: Tensor,
+        other_offset: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Renders rays of images and rays of another view with the same lens, as training does it, in one call.
+
+        Returns:
+            What ``depth`` and what ``colour`` return.
+        """
+        field = self.encode(images, intrinsics)
+        seen = self.colour(field, other, intrinsics, motion, offset=other_offset)
+        return *self.depth(field, place, offset=offset), *seen
+
     def encode(self, images: Tensor, intrinsics: Tensor) -> Field:
         """Returns the fields of images.
 
@@ -196,7 +216,8 @@ class FieldNetwork(nn.Module):
         """
         log_depth = self._log_depths(offset, place).expand(*place.shape[:2], -1)
         points = rays(place, intrinsics[:, None])[..., None, :] * log_depth.exp()[..., None]
-        there = se3.act(motion[:, None, None], points)
+        with torch.autocast(place.device.type, enabled=False):  # half precision is too coarse for where things are
+            there = se3.act(motion[:, None, None], points)
         z = there[..., 2].clamp_min(0.5 * self.config.near)
         seen_at = project(there / z[..., None], field.intrinsics[:, None, None])
         inside = ((seen_at > 0) & (seen_at < 1)).all(-1) & (there[..., 2] > 0.5 * self.config.near)
@@ -241,18 +262,17 @@ def load_field(path: Path) -> FieldNetwork:
     return network
 
 
-def save_field(path: Path, network: FieldNetwork, *, steps: int, seed: int) -> None:
+def save_field(path: Path, network: FieldNetwork, words: Mapping[str, str]) -> None:
     """Writes a network's weights, in half precision, with its shape beside them.
 
     Args:
         path: Where to; what is there is replaced.
         network: The network.
-        steps: Steps that it has learned.
-        seed: Seed with which it began.
+        words: More about it.
     """
     tensors = {name: value.half() for name, value in network.state_dict().items()}
     shape = json.dumps(dataclasses.asdict(network.config))
-    weights.write(path, tensors, {"model": "field", "field": shape, "steps": str(steps), "seed": str(seed)})
+    weights.write(path, tensors, {"model": "field", "field": shape, **words})
 
 
 class FieldDepth:

@@ -33,18 +33,29 @@ LEAST_RELATIVE = 0.01
 MOST_RELATIVE = 0.5
 """Greatest relative deviation at which inverse depth counts as known."""
 
+THINNED = 4
+"""Of so many rows and columns one tells how large the innovations are."""
+
+TAIL, TAIL_SQUARE = 0.8, 1.642
+"""Share of the errors by which they are judged, as their tails are heavy, and the square of a normal deviate there."""
+
 
 class FilterDepth:
-    """The recursive filter; keeps no state of its own, as the field of the previous frame is handed in.
+    """The recursive filter; it works on the field of the previous frame, which is handed in.
 
     Args:
         device: Torch device of the fields.
+
+    Attributes:
+        innovation: A scalar: by which factor the squares of the last frame's innovations exceed their variance, 1 where
+            flow is as sure as it says and its errors are new in every frame; NaN before there is any.
     """
 
     metric = False
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self._device = device
+        self.innovation = torch.full((), torch.nan, device=device)
 
     def observe(self, frame: Frame) -> InverseDepth | None:
         """Returns None: one image of one camera tells no depth by itself."""
@@ -66,6 +77,7 @@ class FilterDepth:
             mean, variance = measured, measured_variance
         else:
             carried, carried_variance = _carry(camera, there, previous, motion)
+            self.innovation = _excess((measured - carried).square() / (measured_variance + carried_variance))
             mean, variance = combine(carried, carried_variance, measured, measured_variance)
         variance = torch.maximum(variance, (LEAST_RELATIVE * mean) ** 2)
         known = visible & (mean > 0) & (variance < (MOST_RELATIVE * mean) ** 2)
@@ -117,6 +129,11 @@ def _carry(camera: PinholeCamera, there: Tensor, previous: InverseDepth, motion:
     slope = turned / (stretch * stretch)
     carried = FORGETTING * variance * slope * slope
     return rho / stretch, torch.where(variance.isfinite(), carried, torch.inf)
+
+
+def _excess(squares: Tensor) -> Tensor:
+    """Returns by which factor squares (H, W), NaN unknown, exceed those of normal deviates, at the quantile."""
+    return squares[::THINNED, ::THINNED].nanquantile(TAIL) / TAIL_SQUARE
 
 
 def combine(mean_a: Tensor, variance_a: Tensor, mean_b: Tensor, variance_b: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import itertools
-import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,19 +12,21 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from tqdm import tqdm
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from flowodom.bags import BagReader
 from flowodom.calibration import Calibration
-from flowodom.depth.field import FieldDepth, FieldNetwork, normalised, save_field
+from flowodom.depth.field import COARSER, FieldDepth, FieldNetwork, load_field, normalised, places, save_field
+from flowodom.drawing import inverse_depth_picture
 from flowodom.errors import BagError, FlowodomError
 from flowodom.flow import FlowField
 from flowodom.flow.dis import DisFlow
 from flowodom.frame import Frame
 from flowodom.messages import decode_image, stamp
-from flowodom.training.self_supervised import WEIGHTS, VideoPairs, losses, photometric_error, total
-
-log = logging.getLogger(__name__)
+from flowodom.training.samples import together
+from flowodom.training.self_supervised import VideoPairs, losses, photometric_error, total
+from flowodom.training.supervised import Group, Plan, Run
 
 HELD_OUT = 0.2
 """Share of each recording, at its end, that is not learned from but measured on."""
@@ -42,6 +42,12 @@ LEAST_PAIRS = 10
 
 BATCH = 4
 """Pairs in a step."""
+
+AVERAGE = 0.98
+"""Share of the average of the weights that a step keeps: there may be few."""
+
+SHOWN = 6
+"""Pairs on the picture sheet."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,75 @@ class Adapted:
         )
 
 
+@dataclass(frozen=True)
+class VideoBatch:
+    """Pairs of one recording, and the number that says which of their pixels are looked at."""
+
+    pairs: VideoPairs
+    number: int
+
+
+class VideoTask:
+    """What video alone tells a field.
+
+    Args:
+        network: The field to begin with; it learns.
+        learned: Pairs to learn from, of each recording.
+        held_out: Pairs to judge by, of each recording that has enough.
+    """
+
+    name = "field"
+    model: nn.Module
+
+    def __init__(self, network: FieldNetwork, learned: Sequence[VideoPairs], held_out: Sequence[VideoPairs]) -> None:
+        self.model, self._learned, self._held_out = network, learned, held_out
+        self._share = torch.tensor([len(clip) for clip in learned], dtype=torch.float)
+
+    def batch(self, numbers: Sequence[int]) -> VideoBatch:
+        """Returns random pairs of a random recording, as images of one size can share a batch; see ``Task``."""
+        generator = torch.Generator().manual_seed(numbers[0])
+        clip = self._learned[int(torch.multinomial(self._share, 1, generator=generator))]
+        chosen = clip[torch.randint(len(clip), (len(numbers),), generator=generator)]
+        return VideoBatch(varied(chosen, generator), numbers[0])
+
+    def loss(self, model: nn.Module, batch: VideoBatch, device: torch.device) -> Tensor:
+        """Returns the weighted sum of all losses; see ``Task``."""
+        assert isinstance(model, FieldNetwork)
+        generator = torch.Generator(device).manual_seed(batch.number)
+        return total(losses(model, batch.pairs.to(device), generator=generator))
+
+    def validate(self, model: nn.Module, device: torch.device) -> dict[str, float]:
+        """Returns the photometric error on the held-out pairs; see ``Task``."""
+        assert isinstance(model, FieldNetwork)
+        errors = [photometric_error(model, clip.to(device)) * len(clip) for clip in self._held_out]
+        return {"photometric": sum(errors) / max(1, sum(map(len, self._held_out)))}
+
+    def sheet(self, model: nn.Module, device: torch.device) -> NDArray[np.uint8]:
+        """Draws image and found depth of pairs that are learned from, in rows; see ``Task``."""
+        assert isinstance(model, FieldNetwork)
+        clip = self._learned[0]
+        shown = np.linspace(0, len(clip) - 1, min(SHOWN, len(clip))).astype(int)
+        return np.concatenate([_row(model, clip[slice(k, k + 1)].to(device)) for k in shown])
+
+    def save(self, path: Path, model: nn.Module, words: Mapping[str, str]) -> None:
+        """See ``Task``."""
+        assert isinstance(model, FieldNetwork)
+        save_field(path, model, words)
+
+
+def _row(network: FieldNetwork, pair: VideoPairs) -> NDArray[np.uint8]:
+    """Draws the first image of a pair and the depth that the field finds in it."""
+    image = pair.images[:, 0]
+    rows, columns = image.shape[-2] // COARSER, image.shape[-1] // COARSER
+    at = places(rows, columns, image).reshape(1, -1, 2)
+    mean, _ = network.depth(network.encode(image, pair.intrinsics), at)
+    depth = (1 / mean.float()).view(rows, columns).cpu().numpy()
+    colours = (255 * image[0].permute(1, 2, 0)).round().to(torch.uint8).cpu().numpy()
+    grey = np.asarray(cv2.cvtColor(colours, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
+    near, far = (float(np.quantile(depth, q)) for q in (0.02, 0.98))
+    return np.concatenate((colours, inverse_depth_picture(grey, depth, near, far)), axis=1)
+
+
 def adapt(
     bags: Sequence[Path],
     out: Path,
@@ -81,13 +156,14 @@ def adapt(
     topics: Mapping[str, str | None] | None = None,
     frames: int | None = None,
     seed: int = 0,
+    resume: bool = False,
     progress: bool = False,
 ) -> Adapted:
     """Lets a field learn from recordings of one or more cameras, without poses or depth.
 
     Args:
         bags: The recordings.
-        out: Folder for ``field.safetensors`` and ``losses.csv``; made where missing.
+        out: Folder for ``field.safetensors``, the log, the picture sheet and the checkpoints; made where missing.
         network: The field to begin with; it is changed.
         steps: Steps of learning.
         rate: Greatest learning rate of the one cycle.
@@ -95,15 +171,16 @@ def adapt(
         topics: Topics that are not to be found automatically, see ``selection.select``.
         frames: Most images to take of each recording; all when None.
         seed: The same seed gives the same result on the same device.
+        resume: Whether to go on from the last checkpoint in ``out``, if there is one.
         progress: Whether to draw a progress bar.
 
     Raises:
         BagError: A recording cannot be used, or they hold too little motion to learn from.
+        ConfigError: There is a run in ``out`` and it is not to be resumed, or its plan was another.
         FlowodomError: The results cannot be written.
     """
-    torch.manual_seed(seed)
-    network = network.to(device).train()
-    clips = [pairs_of(video(bag, topics, frames), network) for bag in bags]
+    device = torch.device(device)
+    clips = [pairs_of(video(bag, topics, frames), network.to(device)) for bag in bags]
     kept = [round((1 - HELD_OUT) * len(clip)) for clip in clips]
     count = sum(kept)
     if count < LEAST_PAIRS:
@@ -111,38 +188,18 @@ def adapt(
             f"only {count} pairs of frames with enough motion in {', '.join(map(str, bags))}; "
             f"at least {LEAST_PAIRS} are needed"
         )
-    # Images of one size can share a batch, so every recording makes batches of its own.
-    learned = [clip[:k].to(device) for clip, k in zip(clips, kept, strict=True)]
-    held_out = [clip[k:].to(device) for clip, k in zip(clips, kept, strict=True) if k < len(clip)]
-    before = _error(network, held_out)
-    optimiser = torch.optim.AdamW(network.parameters(), rate, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.1)
-    rows: list[dict[str, float]] = []
-    bar = tqdm(range(steps), desc="adapt", unit="step", disable=not progress)
-    share = torch.tensor([len(clip) for clip in learned], dtype=torch.float)
-    for step in bar:
-        clip = learned[int(torch.multinomial(share, 1))]
-        parts = losses(network, varied(clip[torch.randint(len(clip), (BATCH,)).to(device)]))
-        loss = total(parts)
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        if torch.isfinite(norm):
-            optimiser.step()
-        schedule.step()
-        rows.append({"step": step, "loss": loss.item(), **{name: value.item() for name, value in parts.items()}})
-        bar.set_postfix(loss=f"{rows[-1]['loss']:.3f}")
-    after = _error(network, held_out)
+    learned = [clip[:k] for clip, k in zip(clips, kept, strict=True)]
+    held_out = [clip[k:] for clip, k in zip(clips, kept, strict=True) if k < len(clip)]
+    task = VideoTask(network, learned, held_out)
+    before = task.validate(network, device)["photometric"]
+    plan = Plan(steps=steps, batch=BATCH, rate=rate, average=AVERAGE, validate=max(1, steps // 10), seed=seed)
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        save_field(out / "field.safetensors", network, steps=steps, seed=seed)
-        with (out / "losses.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, ["step", "loss", *WEIGHTS])
-            writer.writeheader()
-            writer.writerows(rows)
+        # The loss fits motions, for which half precision is too coarse.
+        Run(task, out, plan, group=Group(device), resume=resume, half=False).train(progress=progress)
     except OSError as error:
         raise FlowodomError(f"cannot write to {out}: {error.strerror or error}") from error
-    return Adapted(out / "field.safetensors", count, before, after)
+    weights = out / "field.safetensors"
+    return Adapted(weights, count, before, task.validate(load_field(weights).to(device), device)["photometric"])
 
 
 def video(bag: Path, topics: Mapping[str, str | None] | None = None, count: int | None = None) -> Iterator[Frame]:
@@ -185,22 +242,20 @@ def pairs_of(frames: Iterator[Frame], network: FieldNetwork) -> VideoPairs:
             if float(found.forward.norm(dim=-1).median()) > LEAST_FLOW * frame.camera.width:
                 parts.append(_pair(frame, other, found, source))
                 break
-    network.train()
     if not parts:
         return VideoPairs(*(torch.zeros(0) for _ in dataclasses.fields(VideoPairs)))
-    return VideoPairs(*(torch.stack([getattr(p, f.name) for p in parts]) for f in dataclasses.fields(VideoPairs)))
+    return together(parts)
 
 
-def varied(pairs: VideoPairs) -> VideoPairs:
+def varied(pairs: VideoPairs, generator: torch.Generator) -> VideoPairs:
     """Returns pairs as another day might have shown them: mirrored or not, of other brightness, contrast and colour.
 
     Both frames of a pair change alike, so that what holds between them still does.
     """
-    gain = 0.7 + 0.6 * torch.rand(len(pairs), 1, 3, 1, 1)
-    gamma = 0.7 + 0.6 * torch.rand(len(pairs), 1, 1, 1, 1)
-    images = (gain.to(pairs.images.device) * pairs.images.clamp_min(1e-3) ** gamma.to(pairs.images.device)).clamp(0, 1)
-    pairs = dataclasses.replace(pairs, images=images)
-    return pairs.mirrored() if float(torch.rand(())) < 0.5 else pairs
+    gain = 0.7 + 0.6 * torch.rand(len(pairs), 1, 3, 1, 1, generator=generator)
+    gamma = 0.7 + 0.6 * torch.rand(len(pairs), 1, 1, 1, 1, generator=generator)
+    pairs = dataclasses.replace(pairs, images=(gain * pairs.images.clamp_min(1e-3) ** gamma).clamp(0, 1))
+    return pairs.mirrored() if float(torch.rand((), generator=generator)) < 0.5 else pairs
 
 
 def _shrunk(frame: Frame, pixels: int) -> Frame:
@@ -213,19 +268,15 @@ def _shrunk(frame: Frame, pixels: int) -> Frame:
 
 
 def _pair(first: Frame, second: Frame, flow: FlowField, source: FieldDepth) -> VideoPairs:
-    """Returns one pair, without the dimension of the batch."""
+    """Returns one pair."""
     size = torch.tensor((first.camera.width, first.camera.height))
     depth = source.observe(first)
     assert depth is not None
     images = torch.from_numpy(np.stack((first.image, second.image))).movedim(-1, 1)
     return VideoPairs(
-        images=images.float() / 255,
-        flow=torch.stack((flow.forward, flow.backward)) / size,
-        deviation=torch.stack((flow.forward_variance, flow.backward_variance)).sqrt() / first.camera.focal,
-        intrinsics=normalised(first.camera)[0],
-        unit=depth.mean.log().mean().cpu(),
+        images=images[None].float() / 255,
+        flow=torch.stack((flow.forward, flow.backward))[None] / size,
+        deviation=torch.stack((flow.forward_variance, flow.backward_variance))[None].sqrt() / first.camera.focal,
+        intrinsics=normalised(first.camera),
+        unit=depth.mean.log().mean().cpu()[None],
     )
-
-
-def _error(network: FieldNetwork, clips: Sequence[VideoPairs]) -> float:
-    return sum(photometric_error(network, clip) * len(clip) for clip in clips) / max(1, sum(map(len, clips)))

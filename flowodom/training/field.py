@@ -1,50 +1,36 @@
-"""Training of the single-image field on rendered worlds, where depth and motion are exact.
+"""Learning the single-image field from rendered worlds, where depth and motion are exact.
 
-Each step learns the depth of one view, and what the other view sees of its field. The same seed gives the same weights,
-and a run that was stopped goes on as if it had not been.
+Each step learns the depth of one view, how sure to be of it, and what the other view sees of its field.
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import math
-import pickle
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
+import cv2
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 from torch.nn import functional
-from tqdm import tqdm
 
-from flowodom import weights
-from flowodom.depth.field import COARSER, FieldConfig, FieldNetwork, places, sample, save_field
-from flowodom.errors import ConfigError, WeightsError
+from flowodom.depth.field import COARSER, LEAST_SIZE, FieldConfig, FieldNetwork, places, sample, save_field
+from flowodom.drawing import inverse_depth_picture
+from flowodom.errors import ConfigError
 from flowodom.geometry import se3
-from flowodom.training.views import ViewPairs, render_pairs
-
-FIRST_WORLD = 1_000_000
-"""Seed of the first world; tests and benchmarks use the small ones."""
-
-UNSEEN = 2_000_000
-"""Seed of the first world that only the validation sees."""
-
-PAIRS_A_WORLD = 8
-"""Pairs of views of one world: making a world takes as long as rendering several."""
+from flowodom.training.samples import Samples, Source, sources
+from flowodom.training.supervised import Plan, Run, processes
+from flowodom.worlds.pairs import PairBatch
 
 RAYS = 768
 """Rays of a view on which its depth is compared."""
 
-OTHER_RAYS = 128
+OTHER_RAYS = 64
 """Rays of the other view on which colours are compared."""
-
-EMA = 0.998
-"""Share of the averaged weights that a step leaves."""
-
-KEEP = 500
-"""Steps between checkpoints."""
 
 FARTHEST = 1 / 160
 """Least inverse depth that is told from infinity, 1/m."""
@@ -52,217 +38,171 @@ FARTHEST = 1 / 160
 JUDGED = 1 / 60
 """Least inverse depth on which a field is judged, 1/m."""
 
+JUDGED_VIEWS = 64
+"""Pairs of unseen worlds to judge by; each tells one scale."""
 
-class Stateful(Protocol):
-    """Anything whose state can be kept."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns it."""
-        ...
-
-    def load_state_dict(self, state: dict[str, Any], /) -> object:
-        """Puts it back."""
-        ...
+SHOWN = 6
+"""Views on the picture sheet."""
 
 
 @dataclass(frozen=True)
-class Quality:
-    """How well a field does on unseen worlds.
+class Views(Samples):
+    """Pairs of views of worlds: images, and what is true of the first.
 
     Attributes:
-        abs_rel: Mean of |depth - truth| / truth, up to 60 m.
-        delta: Share of the pixels within a factor of 1.25 of the truth.
-        abs_rel_scaled: As ``abs_rel``, after scaling by the median.
-        scale_deviation: Standard deviation of the logarithm of that scale.
-        calibration: Factor that makes the variance that of the errors.
-    """
-
-    abs_rel: float
-    delta: float
-    abs_rel_scaled: float
-    scale_deviation: float
-    calibration: float
-
-
-def train_field(
-    out: Path,
-    *,
-    config: FieldConfig | None = None,
-    steps: int = 20_000,
-    worlds: int = 600,
-    batch: int = 8,
-    rate: float = 2e-3,
-    size: tuple[int, int] = (160, 120),
-    device: torch.device | str = "cpu",
-    seed: int = 0,
-    progress: bool = False,
-) -> Quality:
-    """Trains a field, or goes on with a training that was stopped.
-
-    Args:
-        out: Folder for ``field.safetensors``, ``field.csv``, the checkpoint and the rendered views; a checkpoint that
-            is there is gone on with.
-        config: The network's shape; its default where None.
-        steps: Steps of the whole training.
-        worlds: Worlds to render and learn from.
-        batch: Pairs of views in a step.
-        rate: Greatest learning rate of the one cycle.
-        size: Width and height of the views, pixels.
-        device: Torch device.
-        seed: The same seed gives the same weights on the same device.
-        progress: Whether to draw progress bars.
-
-    Raises:
-        ConfigError: A number is out of its range.
-        WeightsError: The checkpoint is damaged.
-    """
-    if min(steps, worlds, batch) < 1:
-        raise ConfigError(f"steps, worlds and batch must be at least 1, got {steps}, {worlds} and {batch}")
-    out.mkdir(parents=True, exist_ok=True)
-    learned = _stored(out / "views", FIRST_WORLD, worlds, size, progress)
-    unseen = _stored(out / "unseen", UNSEEN, max(1, worlds // 20), size, progress)
-    config = config or FieldConfig()
-    torch.manual_seed(seed)
-    network = FieldNetwork(config).to(device).train()
-    averaged = FieldNetwork(config).to(device).requires_grad_(False)
-    averaged.load_state_dict(network.state_dict())
-    optimiser = torch.optim.AdamW(network.parameters(), rate, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps + 1, pct_start=0.03)
-    parts: dict[str, Stateful] = {
-        "network": network,
-        "averaged": averaged,
-        "optimiser": optimiser,
-        "schedule": schedule,
-    }
-    checkpoint, done = out / "checkpoint.pt", 0
-    if checkpoint.is_file():
-        done = _resume(checkpoint, parts)
-    with (out / "field.csv").open("a", newline="") as file:
-        log = csv.writer(file)
-        bar = tqdm(range(done, steps), initial=done, total=steps, unit="step", disable=not progress)
-        for step in bar:
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-            pairs = learned[torch.randint(len(learned), (batch,), generator=generator)].to(device)
-            views = augment(pairs, generator)
-            with torch.autocast(torch.device(device).type, torch.bfloat16):
-                found = losses(network, views, generator, colours=step % 2 == 0)
-            optimiser.zero_grad()
-            torch.stack(list(found.values())).sum().backward()  # type: ignore[no-untyped-call]
-            if torch.isfinite(torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)):
-                optimiser.step()
-            schedule.step()
-            with torch.no_grad():
-                share = min(EMA, (1 + step) / (10 + step))
-                for mean, value in zip(averaged.parameters(), network.parameters(), strict=True):
-                    mean.lerp_(value, 1 - share)
-            if (step + 1) % KEEP == 0 or step + 1 == steps:
-                log.writerow([step + 1, *(f"{value.item():.5f}" for value in found.values())])
-                _keep(checkpoint, parts, step + 1)
-                file.flush()
-    quality = judge(averaged, unseen)
-    averaged.config = dataclasses.replace(
-        config, scale_deviation=quality.scale_deviation, calibration=quality.calibration
-    )
-    save_field(out / "field.safetensors", averaged, steps=steps, seed=seed)
-    return quality
-
-
-@dataclass(frozen=True)
-class Views:
-    """B pairs of views as the network takes them.
-
-    Attributes:
-        images: (B, 2, 3, H, W) RGB, 0 to 1.
-        rho: (B, 2, H, W) inverse depth, 1/m.
-        motion: (B, 4, 4) ``T_second_first``.
-        intrinsics: (B, 4) fx, fy, cx, cy in shares of width and height.
+        images: (B, 2, 3, H, W) uint8 RGB.
+        rho: (B, H, W) float32 inverse depth of the first, 1/m.
+        moving: (B, H, W) bool, what the second shows of things that move on their own.
+        motion: (B, 4, 4) float32 ``T_first_second``, metres.
+        intrinsics: (B, 4) float32 fx, fy, cx, cy in shares of width and height.
     """
 
     images: Tensor
     rho: Tensor
+    moving: Tensor
     motion: Tensor
     intrinsics: Tensor
 
     @classmethod
-    def of(cls, pairs: ViewPairs) -> Views:
-        """Returns pairs as they are."""
-        height, width = pairs.images.shape[-2:]
+    def of(cls, pairs: PairBatch) -> Views:
+        """Returns what rendered pairs tell of depth."""
+        height, width = pairs.depth0.shape[-2:]
         size = pairs.intrinsics.new_tensor((width, height, width, height))
         centre = pairs.intrinsics.new_tensor((0, 0, 0.5, 0.5))
-        return cls(pairs.images.float() / 255, pairs.rho.float(), pairs.motion, (pairs.intrinsics + centre) / size)
+        images = torch.stack((pairs.image0, pairs.image1), 1)
+        motion, intrinsics = se3.inverse(pairs.motion), (pairs.intrinsics + centre) / size
+        return cls(images, 1 / pairs.depth0, pairs.object_id1 > 0, motion, intrinsics)
+
+    def mirrored(self) -> Views:
+        """See ``Samples``."""
+        other = torch.diag(self.motion.new_tensor((-1, 1, 1, 1)))
+        fx, fy, cx, cy = self.intrinsics.unbind(-1)
+        return Views(
+            self.images.flip(-1),
+            self.rho.flip(-1),
+            self.moving.flip(-1),
+            other @ self.motion @ other,
+            torch.stack((fx, fy, 1 - cx, cy), -1),
+        )
 
 
-def augment(pairs: ViewPairs, generator: torch.Generator) -> Views:
-    """Returns pairs as other cameras might have taken them: mirrored, of other colours, noisy, out of focus."""
-    views = Views.of(pairs)
+@dataclass(frozen=True)
+class Lesson(Samples):
+    """Views, and the random rays on which they are compared with what the field renders.
 
-    def between(low: float, high: float, channels: int = 1) -> Tensor:
-        drawn = torch.rand(len(pairs), 1, channels, 1, 1, generator=generator)
-        return (low + (high - low) * drawn).to(views.images.device)
+    Attributes:
+        views: B pairs of views.
+        place: (B, N, 2) places in the first view.
+        offset: (B, N, K) where in its cells each ray is sampled.
+        other: (B, M, 2) places in the second view.
+        other_offset: (B, M, K) likewise.
+    """
 
-    images = views.images
-    grey = images.mean(2, keepdim=True)
-    saturation = between(0, 1.3) * (between(0, 1) > 0.1)
-    images = (grey + (images - grey) * saturation).clamp(1e-3, 1) ** between(0.65, 1.35)
-    noise = torch.randn(images.shape, generator=generator).to(images.device)
-    images = (images * between(0.75, 1.25, 3) + between(-0.1, 0.1) + between(0, 0.03) * noise).clamp(0, 1)
-    blurred = functional.avg_pool2d(images.flatten(0, 1), 3, 1, 1).reshape(images.shape)
-    images = torch.lerp(images, blurred, between(-2, 1).clamp_min(0))
-    if float(torch.rand((), generator=generator)) < 0.5:
-        mirror = torch.diag(torch.tensor([-1.0, 1.0, 1.0, 1.0], device=images.device))
-        fx, fy, cx, cy = views.intrinsics.unbind(-1)
-        intrinsics = torch.stack((fx, fy, 1 - cx, cy), dim=-1)
-        return Views(images.flip(-1), views.rho.flip(-1), mirror @ views.motion @ mirror, intrinsics)
-    return dataclasses.replace(views, images=images)
+    views: Views
+    place: Tensor
+    offset: Tensor
+    other: Tensor
+    other_offset: Tensor
+
+    @classmethod
+    def draw(cls, views: Views, cells: int, seed: int) -> Lesson:
+        """Returns views with random rays of ``cells`` cells; the same seed gives the same."""
+        generator = torch.Generator().manual_seed(seed)
+        shapes = (RAYS, 2), (RAYS, cells), (OTHER_RAYS, 2), (OTHER_RAYS, cells)
+        return cls(views, *(torch.rand(len(views), *shape, generator=generator) for shape in shapes))
 
 
-def losses(network: FieldNetwork, views: Views, generator: torch.Generator, *, colours: bool) -> dict[str, Tensor]:
+class FieldTask:
+    """Depth, its uncertainty, and what another camera would see.
+
+    Args:
+        train: Views to learn from.
+        unseen: Views to judge by, from other worlds.
+        config: Shape of the network.
+        judged: How many to judge by.
+    """
+
+    name = "field"
+    model: nn.Module
+
+    def __init__(self, train: Source[Views], unseen: Source[Views], config: FieldConfig, *, judged: int = 64) -> None:
+        self.model, self._cells = FieldNetwork(config), config.cells
+        self._train, self._unseen, self._judged = train, unseen, judged
+        self._exam: list[Views] = []
+
+    def batch(self, numbers: Sequence[int]) -> Lesson:
+        """Returns views and rays; see ``Task``."""
+        return Lesson.draw(self._train(numbers), self._cells, numbers[0])
+
+    def loss(self, model: nn.Module, batch: Lesson, device: torch.device) -> Tensor:
+        """Returns the sum of ``losses``; see ``Task``."""
+        return torch.stack(list(losses(model, batch.to(device)).values())).sum()
+
+    def validate(self, model: nn.Module, device: torch.device) -> dict[str, float]:
+        """Judges the field on unseen worlds, and tells it how sure of itself it may be; see ``Task`` and ``judge``."""
+        assert isinstance(model, FieldNetwork)
+        figures = judge(model, [views.to(device) for views in self._examination()])
+        model.config = dataclasses.replace(
+            model.config, scale_deviation=figures["scale_deviation"], calibration=figures["calibration"]
+        )
+        return figures
+
+    def sheet(self, model: nn.Module, device: torch.device) -> NDArray[np.uint8]:
+        """Draws image, true depth, found depth, relative error and relative deviation in rows; see ``Task``."""
+        assert isinstance(model, FieldNetwork)
+        return np.concatenate([_row(model, views.to(device)) for views in self._examination()[:SHOWN]])
+
+    def save(self, path: Path, model: nn.Module, words: Mapping[str, str]) -> None:
+        """See ``Task``."""
+        assert isinstance(model, FieldNetwork)
+        save_field(path, model, words)
+
+    def _examination(self) -> list[Views]:
+        if not self._exam:
+            self._exam = [self._unseen([number]) for number in range(self._judged)]
+        return self._exam
+
+
+def losses(model: nn.Module, lesson: Lesson) -> dict[str, Tensor]:
     """Returns the losses of a batch, weighted.
 
     Args:
-        network: The field.
-        views: The batch.
-        generator: Source of the random rays, on the CPU.
-        colours: Whether to compare what the second view sees, too.
+        model: The field, perhaps wrapped to share gradients.
+        lesson: The batch, on the field's device.
     """
-    images = views.images
-    batch, cells = len(images), network.config.cells
-
-    def draw(*shape: int) -> Tensor:
-        return torch.rand(batch, *shape, generator=generator).to(images.device)
-
-    field = network.encode(images[:, 0], views.intrinsics)
-    place = draw(RAYS, 2)
-    rho, variance = network.depth(field, place, offset=draw(RAYS, cells))
-    true = _nearest(views.rho[:, :1], place)[..., 0].clamp_min(FARTHEST)
+    views = lesson.views
+    images = views.images.float() / 255
+    rho, variance, seen, share = model(
+        images[:, 0], views.intrinsics, lesson.place, lesson.other, views.motion, lesson.offset, lesson.other_offset
+    )
+    true = _nearest(views.rho, lesson.place).clamp_min(FARTHEST)
     error = (rho.clamp_min(1e-4) / true).log()
     deviation = variance.sqrt()
     likelihood = (rho - true).abs() * math.sqrt(2) / deviation + (deviation / true).log()
-    found = {
+    # What has moved on its own is not where the motion of the camera alone would show it.
+    share = share * ~_nearest(views.moving.float(), lesson.other).bool()
+    return {
         "depth": 0.7 * error.abs().mean(),
         # Shape counts beside scale.
         "shape": 0.35 * (error - error.detach().median(1, keepdim=True).values).abs().mean(),
         "likelihood": 0.6 * likelihood.mean(),
+        "colour": 0.7 * ((seen - sample(images[:, 1], lesson.other)).abs().mean(-1) * share).mean(),
     }
-    if colours:
-        other = draw(OTHER_RAYS, 2)
-        back = se3.inverse(views.motion)
-        seen, share = network.colour(field, other, views.intrinsics, back, offset=draw(OTHER_RAYS, cells))
-        found["colour"] = 0.7 * ((seen - sample(images[:, 1], other)).abs().mean(-1) * share).mean()
-    return found
 
 
 @torch.no_grad()
-def judge(network: FieldNetwork, pairs: ViewPairs) -> Quality:
-    """Returns how well a field does on the first views of pairs."""
-    network.eval()
+def judge(network: FieldNetwork, exam: Sequence[Views]) -> dict[str, float]:
+    """Returns how well a field does on the first views of pairs, each of a world of its own.
+
+    Returns:
+        ``abs_rel``, the mean of |depth - truth| / truth up to 60 m; ``delta``, the share of the pixels within a factor
+        of 1.25 of the truth; ``abs_rel_scaled``, as ``abs_rel`` after scaling by the median; ``scale_deviation``, the
+        standard deviation of the logarithm of that scale; ``calibration``, the factor that makes the variance that of
+        the errors.
+    """
     rows = []
-    for k in range(len(pairs)):
-        views = Views.of(pairs[slice(k, k + 1)].to(next(network.parameters()).device))
-        height, width = views.rho.shape[-2:]
-        at = places(height // COARSER, width // COARSER, views.images).reshape(1, -1, 2)
-        rho, variance = network.depth(network.encode(views.images[:, 0], views.intrinsics), at)
-        true = _nearest(views.rho[:, :1], at)[..., 0]
+    for views in exam:
+        rho, variance, true = (part.flatten() for part in _found(network, views))
         there = true > JUDGED
         if not there.any():
             continue
@@ -280,45 +220,72 @@ def judge(network: FieldNetwork, pairs: ViewPairs) -> Quality:
         )
     table = torch.tensor(rows)
     mean = table.mean(0).tolist()
-    # Errors have heavy tails: four fifths of them, not half, are made to be where a normal deviate has them.
-    spread = float(table[:, 3].std(unbiased=False))
-    return Quality(mean[0], mean[1], mean[2], spread, calibration=mean[4] / 1.642)
+    return {
+        "abs_rel": mean[0],
+        "delta": mean[1],
+        "abs_rel_scaled": mean[2],
+        "scale_deviation": float(table[:, 3].std(unbiased=False)),
+        # Errors have heavy tails: four fifths of them, not half, are made to be where a normal deviate has them.
+        "calibration": mean[4] / 1.642,
+    }
+
+
+def _found(network: FieldNetwork, views: Views) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the (B, h, w) inverse depth that a field renders, its variance, and the truth."""
+    batch, height, width = views.rho.shape
+    images = views.images[:, 0].float() / 255
+    rows, columns = height // COARSER, width // COARSER
+    at = places(rows, columns, images).reshape(1, -1, 2).expand(batch, -1, -1)
+    rho, variance = network.depth(network.encode(images, views.intrinsics), at)
+    size = (batch, rows, columns)
+    return rho.float().view(size), variance.float().view(size), _nearest(views.rho, at).view(size)
+
+
+def _row(network: FieldNetwork, views: Views) -> NDArray[np.uint8]:
+    """Draws the first of some views."""
+    rho, variance, true = (part[0].cpu().numpy() for part in _found(network, views))
+    colours = views.images[0, 0].permute(1, 2, 0).cpu().numpy()
+    grey = np.asarray(cv2.cvtColor(colours, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
+    near, far = (float(1 / np.quantile(true, q)) for q in (0.98, 0.02))
+
+    def level(values: NDArray[np.float32]) -> NDArray[np.uint8]:
+        large = cv2.resize(np.clip(255 * values, 0, 255).astype(np.uint8), grey.shape[::-1])
+        return np.repeat(np.asarray(large, dtype=np.uint8)[..., None], 3, axis=-1)
+
+    depths = [inverse_depth_picture(grey, 1 / np.maximum(part, FARTHEST), near, far) for part in (true, rho)]
+    shown = np.maximum(true, FARTHEST)
+    return np.concatenate([colours, *depths, level(abs(rho / shown - 1)), level(np.sqrt(variance) / shown)], axis=1)
 
 
 def _nearest(maps: Tensor, place: Tensor) -> Tensor:
-    """Reads (B, C, H, W) maps at the pixels nearest to (B, N, 2) places, so that depth edges stay sharp."""
+    """Reads (B, H, W) maps at the pixels nearest to (B, N, 2) places, so that depth edges stay sharp."""
     grid = (2 * place - 1)[:, None].to(maps.dtype)
-    return functional.grid_sample(maps, grid, mode="nearest", padding_mode="border", align_corners=False)[
-        :, :, 0
-    ].movedim(1, 2)
+    found = functional.grid_sample(maps[:, None], grid, mode="nearest", padding_mode="border", align_corners=False)
+    return found[:, 0, 0]
 
 
-def _stored(folder: Path, first: int, worlds: int, size: tuple[int, int], progress: bool) -> ViewPairs:
-    """Returns the pairs of worlds from a folder; renders those that are not there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    parts = []
-    for k in tqdm(range(worlds), desc=f"views in {folder.name}", unit="world", disable=not progress):
-        path = folder / f"{k:06d}.safetensors"
-        if not path.is_file():
-            pairs = render_pairs(first + k, PAIRS_A_WORLD, width=size[0], height=size[1])
-            weights.write(path, {f.name: getattr(pairs, f.name) for f in fields(ViewPairs)}, {})
-        parts.append(ViewPairs(**weights.read(path)[0]))
-    return ViewPairs.concatenate(parts)
+def train_field(out: Path, plan: Plan, *, device: torch.device, resume: bool = False, progress: bool = False) -> bool:
+    """Trains a single-image field of the default shape.
 
+    Args:
+        out: Folder of the weights, the log, the picture sheet, the checkpoints and stored pairs.
+        plan: How long, how fast and on what.
+        device: Where to train.
+        resume: Whether to go on from the last checkpoint, if there is one.
+        progress: Whether to draw progress bars.
 
-def _keep(path: Path, parts: dict[str, Stateful], step: int) -> None:
-    """Writes a checkpoint, whole or not at all."""
-    temporary = path.with_suffix(".part")
-    torch.save({"step": step, **{name: part.state_dict() for name, part in parts.items()}}, temporary)
-    temporary.replace(path)
+    Returns:
+        Whether the plan is done.
 
-
-def _resume(path: Path, parts: dict[str, Stateful]) -> int:
-    """Puts a checkpoint's states where they belong and returns the steps done."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
-        return int(state["step"])
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        raise WeightsError(f"{path} is no checkpoint of this training: {error}; remove it to begin anew") from error
+    Raises:
+        ConfigError: A value is unfit, or the run in ``out`` is not to be resumed or had another plan.
+        WeightsError: The checkpoint is damaged.
+    """
+    if min(plan.size) < LEAST_SIZE:
+        raise ConfigError(f"width and height must be {LEAST_SIZE} or more, got {plan.size}")
+    with processes(device) as group:
+        torch.manual_seed(plan.seed)
+        bar = progress and group.rank == 0
+        train, unseen = sources(Views, Views.of, out, plan, group.device, progress=bar)
+        task = FieldTask(train, unseen, FieldConfig(pixels=plan.size[0] * plan.size[1]), judged=JUDGED_VIEWS)
+        return Run(task, out, plan, group=group, resume=resume).train(progress=progress)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -19,26 +19,23 @@ from flowodom.flow.dis import DisFlow
 from flowodom.flow.raft import LEAST_SIDE, STRIDE, Prediction, Raft
 from flowodom.flow.refiner import Refiner, save_refiner
 from flowodom.flow.uncertainty import variance
-from flowodom.training.augmentation import augment
 from flowodom.training.losses import flow_figures, sequence_loss
-from flowodom.training.pairs import UNSEEN, LivePairs, Pair, PairSource, RenderedPairs, StoredPairs
+from flowodom.training.samples import Samples, Source, sources
 from flowodom.training.supervised import Plan, Run, processes
-
-BatchSource = Callable[[Sequence[int]], list[Pair]]
-"""Gives the pairs of consecutive numbers."""
+from flowodom.worlds.pairs import PairBatch
 
 MODELS = ("raft_small", "raft_large", "refiner")
 """Networks that ``train_flow`` knows."""
 
-JUDGED = 96
-"""Stored pairs of unseen worlds."""
-
 SHOWN = 6
 """Pairs on the picture sheet."""
 
+GREY = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in a grey image."""
+
 
 @dataclass(frozen=True)
-class FlowBatch:
+class FlowBatch(Samples):
     """Pairs of images and their flow.
 
     Attributes:
@@ -57,6 +54,23 @@ class FlowBatch:
     start: Tensor | None = None
     start_back: Tensor | None = None
 
+    @classmethod
+    def of(cls, pairs: PairBatch) -> FlowBatch:
+        """Returns what rendered pairs tell of flow."""
+        weight = pairs.intrinsics.new_tensor(GREY).view(1, 3, 1, 1)
+        previous, current = (
+            (image.float() * weight).sum(1, keepdim=True).round().to(torch.uint8)
+            for image in (pairs.image0, pairs.image1)
+        )
+        return cls(previous, current, pairs.flow_forward, pairs.hidden_forward)
+
+    def mirrored(self) -> FlowBatch:
+        """See ``Samples``."""
+        flipped = {name: value.flip(-1) for name, value in self.tensors().items()}
+        other = torch.tensor((-1.0, 1.0), device=self.flow.device).view(2, 1, 1)
+        flows = ("flow", "start", "start_back")
+        return FlowBatch(**{name: value * other if name in flows else value for name, value in flipped.items()})
+
 
 class FlowTask:
     """What the two tasks share: batches of pairs, the loss, figures and pictures.
@@ -70,13 +84,13 @@ class FlowTask:
     name: str
     model: nn.Module
 
-    def __init__(self, train: BatchSource, unseen: BatchSource, *, judged: int = 32) -> None:
+    def __init__(self, train: Source[FlowBatch], unseen: Source[FlowBatch], *, judged: int = 32) -> None:
         self._train, self._unseen, self._judged = train, unseen, judged
         self._exam: list[FlowBatch] = []
 
     def batch(self, numbers: Sequence[int]) -> FlowBatch:
         """Returns pairs; see ``Task``."""
-        return self._collate(self._train(numbers))
+        return self.begun(self._train(numbers))
 
     def loss(self, model: nn.Module, batch: FlowBatch, device: torch.device) -> Tensor:
         """Returns the sequence loss; see ``Task``."""
@@ -123,23 +137,14 @@ class FlowTask:
         """Returns what the network finds, after each update."""
         raise NotImplementedError
 
-    def _start(self, batch: list[Pair]) -> tuple[Tensor, Tensor] | None:
-        """Returns what another method finds, both ways; None where none is needed."""
-        return None
+    def begun(self, batch: FlowBatch) -> FlowBatch:
+        """Returns pairs with what the network starts from, where it starts from anything."""
+        return batch
 
     def _examination(self) -> list[FlowBatch]:
         if not self._exam:
-            self._exam = [self._collate(self._unseen([number])) for number in range(self._judged)]
+            self._exam = [self.begun(self._unseen([number])) for number in range(self._judged)]
         return self._exam
-
-    def _collate(self, pairs: list[Pair]) -> FlowBatch:
-        return FlowBatch(
-            torch.stack([pair.previous for pair in pairs]).unsqueeze(1),
-            torch.stack([pair.current for pair in pairs]).unsqueeze(1),
-            torch.stack([pair.forward for pair in pairs]).permute(0, 3, 1, 2).contiguous(),
-            torch.stack([pair.forward_hidden for pair in pairs]),
-            *(self._start(pairs) or ()),
-        )
 
 
 class RaftTask(FlowTask):
@@ -155,8 +160,8 @@ class RaftTask(FlowTask):
 
     def __init__(
         self,
-        train: BatchSource,
-        unseen: BatchSource,
+        train: Source[FlowBatch],
+        unseen: Source[FlowBatch],
         *,
         size: str = "small",
         updates: int = 8,
@@ -189,7 +194,7 @@ class RefinerTask(FlowTask):
         judged: How many of them.
     """
 
-    def __init__(self, train: BatchSource, unseen: BatchSource, *, judged: int = 32) -> None:
+    def __init__(self, train: Source[FlowBatch], unseen: Source[FlowBatch], *, judged: int = 32) -> None:
         super().__init__(train, unseen, judged=judged)
         self.name = "refiner"
         self.model = Refiner()
@@ -207,31 +212,14 @@ class RefinerTask(FlowTask):
         assert isinstance(model, Refiner)
         save_refiner(path, model, words)
 
-    def _start(self, batch: list[Pair]) -> tuple[Tensor, Tensor]:
-        fields = [self._dis(pair.previous, pair.current) for pair in batch]
-        forward = torch.stack([field.forward for field in fields])
-        backward = torch.stack([field.backward for field in fields])
-        return forward.permute(0, 3, 1, 2).contiguous(), backward.permute(0, 3, 1, 2).contiguous()
-
-
-def augmented(source: PairSource, seed: int, crop: tuple[int, int]) -> BatchSource:
-    """Returns pairs of a source as cameras of all sorts would have taken a part of them."""
-    return lambda numbers: [augment(source(n), (seed, n), crop) for n in numbers]
-
-
-def _sources(
-    folder: Path, pairs: int, size: tuple[int, int], seed: int, device: torch.device, *, progress: bool
-) -> tuple[BatchSource, BatchSource]:
-    """Returns what to learn from and what to judge by."""
-    if not pairs:
-        live, unseen = (LivePairs(seed=s, size=size, device=device) for s in (seed, UNSEEN + seed))
-        return live, unseen
-    world = RenderedPairs()
-    stored = StoredPairs(world, folder / "pairs", count=pairs)
-    kept = StoredPairs(lambda n: world(UNSEEN + n), folder / "unseen", count=JUDGED)
-    for part in (stored, kept):
-        part.fill(progress=progress)
-    return augmented(stored, seed, size), augmented(kept, 0, size)
+    def begun(self, batch: FlowBatch) -> FlowBatch:
+        """Returns pairs with what DIS finds, both ways."""
+        fields = [self._dis(*pair) for pair in zip(batch.previous[:, 0], batch.current[:, 0], strict=True)]
+        there, back = (
+            torch.stack(flows).permute(0, 3, 1, 2).contiguous()
+            for flows in zip(*((field.forward, field.backward) for field in fields), strict=True)
+        )
+        return replace(batch, start=there, start_back=back)
 
 
 def train_flow(
@@ -239,8 +227,6 @@ def train_flow(
     plan: Plan,
     *,
     model: str = "raft_small",
-    pairs: int = 0,
-    size: tuple[int, int] = (320, 240),
     device: torch.device,
     resume: bool = False,
     progress: bool = False,
@@ -249,10 +235,8 @@ def train_flow(
 
     Args:
         out: Folder of the weights, the log, the picture sheet, the checkpoints and stored pairs.
-        plan: How long and how fast.
+        plan: How long, how fast and on what; sizes are multiples of 8, and at least 128 for RAFT.
         model: One of ``MODELS``.
-        pairs: Pairs of 320x240 to render once and keep; 0 renders every batch anew, which asks for a GPU.
-        size: Width and height of what is learned from at a time: multiples of 8, and at least 128 for RAFT.
         device: Where to train.
         resume: Whether to go on from the last checkpoint, if there is one.
         progress: Whether to draw progress bars.
@@ -267,13 +251,12 @@ def train_flow(
     least = 16 if model == "refiner" else LEAST_SIDE
     if model not in MODELS:
         raise ConfigError(f"the model must be one of {', '.join(MODELS)}, got {model!r}")
-    if min(size) < least or any(side % STRIDE for side in size):
-        raise ConfigError(f"width and height must be multiples of {STRIDE}, {least} or more, got {size}")
-    if pairs and (size[0] > 320 or size[1] > 240):
-        raise ConfigError(f"stored pairs are 320x240; what is cut out of them cannot be {size[0]}x{size[1]}")
+    if min(plan.size) < least or any(side % STRIDE for side in plan.size):
+        raise ConfigError(f"width and height must be multiples of {STRIDE}, {least} or more, got {plan.size}")
     with processes(device) as group:
         torch.manual_seed(plan.seed)
-        train, unseen = _sources(out, pairs, size, plan.seed, group.device, progress=progress and group.rank == 0)
+        bar = progress and group.rank == 0
+        train, unseen = sources(FlowBatch, FlowBatch.of, out, plan, group.device, progress=bar)
         task: FlowTask
         if model == "refiner":
             task = RefinerTask(train, unseen)

@@ -13,7 +13,7 @@ Source: FlowCam (Smith et al., 2023), sections 3.2 and 3.3; Flux4D for the prior
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from torch import Tensor
 from flowodom.depth.field import FieldNetwork, rays, sample
 from flowodom.geometry import se3
 from flowodom.registration.procrustes import procrustes
+from flowodom.training.samples import Samples
 
 WEIGHTS = {
     "colour": 1.0, "flow": 0.3, "context": 0.2, "depth": 0.3, "triangulation": 0.2, "cycle": 0.3, "static": 0.3,
@@ -36,7 +37,7 @@ STEPS = 3
 
 
 @dataclass(frozen=True)
-class VideoPairs:
+class VideoPairs(Samples):
     """B pairs of video frames and the flow between them.
 
     Attributes:
@@ -53,14 +54,8 @@ class VideoPairs:
     intrinsics: Tensor
     unit: Tensor
 
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: Tensor | slice) -> VideoPairs:
-        return VideoPairs(*(getattr(self, f.name)[index] for f in fields(self)))
-
     def mirrored(self) -> VideoPairs:
-        """Returns what a mirrored world would have given."""
+        """See ``Samples``."""
         intrinsics = self.intrinsics * self.intrinsics.new_tensor((1, 1, -1, 1))
         return replace(
             self,
@@ -69,10 +64,6 @@ class VideoPairs:
             deviation=self.deviation.flip(-1),
             intrinsics=intrinsics + intrinsics.new_tensor((0, 0, 1, 0)),
         )
-
-    def to(self, device: torch.device | str) -> VideoPairs:
-        """Returns the pairs on another device."""
-        return VideoPairs(*(getattr(self, f.name).to(device) for f in fields(self)))
 
 
 def losses(

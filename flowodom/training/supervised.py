@@ -70,7 +70,7 @@ class Task(Protocol[Batch]):
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how fast.
+    """How long, how fast and on what.
 
     Attributes:
         steps: Steps of the whole run, over which the learning rate goes up and down once.
@@ -83,6 +83,8 @@ class Plan:
         save: Seconds between checkpoints.
         minutes: Time after which to stop, to be resumed; 0 for none.
         seed: Of the first weights and of what is seen when.
+        size: Width and height of the images that are learned from, pixels.
+        pairs: Pairs of images to render once and keep; 0 renders every batch anew, which asks for a GPU.
     """
 
     steps: int = 100_000
@@ -95,6 +97,19 @@ class Plan:
     save: float = 60.0
     minutes: float = 0.0
     seed: int = 1
+    size: tuple[int, int] = (320, 240)
+    pairs: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch < 1 or self.pairs < 0:
+            raise ConfigError(
+                f"steps and batch must be at least 1 and pairs 0 or more, got {self.steps}, {self.batch}, {self.pairs}"
+            )
+
+    def promised(self) -> dict[str, Any]:
+        """Returns what a run that goes on must keep to, in terms of JSON."""
+        kept = {name: value for name, value in asdict(self).items() if name not in ("minutes", "save")}
+        return kept | {"size": list(self.size)}
 
 
 WARM_UP = 0.05
@@ -183,9 +198,7 @@ class Run(Generic[Batch]):
             self._restore(*found)
 
     def _restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        mine, theirs = (
-            {k: v for k, v in p.items() if k not in ("minutes", "save")} for p in (asdict(self._plan), state["plan"])
-        )
+        mine, theirs = self._plan.promised(), state["plan"]
         if mine != theirs:
             changed = ", ".join(f"{k} was {theirs.get(k)} and is {v}" for k, v in mine.items() if v != theirs.get(k))
             raise ConfigError(f"the run in {self._out} had another plan ({changed}); give the same, or another folder")
@@ -203,7 +216,7 @@ class Run(Generic[Batch]):
         tensors |= {f"average.{name}": value for name, value in self._average.state_dict().items()}
         for index, moments in self._optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
-        checkpoints.save(self._out / "checkpoints", self.step, tensors, {"plan": asdict(self._plan)})
+        checkpoints.save(self._out / "checkpoints", self.step, tensors, {"plan": self._plan.promised()})
 
     def train(self, *, progress: bool = False) -> bool:
         """Trains until the plan is done or its time is up.
@@ -220,6 +233,8 @@ class Run(Generic[Batch]):
         share = plan.batch // group.count
         begun = saved = time.monotonic()
         self._out.mkdir(parents=True, exist_ok=True)
+        if first:
+            self._forget()
 
         def samples(step: int) -> Sequence[int]:
             start = step * plan.batch + group.rank * share
@@ -258,8 +273,8 @@ class Run(Generic[Batch]):
             loss = self._task.loss(model, batch, device)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self._model.parameters(), self._plan.clip)
-        self._optimizer.step()
+        if nn.utils.clip_grad_norm_(self._model.parameters(), self._plan.clip).isfinite():
+            self._optimizer.step()
         self._average.update_parameters(self._model)
         return loss.detach()
 
@@ -275,6 +290,17 @@ class Run(Generic[Batch]):
         words |= {name: f"{value:.4g}" for name, value in figures.items()}
         self._task.save(self._out / f"{self._task.name}.safetensors", average, words)
         return figures
+
+    def _forget(self) -> None:
+        """Takes out of the log what a process that was killed wrote about steps that are done again."""
+        path = self._out / "log.csv"
+        if path.is_file():
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            past = [line for line in lines[1:] if line.endswith("\n") and int(line.partition(",")[0]) <= self.step]
+            if past:
+                path.write_text("".join(lines[:1] + past), encoding="utf-8")
+            else:
+                path.unlink()
 
     def _log(self, row: Mapping[str, float]) -> None:
         path = self._out / "log.csv"

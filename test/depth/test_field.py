@@ -181,7 +181,7 @@ def test_other_images_are_refused(network, shape):
 
 
 def test_weights_survive_the_file(network, tmp_path):
-    save_field(tmp_path / "field.safetensors", network, steps=0, seed=0)
+    save_field(tmp_path / "field.safetensors", network, {})
     again = load_field(tmp_path / "field.safetensors")
     assert again.config == SMALL
     for name, value in network.state_dict().items():
@@ -194,7 +194,7 @@ def test_weights_of_something_else_are_refused(network, tmp_path):
     weights.write(tmp_path / "other.safetensors", network.state_dict(), {})
     with pytest.raises(WeightsError, match="does not say that it holds a field"):
         load_field(tmp_path / "other.safetensors")
-    save_field(tmp_path / "cut.safetensors", network, steps=0, seed=0)
+    save_field(tmp_path / "cut.safetensors", network, {})
     whole = (tmp_path / "cut.safetensors").read_bytes()
     (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(WeightsError):

@@ -1,12 +1,14 @@
 """Field, filter and depth camera together, on a plane whose flow is exact."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from flowodom.config import DepthConfig
 from flowodom.depth import InverseDepth
-from flowodom.depth.fusion import FusedDepth
+from flowodom.depth.fusion import FusedDepth, _product
 from flowodom.depth.sensor import SensorDepth
 from flowodom.flow import DenseFlow
 from flowodom.flow.consistency import FLOW_NOISE
@@ -73,9 +75,10 @@ def test_points_that_are_not_known_tell_no_metres():
 
 
 def test_it_is_surer_than_the_filter_and_knows_more():
-    alone, fused = run(8, FLOW_NOISE), fuse(FusedDepth(Guess()), 8)
+    source = FusedDepth(Guess())
+    alone, fused = run(8, FLOW_NOISE), fuse(source, 8)
     # But for pixels in which the two contradict each other.
-    assert (fused[-1].variance <= alone[-1].variance).float().mean() > 0.97
+    assert (fused[-1].variance <= source._doubt * alone[-1].variance).float().mean() > 0.95
     for k, (a, f) in enumerate(zip(alone, fused, strict=True), start=1):
         known = a.mean.isfinite()
         assert f.mean.isfinite().sum() > known.sum()
@@ -98,6 +101,28 @@ def test_a_field_that_claims_too_much_is_trusted_less():
     filled = run(8, FLOW_NOISE)[-1].mean.isnan()
     deviation = [(s.variance.sqrt() / s.mean)[filled & s.mean.isfinite()].median() for s in seen]
     assert deviation[1] > 0.5 * deviation[0]
+
+
+@pytest.mark.parametrize("claimed", [0.5, 2.0])
+def test_the_filter_is_trusted_by_its_innovations_and_not_by_what_flow_says(claimed):
+    known, source, fields = None, FusedDepth(Guess()), []
+    for k in range(1, 9):
+        flow = PLANE.field(k, FLOW_NOISE)
+        variance = claimed**2 * flow.backward_variance
+        known = source.fuse(None, known, pair(k, dataclasses.replace(flow, backward_variance=variance)))
+        fields.append(source.complete(known, frame(k)))
+    honest = FusedDepth(Guess())
+    expected = fuse(honest, 8)[-1]
+    assert float(source._doubt * claimed**2 / honest._doubt) == pytest.approx(1, rel=0.5)
+    ratio = (fields[-1].variance / expected.variance)[known.variance.isfinite() & expected.variance.isfinite()]
+    assert float(ratio.median()) == pytest.approx(1, rel=0.5)
+
+
+def test_what_contradicts_each_other_is_less_sure():
+    means, variance = torch.tensor((1.0, 1.1, 3.0, torch.nan)), torch.tensor((0.01, 0.01, 0.01, torch.inf))
+    mean, found = _product(means, variance, torch.ones(4), torch.full((4,), 0.01))
+    torch.testing.assert_close(mean, torch.tensor((1.0, 1.05, 2.0, 1.0)))
+    torch.testing.assert_close(found, torch.tensor((0.005, 0.005, 0.005 * 4 / 0.02, 0.01)))
 
 
 def test_lengths_of_the_odometry_may_change():

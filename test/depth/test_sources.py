@@ -43,7 +43,7 @@ def test_auto_combines_what_there_is(network, name, with_sensor, kind):
 
 def test_the_configured_field_is_found(network, tmp_path):
     path = tmp_path / "field.safetensors"
-    save_field(path, network, steps=0, seed=0)
+    save_field(path, network, {})
     assert field_file(DepthConfig(field=str(path))) == path
     assert find_field(DepthConfig(field=str(path))).scale_deviation == network.config.scale_deviation
     assert find_field(DepthConfig(field=str(path), source="filter")) is None

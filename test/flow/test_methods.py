@@ -1,21 +1,48 @@
 """Flow methods and devices by name."""
 
 import pytest
+import torch
 
 from flowodom import weights
-from flowodom.config import FlowConfig, parameters
+from flowodom.config import FlowConfig, SessionConfig, parameters
 from flowodom.errors import ConfigError, WeightsError
 from flowodom.flow.checkpoint import save_raft
+from flowodom.flow.dis import DisFlow
 from flowodom.flow.learned import RaftFlow, RefinedFlow
-from flowodom.flow.methods import METHODS, make_flow
+from flowodom.flow.methods import METHODS, NETWORKS, make_flow, method_for
 from flowodom.flow.raft import Raft
 from flowodom.flow.refiner import Refiner, save_refiner
-from flowodom.odometry import resolve_device
+from flowodom.odometry import decided, resolve_device
 
 
 def test_the_configuration_offers_every_method_and_no_other():
     (offered,) = (p.choices for p in parameters(FlowConfig()) if p.name == "method")
-    assert set(offered) == set(METHODS)
+    assert set(offered) == {"auto", *METHODS}
+
+
+def test_auto_is_the_best_network_there_is_on_a_gpu_and_the_fastest_method_without(monkeypatch, tmp_path):
+    monkeypatch.setattr(weights, "FOLDER", tmp_path)
+    auto, gpu = FlowConfig(), torch.device("cuda")
+    assert auto.method == "auto"
+    assert method_for(auto, gpu) == "dis"
+    for method, name in reversed(NETWORKS.items()):
+        (tmp_path / f"{name}.safetensors").touch()
+        assert method_for(auto, gpu) == method
+    assert method_for(auto, torch.device("cpu")) == "dis"
+    assert isinstance(make_flow(auto, "cpu"), DisFlow)
+    assert method_for(FlowConfig(method="lucas_kanade"), gpu) == "lucas_kanade"
+
+
+def test_nothing_is_left_open_in_a_configuration_that_is_decided():
+    config = decided(SessionConfig(device="cpu", camera_height=0.3))
+    assert (config.flow.method, config.device, config.camera_height) == ("dis", "cpu", 0.3)
+    assert decided(config) == config
+
+
+@pytest.mark.parametrize("method", ["auto", "dis"])
+def test_weights_ask_for_the_network_that_they_are_of(method):
+    with pytest.raises(ConfigError, match=r"flow\.method=raft or refined"):
+        make_flow(FlowConfig(method=method, weights="raft.safetensors"))
 
 
 @pytest.mark.parametrize("name", ["dis", "lucas_kanade", "horn_schunck"])
@@ -43,7 +70,7 @@ def test_a_network_without_weights_says_where_to_get_them(name, monkeypatch, tmp
 
 
 def test_an_unknown_method_names_those_there_are():
-    with pytest.raises(ConfigError, match="dis, lucas_kanade"):
+    with pytest.raises(ConfigError, match="auto, dis, lucas_kanade"):
         make_flow(FlowConfig(method="guess"))
 
 

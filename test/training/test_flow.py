@@ -1,4 +1,4 @@
-"""Learning flow on pairs whose motion is known: losses, augmentation, sources of pairs, and both tasks."""
+"""Learning flow on pairs whose motion is known: losses, and both tasks."""
 
 import math
 from dataclasses import replace
@@ -8,13 +8,11 @@ import torch
 from torch.nn import functional
 
 from flowodom.cli import main
-from flowodom.flow.consistency import sample
 from flowodom.flow.raft import Prediction
 from flowodom.flow.uncertainty import negative_log_likelihood, variance
-from flowodom.training.augmentation import augment
-from flowodom.training.flow import RaftTask, RefinerTask
+from flowodom.training.flow import FlowBatch, RaftTask, RefinerTask
 from flowodom.training.losses import HIDDEN, flow_figures, sequence_loss
-from flowodom.training.pairs import LivePairs, Pair, RenderedPairs, StoredPairs
+from flowodom.training.samples import together
 from flowodom.training.supervised import Group, Plan, Run
 
 CPU = torch.device("cpu")
@@ -29,13 +27,12 @@ def shifted(number, size=(128, 128)):
     width, height = size
     first = wide[30 : 30 + height, 30 : 30 + width]
     second = wide[30 - v : 30 - v + height, 30 - u : 30 - u + width]
-    flow = torch.tensor((float(u), float(v))).expand(height, width, 2)
-    nowhere = torch.zeros(height, width, dtype=torch.bool)
-    return Pair(first, second, flow, -flow, nowhere, nowhere.clone())
+    flow = torch.tensor((float(u), float(v))).view(1, 2, 1, 1).expand(1, 2, height, width)
+    return FlowBatch(first[None, None], second[None, None], flow, torch.zeros(1, height, width, dtype=torch.bool))
 
 
 def source(numbers):
-    return [shifted(number) for number in numbers]
+    return together([shifted(number) for number in numbers])
 
 
 @pytest.mark.parametrize("task", [RaftTask, RefinerTask])
@@ -109,68 +106,12 @@ def test_unknown_and_absurd_flow_is_not_learned_from():
     assert flow_figures(found.detach(), truth, nowhere) == {"epe": 0, "epe_seen": 0, "over_1px": 0}
 
 
-def test_augmentation_keeps_flow_and_pictures_together():
-    kinds = set()
-    for seed in range(12):
-        pair = augment(shifted(2), (seed, 2), (96, 80))
-        assert pair.previous.shape == (80, 96)
-        assert pair.forward.shape == (80, 96, 2)
-        kinds.add(tuple(pair.forward[0, 0].tolist()))
-        assert set(pair.forward[0, 0].abs().tolist()) == set(shifted(2).forward[0, 0].abs().tolist())
-        assert torch.equal(pair.forward, -pair.backward)
-        v, u = torch.meshgrid(torch.arange(16, 64.0), torch.arange(16, 80.0), indexing="ij")
-        pixels = torch.stack((u, v), -1)
-        there = sample(pair.current[..., None].float(), pixels + pair.forward[16:64, 16:80])[..., 0]
-        here = pair.previous[16:64, 16:80].float()
-        assert torch.corrcoef(torch.stack((here.flatten(), there.flatten())))[0, 1] > 0.9
-    assert len(kinds) >= 4
-    again = augment(shifted(2), (5, 2), (96, 80))
-    assert torch.equal(again.previous, augment(shifted(2), (5, 2), (96, 80)).previous)
-
-
-def test_rendered_pairs_are_those_of_their_number():
-    pairs = RenderedPairs(size=(64, 48))
-    first, other = pairs(3), pairs(4)
-    assert not torch.equal(first.previous, other.previous)
-    again = RenderedPairs(size=(64, 48))(3)
-    assert torch.equal(first.previous, again.previous)
-    assert torch.equal(first.forward.nan_to_num(), again.forward.nan_to_num())
-    seen = ~first.forward_hidden
-    v, u = torch.meshgrid(torch.arange(48.0), torch.arange(64.0), indexing="ij")
-    there = sample(first.current[..., None].float(), torch.stack((u, v), -1) + first.forward.nan_to_num())[..., 0]
-    assert (there - first.previous.float())[seen].abs().median() < 4
-
-
-def test_stored_pairs_are_made_once_in_random_order_and_mended(tmp_path):
-    made = []
-    stored = StoredPairs(lambda n: made.append(n) or shifted(n), tmp_path, count=5)
-    stored.fill()
-    assert made == [0, 1, 2, 3, 4]
-    firsts = [stored(n).previous[0, :8].tolist() for n in range(10)]
-    assert len(made) == 5
-    assert sorted(firsts[:5]) == sorted(firsts[5:]) == sorted(shifted(n).previous[0, :8].tolist() for n in range(5))
-    assert firsts[:5] != firsts[5:]
-    (tmp_path / "000003.safetensors").write_bytes(b"broken")
-    for number in range(5):
-        stored(number)
-    assert made[5:] == [3]
-
-
-def test_live_pairs_of_a_share_are_whole():
-    live = LivePairs(seed=1, size=(64, 48), device=CPU)
-    pairs = live(range(4, 6))
-    assert [pair.previous.shape for pair in pairs] == [(48, 64)] * 2
-    assert pairs[0].forward.shape == (48, 64, 2)
-    assert pairs[0].previous.dtype == torch.uint8
-    assert torch.equal(live(range(4, 6))[1].current, pairs[1].current)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--model", "guess"], "must be one of raft_small"),
         (["--size", "320x100"], "multiples of 8"),
-        (["--size", "640x480", "--pairs", "4"], "stored pairs are 320x240"),
+        (["--pairs", "-1"], "pairs 0 or more"),
     ],
 )
 def test_the_command_names_what_it_cannot_do(arguments, message, tmp_path, capsys):

@@ -61,6 +61,18 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(tmp_path, monkeypatch
     assert [row["step"] for row in rows(tmp_path / "parts")] == ["10", "20", "30"]
 
 
+def test_what_a_killed_process_logged_and_did_not_keep_is_logged_once(tmp_path):
+    train(tmp_path, replace(PLAN, minutes=1e-9))
+    with (tmp_path / "log.csv").open("a") as file:
+        file.write("10,0.1,0.1\n2")
+    train(tmp_path, resume=True)
+    assert [row["step"] for row in rows(tmp_path)] == ["1", "10", "20", "30"]
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "log.csv").write_text("step,loss,error\n10,0.1,0.1\n")
+    train(tmp_path / "begun", resume=True)
+    assert [row["step"] for row in rows(tmp_path / "begun")] == ["10", "20", "30"]
+
+
 def test_it_stops_when_its_time_is_up(tmp_path):
     run, done = train(tmp_path, replace(PLAN, minutes=1e-9))
     assert not done
@@ -74,6 +86,24 @@ def test_a_run_is_not_overwritten_or_changed_by_accident(tmp_path):
         train(tmp_path)
     with pytest.raises(ConfigError, match="batch was 4 and is 8"):
         train(tmp_path, replace(PLAN, batch=8), resume=True)
+
+
+def test_what_is_learned_from_may_not_change_under_way(tmp_path):
+    train(tmp_path)
+    with pytest.raises(ConfigError, match=r"size was \[320, 240\] and is \[64, 48\]"):
+        train(tmp_path, replace(PLAN, size=(64, 48)), resume=True)
+
+
+def test_a_step_that_has_no_gradient_is_left_out(tmp_path, monkeypatch):
+    loss = Line.loss
+
+    def broken(self, model, batch, device):
+        return loss(self, model, batch, device) * (float("nan") if batch[0][0, 0] > 1 else 1)
+
+    monkeypatch.setattr(Line, "loss", broken)
+    run, done = train(tmp_path, replace(PLAN, batch=1))
+    assert done
+    assert all(value.isfinite().all() for value in run._model.state_dict().values())
 
 
 def test_two_processes_learn_what_one_does(tmp_path):
