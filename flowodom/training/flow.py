@@ -109,7 +109,7 @@ class FlowTask:
             if last.mixture is not None:
                 seen = truth.isfinite().all(1) & ~hidden
                 ratio = ((flow - truth).square().sum(1) / (2 * variance(last.mixture).cpu()))[seen]
-                row["whitened"] = float(ratio.mean())
+                row["whitened"] = float(ratio.detach().mean())
             rows.append(row)
         return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
