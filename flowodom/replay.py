@@ -359,7 +359,7 @@ def _paced(entries: Iterator[_Entry], rate: float, session: Session) -> Iterator
 
 def _session_names(reader: BagReader, selection: Selection) -> dict[str, str]:
     """Returns the bag's topics that the session takes, each with the session's name for it."""
-    chosen = {"image": selection.image, "camera_info": selection.camera_info, "depth": selection.depth}
+    chosen = {name: getattr(selection, name) for name in ("image", "camera_info", "depth", "right", "right_info")}
     names = {topic: name for name, topic in chosen.items() if topic}
     return names | {topic: topic for topic in ("/tf", _STATIC) if topic in reader.topics}
 

@@ -33,9 +33,6 @@ LEAST_INLIERS = 25
 LEAST_INLIER_SHARE = 0.35
 """Share of the matches that must agree with a pose for it to be believed."""
 
-EDGE_DEVIATION = 0.03
-"""Relative deviation of measured inverse depth above which a pixel lies on a depth edge."""
-
 HYPOTHESES = 24
 """Motions proposed from three points each, beside the predicted ones."""
 
@@ -375,8 +372,7 @@ class Tracker:
         if depth is None:
             blank = torch.full((len(pixels),), torch.nan, dtype=torch.float64)
             return blank, torch.full_like(blank, torch.inf)
-        rho, variance = depth.at(self._camera, pixels.to(depth.mean.device))
-        return rho.cpu(), variance.cpu()
+        return depth.of_points(self._camera, pixels)
 
     def _learn_shutter(self, shear: Tensor) -> Shutter:
         """Returns the shutter with a new shear, its deviation following how large the shears of this camera are."""
@@ -538,14 +534,8 @@ class Tracker:
 
 
 def _unfit(view: View, moving: Moving | None) -> NDArray[np.bool_] | None:
-    """Returns the (H, W) pixels on which no point may be chosen: what is masked, what moves, and the edges of depth.
-
-    A Lucas-Kanade window across a depth edge sees two motions, and a depth camera's own registration is worst there.
-    """
+    """Returns the (H, W) pixels on which no point may be chosen: what is masked, and what moves."""
     unfit = [] if view.frame.ignore is None else [view.frame.ignore]
-    if view.depth is not None:
-        field = view.depth
-        unfit.append((field.variance.isfinite() & (field.variance > (EDGE_DEVIATION * field.mean) ** 2)).cpu().numpy())
     if moving is not None:
         unfit.append(moving.mask(view.grey.shape, doubted=True))
     return np.logical_or.reduce(unfit) if unfit else None

@@ -28,6 +28,7 @@ from torch.nn import functional
 from flowodom.depth import FramePair, InverseDepth
 from flowodom.depth.filter import FilterDepth
 from flowodom.depth.sensor import SensorDepth
+from flowodom.depth.stereo import StereoDepth
 from flowodom.frame import Frame
 from flowodom.geometry import PinholeCamera
 
@@ -82,12 +83,12 @@ class FusedDepth:
 
     Args:
         field: The single-image field, or what stands in for it.
-        sensor: The depth camera; None for a single camera.
+        sensor: The depth camera, or the stereo pair; None for a single camera.
         device: Torch device of the fields.
     """
 
     def __init__(
-        self, field: SingleImage, sensor: SensorDepth | None = None, device: torch.device | str = "cpu"
+        self, field: SingleImage, sensor: SensorDepth | StereoDepth | None = None, device: torch.device | str = "cpu"
     ) -> None:
         self.metric = sensor is not None
         self._field, self._sensor, self._filter = field, sensor, FilterDepth(device)
