@@ -6,7 +6,7 @@ Topics are told apart by type first, then by the words in their names, then by h
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from flowodom.errors import BagError
@@ -130,14 +130,17 @@ def select(
 
     Colour is preferred over grey and infrared, the left or first camera of a rig over the others, rectified images over
     raw ones, raw over compressed; depth registered to the image over any other; the camera info in the image's own
-    namespace over any other. Without depth, the right camera is the one that is called as the image is but for the words
-    for its side.
+    namespace over any other. Without depth, a camera with a right one beside it is preferred over one without: that is a
+    calibrated one which is called like it but for the words for its side.
 
     Args:
         topics: What there is.
         overrides: Part of the selection (one of ``ROLES``) to topic name; an empty string or ``none`` switches that part off.
         encodings: Topic to the encoding (or compressed format) of its images where known; depth is then also found
             where its name does not say so.
+
+    Returns:
+        The topics. There is depth or a right camera, unless both are named.
 
     Raises:
         BagError: There is no image topic, or a named topic is missing or of another type.
@@ -150,12 +153,15 @@ def select(
     depths = [t for t in images if _is_depth(t.name, codes.get(t.name, ""))]
     pictures = [t for t in images if t not in depths]
 
-    image = wanted["image"] if "image" in wanted else _best(pictures, lambda t: _picture_score(t, infos, pictures))
+    if wanted.get("right"):
+        depths = []
+    eyes = [] if wanted.get("depth", depths) or not wanted.get("right", True) else pictures
+    image = wanted["image"] if "image" in wanted else _best(pictures, lambda t: _picture_score(t, infos, pictures, eyes))
     if image is None:
         raise BagError(f"there is no camera image among the topics; name one of these as the image:\n{listing(known)}")
     depths = [t for t in depths if t.name != image]
     depth = wanted["depth"] if "depth" in wanted else _best(depths, lambda t: _depth_score(t, image, codes))
-    right = wanted["right"] if "right" in wanted else (None if depth else _partner(image, pictures))
+    right = wanted["right"] if "right" in wanted else (None if depth else _partner(image, pictures, infos))
     return Selection(
         image=image,
         camera_info=wanted["camera_info"] if "camera_info" in wanted else _camera_info(image, infos),
@@ -219,7 +225,7 @@ def _is_depth(name: str, encoding: str) -> bool:
     return bool(_DEPTH.search(lower)) and not _COLOUR.search(lower.rpartition("/")[2])
 
 
-def _picture_score(topic: Topic, infos: list[Topic], pictures: list[Topic]) -> float:
+def _picture_score(topic: Topic, infos: list[Topic], pictures: list[Topic], eyes: list[Topic]) -> float:
     name = base_name(topic.name).lower()
     most = max(t.count for t in pictures)
     score = 8.0 * min(1.0, topic.count / most)
@@ -227,16 +233,28 @@ def _picture_score(topic: Topic, infos: list[Topic], pictures: list[Topic]) -> f
     score -= 12 * bool(_OTHER_EYE.search(name) and not _LEFT.search(name))
     score -= 4 * bool(_INFRARED.search(name)) + 30 * bool(_DRAWN.search(name))
     score += 6 * (_camera_info(topic.name, infos, strict=True) is not None)
+    score += 10 * (_partner(topic.name, eyes, infos) is not None)
     score += 1 * is_rectified(name) + 0.5 * (topic.msgtype == IMAGE)
     if topic.name != base_name(topic.name) and not topic.name.endswith("/compressed"):
         score -= 40
     return score
 
 
-def _partner(image: str, pictures: list[Topic]) -> str | None:
-    """Returns the picture of the right camera that belongs to one of the left, None where names tell of none."""
-    wanted = {swapped for left, right in _EYES if (swapped := left.sub(right, image.lower())) != image.lower()}
-    return next((t.name for t in sorted(pictures, key=lambda t: t.name) if t.name.lower() in wanted), None)
+def _partner(image: str, pictures: list[Topic], infos: list[Topic]) -> str | None:
+    """Returns the picture of the right camera that belongs to one of the left; None where there is no calibrated one."""
+    base = base_name(image)
+    names = {other for left, right in _EYES for other in _renamed(base.lower(), left, right)}
+    beside = [t for t in pictures if base_name(t.name).lower() in names and _camera_info(t.name, infos, strict=True)]
+    return _best(beside, lambda t: (t.name.removeprefix(base_name(t.name)) == image.removeprefix(base), t.msgtype == IMAGE))
+
+
+def _renamed(name: str, left: re.Pattern[str], right: str) -> Iterator[str]:
+    """Yields the name with the words for the left side changed into those for the right: all of them, or only one."""
+    found = list(left.finditer(name))
+    if found:
+        yield left.sub(right, name)
+    for match in found:
+        yield name[: match.start()] + match.expand(right) + name[match.end() :]
 
 
 def _depth_score(topic: Topic, image: str, encodings: Mapping[str, str]) -> float:

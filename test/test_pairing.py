@@ -1,5 +1,4 @@
 import logging
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -8,7 +7,7 @@ from flowodom.config import SessionConfig, override
 from flowodom.geometry import PinholeCamera
 from flowodom.health import Health
 from flowodom.messages import MessageFactory
-from flowodom.pairing import Pairing, Picture
+from flowodom.pairing import Moment, Pairing, Picture
 
 SECOND = 1_000_000_000
 STEP = SECOND // 10
@@ -44,8 +43,8 @@ class Desk:
         self.work()
 
     def work(self, *, final: bool = False) -> None:
-        out: Iterator[tuple[Picture, Picture | None]] = self.pairing.ready(final=final)
-        self.ready += [(picture.stamp, None if depth is None else depth.stamp) for picture, depth in out]
+        for moment in self.pairing.ready(final=final):
+            self.ready.append((moment.image.stamp, None if moment.depth is None else moment.depth.stamp))
 
 
 def test_depth_that_comes_first_or_late_or_with_a_small_difference_is_paired() -> None:
@@ -177,15 +176,15 @@ def test_a_frame_has_the_depth_and_the_mask_that_fit_it() -> None:
     mask = np.zeros((24, 32, 3), dtype=np.uint8)
     mask[:10] = 255
     desk.pairing.set_mask(Picture(0, "camera", mask))
-    frame = desk.pairing.frame(image, depth)
+    frame = desk.pairing.frame(Moment(image, depth))
     assert frame.camera == CAMERA
     assert frame.depth is not None
     assert frame.ignore is not None
     np.testing.assert_allclose(frame.depth[1:-1, 1:-1], 2.0)
     assert frame.ignore[:9].all()
     assert not frame.ignore[11:].any()
-    frame = desk.pairing.frame(image, Picture(0, "camera", depth.pixels[::2, ::2]))
+    frame = desk.pairing.frame(Moment(image, Picture(0, "camera", depth.pixels[::2, ::2])))
     assert frame.depth is None
     assert "/front/depth is 16x12 but the image is 32x24" in str(desk.health.problems["depth size"])
-    desk.pairing.frame(image, depth)
+    desk.pairing.frame(Moment(image, depth))
     assert desk.health.problems == {}
