@@ -308,9 +308,9 @@ class Tracker:
         observed, seen = self._found.clone(), self._seen
         # Points of many keyframes crowd together where the camera looks back; the oldest know their place best.
         observed[observed.clone()] = thin(seen[observed], self._config.points, view.grey.shape)
-        rho, variance = self._read(view.depth, seen)
+        rho, variance = self._read(view.depth, seen, closely=True)
         fresh = choose(view.grey, self._config.points, taken=seen[observed], ignore=_unfit(view, moving))
-        fresh_rho, fresh_variance = self._read(depth, fresh)
+        fresh_rho, fresh_variance = self._read(depth, fresh, closely=True)
         self._window.add(
             self._pose, observed, self._unshear(seen), seen, rho, variance,
             self._unshear(fresh), fresh, fresh_rho, fresh_variance,
@@ -367,12 +367,20 @@ class Tracker:
         rho, variance = self._read(view.depth, seen)
         return replace(carried, pixels=seen, row=self._row(seen), seen_rho=rho, seen_variance=variance)
 
-    def _read(self, depth: InverseDepth | None, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns inverse depth and variance (M,) of a field at pixels (M, 2), unknown where there is no field."""
+    def _read(
+        self, depth: InverseDepth | None, pixels: Tensor, *, closely: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Returns inverse depth and variance (M,) of a field at pixels (M, 2), unknown where there is no field.
+
+        What the window is going to hold on to is looked at closely; one frame alone hardly gains by it.
+        """
         if depth is None:
             blank = torch.full((len(pixels),), torch.nan, dtype=torch.float64)
             return blank, torch.full_like(blank, torch.inf)
-        return depth.of_points(self._camera, pixels)
+        if closely:
+            return depth.of_points(self._camera, pixels)
+        rho, variance = depth.at(self._camera, pixels.to(depth.mean.device))
+        return rho.cpu(), variance.cpu()
 
     def _learn_shutter(self, shear: Tensor) -> Shutter:
         """Returns the shutter with a new shear, its deviation following how large the shears of this camera are."""

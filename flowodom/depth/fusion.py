@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import lru_cache
 from typing import Protocol
 
@@ -125,7 +126,7 @@ class FusedDepth:
             return known
         known, there = _on_grid(known, observed.camera), observed.variance.isfinite()
         mean = torch.where(there, observed.mean, known.mean)
-        return InverseDepth(observed.camera, mean, torch.where(there, observed.variance, known.variance))
+        return replace(observed, mean=mean, variance=torch.where(there, observed.variance, known.variance))
 
     def complete(self, known: InverseDepth, frame: Frame) -> InverseDepth:
         """Multiplies what is known with what the field says of the frame; see ``DepthSource``."""
