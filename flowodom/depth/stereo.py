@@ -1,13 +1,14 @@
 """Depth from the two cameras of a stereo rig.
 
 Both images are turned, in thought, until their rows lie along the baseline; then what is at infinity lies at the same
-place in both, and what is nearer is shifted along the row, by its disparity ``focal * baseline / depth``. A matcher
-finds disparities of all pixels at a small size. Its errors are a fixed share of a pixel, so those of inverse depth are the
-same near and far. The few points that the pose is fitted to are matched again, at full size, by Lucas-Kanade, which is
-several times as sharp.
+place in both, and what is nearer is shifted along the row, by its disparity ``focal * baseline / depth``. Semiglobal
+matching finds the disparities of all pixels at a small size, to a third of a pixel, drawn towards whole ones; along the
+surfaces that it finds, Lucas-Kanade makes them several times as sharp. Errors are some share of a pixel, so those of
+inverse depth are the same near and far. The few points that a keyframe holds on to are matched at full size.
 
 Source: Fusiello, Trucco and Verri, "A Compact Algorithm for Rectification of Stereo Pairs" (2000); Hirschmueller,
-"Stereo Processing by Semiglobal Matching and Mutual Information" (2008), through OpenCV.
+"Stereo Processing by Semiglobal Matching and Mutual Information" (2008), through OpenCV; Lucas and Kanade, "An Iterative
+Image Registration Technique with an Application to Stereo Vision" (1981).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from flowodom.config import DepthConfig
 from flowodom.depth import FramePair, InverseDepth
-from flowodom.flow.points import follow, turn
+from flowodom.flow.points import amplify, follow, gain
 from flowodom.frame import Frame, OtherEye
 from flowodom.geometry import PinholeCamera
 
@@ -44,8 +45,24 @@ UNIQUENESS = 10
 SPECKLE = 40
 """Pixels that must share a surface to be believed."""
 
-DENSE_NOISE = 0.35
-"""Standard deviation of the matcher's disparities, pixels of the images that it matches."""
+ROUNDS = 2
+"""Steps of Lucas-Kanade."""
+
+SURFACE = (5, 1.0, 2.5)
+"""Along which disparities are smoothed before each step: size of the window, pixels; difference of disparity, and
+distance, at which a neighbour counts little."""
+
+PATCH = (7, 7)
+"""Window of Lucas-Kanade, pixels."""
+
+ROUGH = 0.35
+"""Standard deviation of the matcher's own disparities, pixels: what is left where there is nothing to sharpen."""
+
+SHARPEST = 0.25
+"""Standard deviation, pixels, that no disparity is surer than: neighbours share much of their errors."""
+
+IMAGE_NOISE = 3.0
+"""Standard deviation of the difference of two images of one surface, grey levels."""
 
 AGREEMENT = 4.0
 """Deviations of the matcher's disparity within which a sharper one must lie."""
@@ -75,14 +92,13 @@ class Rig:
         """(3,) where a point at the first camera's origin is seen by the other one, were it not turned."""
         self.baseline = float(self.shift.norm())
         scale = min(1.0, (PIXELS / (camera.width * camera.height)) ** 0.5)
-        self.grid = camera.scaled(scale)
+        self.grid = _resized(camera, scale)
         """Camera of the field: the first one at the size that is matched."""
-        size, place = _frame_of(self.grid, rectified)
-        self._size = size
-        self._focal = self.grid.focal
+        self._size, place = _frame_of(self.grid, rectified)
+        self._focal = self.grid.fx
         inverse = torch.linalg.inv
         self._from_grid = place @ rectified @ inverse(_matrix(self.grid))
-        small = other.scaled(min(1.0, self._focal / other.focal))
+        small = _resized(other, min(1.0, self._focal / other.fx))
         self._other = small
         self._from_other = place @ rectified @ motion[:3, :3].T @ inverse(_matrix(small))
         rays = self.grid.rays(self.grid.pixels(dtype=torch.float64)) @ rectified.T
@@ -96,50 +112,32 @@ class Rig:
         cameras = camera == self.camera and eye.camera == self._other_camera
         return cameras and torch.equal(eye.motion, self._motion)
 
-    def match(self, grey: NDArray[np.uint8], other: NDArray[np.uint8], nearest: float) -> NDArray[np.float32]:
-        """Returns the disparities (H, W) of ``grid``, pixels, NaN where there is no match.
+    def match(
+        self, grey: NDArray[np.uint8], other: NDArray[np.uint8], nearest: float
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], float]:
+        """Returns disparities and their variances (H, W) on ``grid``, pixels, NaN where there are none, and the gain.
 
         Args:
             grey: (H, W) uint8 of the first camera.
-            other: (H, W) uint8 of the other one.
+            other: (H, W) uint8 of the other one; multiplied by the gain it is as bright as the first.
             nearest: Least depth that is looked for, metres.
         """
         first = self._rectify(grey, self.grid, self._from_grid)
         second = self._rectify(other, self._other, self._from_other)
         widest = min(WIDEST * self._size[0], self._focal * self.baseline / max(nearest, 1e-3))
-        count = 16 * int(np.ceil((widest - LEAST) / 16))
-        matcher = cv2.StereoSGBM.create(
-            minDisparity=LEAST,
-            numDisparities=count,
-            blockSize=BLOCK,
-            P1=8 * BLOCK**2,
-            P2=32 * BLOCK**2,
-            disp12MaxDiff=1,
-            preFilterCap=31,
-            uniquenessRatio=UNIQUENESS,
-            speckleWindowSize=SPECKLE,
-            speckleRange=1,
-            mode=cv2.StereoSGBM_MODE_SGBM_3WAY,
-        )
-        # The matcher passes over the columns in which the widest disparity would lead out of the image.
-        pad = count + LEAST
-        first, second = (cv2.copyMakeBorder(i, 0, 0, pad, 0, cv2.BORDER_REPLICATE) for i in (first, second))
-        found = matcher.compute(first, second)[:, pad:].astype(np.float32) / 16
-        inside = np.arange(found.shape[1], dtype=np.float32) - found >= 0
-        found[(found < LEAST) | ~inside] = np.nan
-        if _is_identity(self._from_grid):
-            return found
-        return np.asarray(
-            cv2.warpPerspective(
-                found,
-                self._from_grid.numpy(),
-                (self.grid.width, self.grid.height),
-                flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP,
-                borderMode=cv2.BORDER_CONSTANT,
-                borderValue=(float("nan"),),
-            ),
-            dtype=np.float32,
-        )
+        disparity, variance, bright = _sharpen(first, second, _find(first, second, widest))
+        if not _is_identity(self._from_grid):
+            disparity, variance = cv2.split(
+                cv2.warpPerspective(
+                    cv2.merge((disparity, variance)),
+                    self._from_grid.numpy(),
+                    (self.grid.width, self.grid.height),
+                    flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP,
+                    borderMode=cv2.BORDER_CONSTANT,
+                    borderValue=(float("nan"),) * 2,
+                )
+            )
+        return np.asarray(disparity, dtype=np.float32), np.asarray(variance, dtype=np.float32), bright
 
     def _rectify(self, image: NDArray[np.uint8], small: PinholeCamera, homography: Tensor) -> NDArray[np.uint8]:
         """Returns an image at the size that is matched, its rows along the baseline."""
@@ -151,6 +149,60 @@ class Rig:
         return np.asarray(
             cv2.warpPerspective(image, homography.numpy(), self._size, borderMode=cv2.BORDER_REPLICATE), dtype=np.uint8
         )
+
+
+def _find(first: NDArray[np.uint8], second: NDArray[np.uint8], widest: float) -> NDArray[np.float32]:
+    """Returns the disparities (H, W) of one rectified image in the other, NaN where there is no single good match."""
+    count = 16 * int(np.ceil((widest - LEAST) / 16))
+    matcher = cv2.StereoSGBM.create(
+        minDisparity=LEAST,
+        numDisparities=count,
+        blockSize=BLOCK,
+        P1=8 * BLOCK**2,
+        P2=32 * BLOCK**2,
+        disp12MaxDiff=1,
+        preFilterCap=31,
+        uniquenessRatio=UNIQUENESS,
+        speckleWindowSize=SPECKLE,
+        speckleRange=1,
+        mode=cv2.StereoSGBM_MODE_SGBM_3WAY,
+    )
+    # The matcher passes over the columns in which the widest disparity would lead out of the image.
+    pad = count + LEAST
+    padded = (cv2.copyMakeBorder(image, 0, 0, pad, 0, cv2.BORDER_REPLICATE) for image in (first, second))
+    found = np.asarray(matcher.compute(*padded)[:, pad:].astype(np.float32) / 16)
+    inside = np.arange(found.shape[1], dtype=np.float32) - found >= 0
+    found[(found < LEAST) | ~inside] = np.nan
+    return found
+
+
+def _sharpen(
+    first: NDArray[np.uint8], second: NDArray[np.uint8], disparity: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32], float]:
+    """Moves disparities (H, W) to where the images are alike, by Lucas-Kanade along the row.
+
+    Returns:
+        Disparities, their variances, and the gain of the first image over the second.
+    """
+    height, width = disparity.shape
+    column, row = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
+    known = np.isfinite(disparity)
+    there = known.astype(np.float32)
+    found = np.where(known, disparity, -2.0 * width).astype(np.float32)
+    texture, bright = there, 1.0
+    for step in range(ROUNDS):
+        found = np.asarray(cv2.bilateralFilter(found, *SURFACE), dtype=np.float32)
+        seen = cv2.remap(second, column - found, row, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        if step == 0:
+            bright = gain(np.where(known, seen, 0), np.where(known, first, 0))
+        seen = bright * seen.astype(np.float32)
+        slope = cv2.Sobel(seen, -1, 1, 0, ksize=1, scale=0.5) * there
+        texture = cv2.boxFilter(slope * slope, -1, PATCH, normalize=False)
+        off = cv2.boxFilter(slope * (seen - first), -1, PATCH, normalize=False)
+        found += there * np.clip(off / (texture + IMAGE_NOISE**2 / ROUGH**2), -1, 1)
+    variance = SHARPEST**2 + IMAGE_NOISE**2 / (texture + IMAGE_NOISE**2 / ROUGH**2)
+    nothing = np.float32(np.nan)
+    return np.where(known, found, nothing), np.where(known, variance, nothing).astype(np.float32), bright
 
 
 def _matrix(camera: PinholeCamera) -> Tensor:
@@ -166,12 +218,17 @@ def _frame_of(camera: PinholeCamera, rectified: Tensor) -> tuple[tuple[int, int]
     right, bottom = camera.width - 1, camera.height - 1
     corners = torch.tensor(((0, 0), (right, 0), (0, bottom), (right, bottom)), dtype=torch.float64)
     rays = camera.rays(corners) @ rectified.T
-    seen = camera.focal * rays[:, :2] / rays[:, 2:].clamp_min(0.1)
+    focal = rays.new_tensor((camera.fx, camera.fy))
+    seen = focal * rays[:, :2] / rays[:, 2:].clamp_min(0.1)
     least, most = seen.min(0).values, seen.max(0).values
     width, height = (min(int(n), 2 * (right + bottom)) for n in (most - least + 1.5).tolist())
     u, v = least.tolist()
-    focal = camera.focal
-    return (width, height), torch.tensor(((focal, 0, -u), (0, focal, -v), (0, 0, 1)), dtype=torch.float64)
+    return (width, height), torch.tensor(((camera.fx, 0, -u), (0, camera.fy, -v), (0, 0, 1)), dtype=torch.float64)
+
+
+def _resized(camera: PinholeCamera, scale: float) -> PinholeCamera:
+    """Returns the camera of an image that is shrunk to about ``scale`` of its size."""
+    return camera.resized(round(camera.width * scale), round(camera.height * scale))
 
 
 @dataclass(frozen=True)
@@ -182,11 +239,13 @@ class PairDepth(InverseDepth):
         frame: The frame.
         rig: Its two cameras.
         noise: Standard deviation of a single point's disparity, pixels of the frame.
+        gain: What makes the other image as bright as the frame's.
     """
 
     frame: Frame
     rig: Rig
     noise: float
+    gain: float
 
     def of_points(self, camera: PinholeCamera, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Matches a few points of the frame at full size; see ``InverseDepth``."""
@@ -197,7 +256,7 @@ class PairDepth(InverseDepth):
         assert self.frame.other is not None
         there, shift = camera.rays(pixels[known]), self.rig.shift
         guess = camera.project(there + rho[known, None] * shift)
-        level = _levelled(self.frame.other, self.rig)
+        level = amplify(_levelled(self.frame.other, self.rig), self.gain)
         seen, found = follow(self.frame.grey, level, pixels[known], guess)
         a, b = camera.epipolar_rows(there, shift, seen)
         along = (b * b).sum(-1)
@@ -248,15 +307,15 @@ class StereoDepth:
         rig = self._rig
         if rig is None or not rig.fits(frame.camera, frame.other):
             rig = self._rig = Rig(frame.camera, frame.other)
-        disparity = torch.from_numpy(rig.match(frame.grey, frame.other.grey, self._config.minimum))
+        found, variances, bright = rig.match(frame.grey, frame.other.grey, self._config.minimum)
+        disparity, variance = torch.from_numpy(found), torch.from_numpy(variances)
         known = disparity.isfinite()
         if not known.any():
             return None
-        deviation = DENSE_NOISE * rig.per_disparity
-        mean = torch.maximum(disparity, torch.full_like(disparity, FARTHEST * DENSE_NOISE)) * rig.per_disparity
-        variance = torch.where(known, deviation**2, torch.inf)
-        mean = torch.where(known, mean, torch.nan)
-        return PairDepth(rig.grid, mean.to(self._device), variance.to(self._device), frame, rig, self._config.disparity)
+        disparity = torch.maximum(disparity, FARTHEST * variance.sqrt())
+        mean = (disparity * rig.per_disparity).to(self._device)
+        variance = torch.where(known, variance * rig.per_disparity.square(), torch.inf).to(self._device)
+        return PairDepth(rig.grid, mean, variance, frame, rig, self._config.disparity, bright)
 
     def begin(self, frame: Frame) -> None:
         """Has nothing to do; see ``DepthSource``."""

@@ -9,7 +9,7 @@ import torch
 
 from flowodom.config import DepthConfig
 from flowodom.depth import FramePair, InverseDepth
-from flowodom.depth.stereo import DENSE_NOISE, StereoDepth
+from flowodom.depth.stereo import ROUGH, SHARPEST, StereoDepth
 from flowodom.errors import CalibrationError, ShapeError
 from flowodom.flow import DenseFlow
 from flowodom.flow.points import choose
@@ -69,12 +69,12 @@ def test_depth_is_that_of_the_first_camera_wherever_the_other_one_is(seen, rig):
     error, share = errors(field, depth)
     assert share > 0.85
     assert error.abs().median() < 1
-    assert abs(error.median()) < 0.3
+    assert abs(error.median()) < 0.2
     assert (error.abs() > 3).float().mean() < 0.05
 
 
 @pytest.mark.parametrize("rig", RIGS)
-def test_single_points_are_several_times_as_sharp(seen, rig):
+def test_single_points_are_sharper_than_the_field(seen, rig):
     frame, depth = seen(rig)
     pixels = choose(frame.grey, 300)
     field = StereoDepth(DepthConfig(disparity=0.15)).observe(frame)
@@ -82,12 +82,34 @@ def test_single_points_are_several_times_as_sharp(seen, rig):
     true = torch.from_numpy(cv2.remap((1 / depth).float().numpy(), u, v, cv2.INTER_LINEAR)[0]).double()
     rho, variance = field.of_points(CAMERA, pixels)
     rough, rough_variance = field.at(CAMERA, pixels)
-    sharp = variance < 0.5 * rough_variance
+    sharp = variance < 0.8 * rough_variance
     assert sharp.double().mean() > 0.7
-    assert (rho - true)[sharp].abs().median() < 0.4 * (rough - true)[sharp].abs().median()
+    assert (rho - true)[sharp].abs().median() < 0.8 * (rough - true)[sharp].abs().median()
     error = ((rho - true).abs() / variance.sqrt())[sharp]
     assert error.median() < 1
     assert (error > 3).double().mean() < 0.08
+
+
+def test_the_field_is_not_drawn_to_whole_pixels(seen):
+    frame, depth = seen("parallel")
+    field = StereoDepth(DepthConfig()).observe(frame)
+    error, _ = errors(field, depth)
+    pixel = field.camera.fx * BASELINE
+    assert (error * field.variance.sqrt().nanmedian() * pixel).abs().median() < 0.06
+
+
+def test_an_other_camera_that_exposes_otherwise_changes_little(seen):
+    frame, depth = seen("turned")
+    darker = (0.8 * frame.other.image).astype(np.uint8)
+    frame = dataclasses.replace(frame, other=dataclasses.replace(frame.other, image=darker))
+    field = StereoDepth(DepthConfig()).observe(frame)
+    assert errors(field, depth)[0].abs().median() < 0.5
+    pixels = choose(frame.grey, 300)
+    u, v = (pixels[:, i].numpy().astype(np.float32)[None] for i in (0, 1))
+    true = torch.from_numpy(cv2.remap((1 / depth).float().numpy(), u, v, cv2.INTER_LINEAR)[0]).double()
+    rho, variance = field.of_points(CAMERA, pixels)
+    error = ((rho - true).abs() / variance.sqrt())[variance.isfinite()]
+    assert error.median() < 0.5
 
 
 def test_deviations_are_those_of_disparity(seen):
@@ -95,7 +117,9 @@ def test_deviations_are_those_of_disparity(seen):
     field = StereoDepth(DepthConfig()).observe(frame)
     pixel = CAMERA.width / field.camera.width / (CAMERA.focal * BASELINE)
     known = field.variance.isfinite()
-    np.testing.assert_allclose(field.variance[known].sqrt(), DENSE_NOISE * pixel, rtol=1e-3)
+    deviation = field.variance[known].sqrt() / pixel
+    assert float(deviation.min()) >= 0.99 * SHARPEST
+    assert float(deviation.max()) <= 1.01 * (ROUGH**2 + SHARPEST**2) ** 0.5
     assert (field.mean[known] > 0).all()
     _, variance = field.of_points(CAMERA, choose(frame.grey, 300))
     assert float(variance.min()) ** 0.5 == pytest.approx(0.15 / (CAMERA.focal * BASELINE), rel=1e-3)
