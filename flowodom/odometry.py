@@ -517,7 +517,9 @@ class Odometry:
     def _begin(self, view: View) -> Estimate:
         """Makes the view the first keyframe of a segment."""
         if self._depth.metric and view.depth is None:
-            return self._estimate(view, Status.INITIALIZING, reason="no valid depth in the first frame")
+            alone = "the images of the stereo pair do not match: is it their calibration, and nothing before a lens?"
+            reason = "no valid depth in the first frame" if view.frame.other is None else alone
+            return self._estimate(view, Status.INITIALIZING, reason=reason)
         self._tracker = Tracker(
             self._config.registration,
             view,

@@ -70,6 +70,12 @@ AGREEMENT = 4.0
 OFF_LINE = 1.0
 """Most pixels by which a point may be seen off the line on which the other camera must see it."""
 
+UNLIKE = 0.5
+"""Share of what a patch shows that may differ in the other image, beside the noise: more is another thing."""
+
+LEAST_SHARE = 0.02
+"""Share of the pixels that must match for both images to be of the same scene."""
+
 FARTHEST = 0.1
 """Least inverse depth, in its own deviations: a disparity below zero is one of something very far."""
 
@@ -200,9 +206,16 @@ def _sharpen(
         texture = cv2.boxFilter(slope * slope, -1, PATCH, normalize=False)
         off = cv2.boxFilter(slope * (seen - first), -1, PATCH, normalize=False)
         found += there * np.clip(off / (texture + IMAGE_NOISE**2 / ROUGH**2), -1, 1)
+    known &= _scatter(seen - first) < UNLIKE * _scatter(first.astype(np.float32)) + IMAGE_NOISE**2
     variance = SHARPEST**2 + IMAGE_NOISE**2 / (texture + IMAGE_NOISE**2 / ROUGH**2)
     nothing = np.float32(np.nan)
     return np.where(known, found, nothing), np.where(known, variance, nothing).astype(np.float32), bright
+
+
+def _scatter(image: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Returns the (H, W) variance of an image (H, W) within the patch about each pixel."""
+    mean, square = (cv2.boxFilter(part, -1, PATCH) for part in (image, image * image))
+    return np.asarray(square - mean * mean, dtype=np.float32)
 
 
 def _matrix(camera: PinholeCamera) -> Tensor:
@@ -301,7 +314,7 @@ class StereoDepth:
         self._rig: Rig | None = None
 
     def observe(self, frame: Frame) -> InverseDepth | None:
-        """Returns the field of the pair, None where the frame has no other image or nothing matches."""
+        """Returns the field of the pair, None where the frame has no other image or next to nothing matches."""
         if frame.other is None:
             return None
         rig = self._rig
@@ -310,7 +323,7 @@ class StereoDepth:
         found, variances, bright = rig.match(frame.grey, frame.other.grey, self._config.minimum)
         disparity, variance = torch.from_numpy(found), torch.from_numpy(variances)
         known = disparity.isfinite()
-        if not known.any():
+        if known.float().mean() < LEAST_SHARE:
             return None
         disparity = torch.maximum(disparity, FARTHEST * variance.sqrt())
         mean = (disparity * rig.per_disparity).to(self._device)

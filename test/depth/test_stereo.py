@@ -130,8 +130,10 @@ def test_without_the_other_image_or_anything_to_match_nothing_is_told(seen):
     source = StereoDepth(DepthConfig())
     assert source.observe(dataclasses.replace(frame, other=None)) is None
     blank = np.full((240, 320), 90, np.uint8)
-    nothing = source.observe(Frame(0, blank, CAMERA, other=dataclasses.replace(frame.other, image=blank)))
-    assert nothing is None or source.complete(nothing, frame).variance.isinf().all()
+    noise = np.random.default_rng(1).integers(0, 255, (240, 320), dtype=np.uint8)
+    for image in (blank, noise, np.ascontiguousarray(frame.other.image[::-1])):
+        assert source.observe(dataclasses.replace(frame, other=dataclasses.replace(frame.other, image=image))) is None
+    assert source.observe(Frame(0, blank, CAMERA, other=dataclasses.replace(frame.other, image=blank))) is None
 
 
 def test_a_rig_that_changes_is_followed(seen):
