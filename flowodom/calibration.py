@@ -28,8 +28,8 @@ class Calibration:
 
     The rectified image has the size of the one that came in and the focal lengths and principal point of ``K``, without
     skew; what ``P`` and ``R`` would do beside (zooming to the valid region, turning both eyes of a stereo rig parallel)
-    is left out, so that the optical frame of tf stays that of the image. What they say of where the eyes of a rig are is
-    told by ``between``.
+    is left out, so that the optical frame of tf stays that of the image. What they say of where the eyes of a rig are,
+    ``between`` tells.
 
     Attributes:
         camera: The camera of the rectified image.
@@ -197,7 +197,7 @@ def _rectification(info: Any) -> tuple[Tensor, Tensor]:
     projection = torch.from_numpy(np.array(info.p, dtype=np.float64).reshape(3, 4))
     if not turn.any():
         turn = torch.eye(3, dtype=torch.float64)
-    if not torch.linalg.matrix_rank(projection[:, :3]) == 3:
+    if int(torch.linalg.matrix_rank(projection[:, :3])) != 3:
         return turn, torch.zeros(3, dtype=torch.float64)
     return turn, torch.linalg.solve(projection[:, :3], projection[:, 3])
 

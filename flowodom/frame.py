@@ -25,8 +25,8 @@ class OtherEye:
     Attributes:
         image: (H, W) grey or (H, W, 3) RGB, uint8, free of distortion.
         camera: The pinhole camera of ``image``, which may be of another size and focal length than the first.
-        motion: (4, 4) float64 ``T_other_camera``, metres: where points of the first camera are in this one, on whichever
-            side of the first it is, and turned against it or not.
+        motion: (4, 4) float64 ``T_other_camera``, metres: where points of the first camera are in this one. It may be
+            on either side of the first, above or below it, and turned against it.
 
     Raises:
         ShapeError: The image does not have the camera's size or its dtype.

@@ -20,8 +20,8 @@ class Item(NamedTuple):
 class Inbox:
     """A queue that loses old images rather than falling behind, and never loses anything else.
 
-    When more than ``backlog`` images wait, all but the newest are dropped (depth, right images and masks likewise), so that a
-    short delay costs nothing and a long one costs no latency.
+    When more than ``backlog`` images wait, all but the newest are dropped (depth, right images and masks likewise), so
+    that a short delay costs nothing and a long one costs no latency.
 
     Args:
         backlog: Most images that may wait.

@@ -290,12 +290,14 @@ def _right(page: _Page, bag: BagReader, chosen: Selection, streams: Mapping[str,
         motion = between(*infos, rectified=chosen.rectified)
         by = "camera infos"
         if motion is None:
-            motion, by = bag.frame_tree().lookup(*(s.first.header.frame_id for s in (stream, image)), image.stamps[0]), "tf"
+            frames, by = [s.first.header.frame_id for s in (stream, image)], "tf"
+            motion = bag.frame_tree().lookup(frames[0], frames[1], image.stamps[0])
         place = OtherEye(right, camera, motion).place.tolist()
     except FlowodomError as error:
         page.warn(f"the stereo pair cannot be used, replay goes on with one camera: {error}")
         return
-    page.say("", f"{1000 * math.hypot(*place):.1f} mm from the left one by {by}: {', '.join(f'{x:.4f}' for x in place)} m")
+    where = ", ".join(f"{x:.4f}" for x in place)
+    page.say("", f"{1000 * math.hypot(*place):.1f} mm from the left one by {by}: {where} m")
 
 
 def _truth(page: _Page, chosen: Selection, streams: Mapping[str, _Stream]) -> None:

@@ -375,7 +375,7 @@ class Pairing:
         return True
 
     def _goes_alone(self, topic: str, picture: Picture, *, decided: bool) -> bool:
-        """Tells whether an image is used whose companion is missing: one without depth has nothing to add to the rest."""
+        """Tells whether an image is used whose companion is missing: without depth it is skipped."""
         if decided:
             what, fate = ("depth", "skipped") if topic == "depth" else ("right image", "used without")
             self._health.note(

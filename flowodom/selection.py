@@ -130,12 +130,12 @@ def select(
 
     Colour is preferred over grey and infrared, the left or first camera of a rig over the others, rectified images over
     raw ones, raw over compressed; depth registered to the image over any other; the camera info in the image's own
-    namespace over any other. Without depth, a camera with a right one beside it is preferred over one without: that is a
-    calibrated one which is called like it but for the words for its side.
+    namespace over any other. Without depth, a camera with a right one beside it is preferred over one without; that
+    is calibrated, and called like it but for the words for its side.
 
     Args:
         topics: What there is.
-        overrides: Part of the selection (one of ``ROLES``) to topic name; an empty string or ``none`` switches that part off.
+        overrides: Part of the selection (one of ``ROLES``) to topic name; an empty string or ``none`` switches it off.
         encodings: Topic to the encoding (or compressed format) of its images where known; depth is then also found
             where its name does not say so.
 
@@ -156,7 +156,8 @@ def select(
     if wanted.get("right"):
         depths = []
     eyes = [] if wanted.get("depth", depths) or not wanted.get("right", True) else pictures
-    image = wanted["image"] if "image" in wanted else _best(pictures, lambda t: _picture_score(t, infos, pictures, eyes))
+    image = _best(pictures, lambda t: _picture_score(t, infos, pictures, eyes))
+    image = wanted.get("image", image)
     if image is None:
         raise BagError(f"there is no camera image among the topics; name one of these as the image:\n{listing(known)}")
     depths = [t for t in depths if t.name != image]
@@ -241,11 +242,12 @@ def _picture_score(topic: Topic, infos: list[Topic], pictures: list[Topic], eyes
 
 
 def _partner(image: str, pictures: list[Topic], infos: list[Topic]) -> str | None:
-    """Returns the picture of the right camera that belongs to one of the left; None where there is no calibrated one."""
+    """Returns the picture of the right camera beside that of a left one; None where there is no calibrated one."""
     base = base_name(image)
     names = {other for left, right in _EYES for other in _renamed(base.lower(), left, right)}
     beside = [t for t in pictures if base_name(t.name).lower() in names and _camera_info(t.name, infos, strict=True)]
-    return _best(beside, lambda t: (t.name.removeprefix(base_name(t.name)) == image.removeprefix(base), t.msgtype == IMAGE))
+    transport = image.removeprefix(base)
+    return _best(beside, lambda t: (t.name.removeprefix(base_name(t.name)) == transport, t.msgtype == IMAGE))
 
 
 def _renamed(name: str, left: re.Pattern[str], right: str) -> Iterator[str]:

@@ -367,9 +367,7 @@ class Tracker:
         rho, variance = self._read(view.depth, seen)
         return replace(carried, pixels=seen, row=self._row(seen), seen_rho=rho, seen_variance=variance)
 
-    def _read(
-        self, depth: InverseDepth | None, pixels: Tensor, *, closely: bool = False
-    ) -> tuple[Tensor, Tensor]:
+    def _read(self, depth: InverseDepth | None, pixels: Tensor, *, closely: bool = False) -> tuple[Tensor, Tensor]:
         """Returns inverse depth and variance (M,) of a field at pixels (M, 2), unknown where there is no field.
 
         What the window is going to hold on to is looked at closely; one frame alone hardly gains by it.

@@ -227,7 +227,8 @@ def test_raw_eyes_stand_as_opencv_was_told_when_it_rectified_them(factory):
     shift = np.array([-0.11, 0.002, 0.004])
     lens = np.array(LENSES["plumb_bob"])
     found = cv2.stereoRectify(K, lens, K, lens, (320, 240), turn, shift[:, None])
-    left, right = (info_of(factory, "plumb_bob", lens, r=found[i].reshape(-1), p=found[i + 2].reshape(-1)) for i in (0, 1))
+    eyes = ({"r": found[i].reshape(-1), "p": found[i + 2].reshape(-1)} for i in (0, 1))
+    left, right = (info_of(factory, "plumb_bob", lens, **eye) for eye in eyes)
     motion = between(left, right).numpy()
     np.testing.assert_allclose(motion[:3, :3], turn, atol=1e-9)
     np.testing.assert_allclose(motion[:3, 3], shift, atol=1e-9)
@@ -243,4 +244,5 @@ def test_where_p_has_no_baseline_nothing_is_said(factory, p):
 
 def test_a_driver_that_leaves_r_at_zero_means_no_turn(factory):
     right = info_of(factory, p=projection(x=-0.1), r=np.zeros(9))
-    torch.testing.assert_close(between(info_of(factory, p=projection()), right)[:3, :3], torch.eye(3, dtype=torch.float64))
+    motion = between(info_of(factory, p=projection()), right)
+    torch.testing.assert_close(motion[:3, :3], torch.eye(3, dtype=torch.float64))

@@ -213,9 +213,7 @@ RIGS = {
     ),
     "EuRoC with calibration": (
         topics(image="/cam0/image_raw /cam1/image_raw", info="/cam0/camera_info /cam1/camera_info"),
-        Selection(
-            "/cam0/image_raw", "/cam0/camera_info", right="/cam1/image_raw", right_info="/cam1/camera_info"
-        ),
+        Selection("/cam0/image_raw", "/cam0/camera_info", right="/cam1/image_raw", right_info="/cam1/camera_info"),
     ),
     "KITTI by number": (
         topics(

@@ -400,7 +400,13 @@ def test_what_cannot_be_is_refused(tmp_path):
         world.render(torch.eye(3), 0.0, SMALL)
     with pytest.raises(ValueError, match="camera path"):
         room(1, coverage=0.25)
-    for wrong in ({"world": "moon"}, {"motion": "fly"}, {"world": "street", "motion": "wheeled"}, {"frames": 0}, {"baseline": -1}):
+    for wrong in (
+        {"world": "moon"},
+        {"motion": "fly"},
+        {"world": "street", "motion": "wheeled"},
+        {"frames": 0},
+        {"baseline": -1},
+    ):
         with pytest.raises(ConfigError):
             render_bag(tmp_path / "bag", **wrong)
     (tmp_path / "taken").mkdir()

@@ -40,7 +40,9 @@ def find_field(config: DepthConfig, device: torch.device | str = "cpu") -> Singl
 
 def measures(config: DepthConfig, frame: Frame) -> bool:
     """Tells whether a frame carries depth in metres, or the other eye's image that tells it, and it is asked for."""
-    return config.source != "filter" and (frame.depth is not None or (config.source == "auto" and frame.other is not None))
+    if config.source == "auto":
+        return frame.depth is not None or frame.other is not None
+    return config.source == "sensor" and frame.depth is not None
 
 
 def choose_depth(

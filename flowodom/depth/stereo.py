@@ -7,8 +7,8 @@ surfaces that it finds, Lucas-Kanade makes them several times as sharp. Errors a
 inverse depth are the same near and far. The few points that a keyframe holds on to are matched at full size.
 
 Source: Fusiello, Trucco and Verri, "A Compact Algorithm for Rectification of Stereo Pairs" (2000); Hirschmueller,
-"Stereo Processing by Semiglobal Matching and Mutual Information" (2008), through OpenCV; Lucas and Kanade, "An Iterative
-Image Registration Technique with an Application to Stereo Vision" (1981).
+"Stereo Processing by Semiglobal Matching and Mutual Information" (2008), through OpenCV; Lucas and Kanade, "An
+Iterative Image Registration Technique with an Application to Stereo Vision" (1981).
 """
 
 from __future__ import annotations
@@ -82,6 +82,7 @@ FARTHEST = 0.1
 MOST_RELATIVE = 0.5
 """Greatest relative deviation at which inverse depth counts as known to those who want to see it."""
 
+
 class Rig:
     """Two cameras that see the same things, and how to bring their images side by side.
 
@@ -103,14 +104,14 @@ class Rig:
         self._size, place = _frame_of(self.grid, rectified)
         self._focal = self.grid.fx
         inverse = torch.linalg.inv
-        self._from_grid = place @ rectified @ inverse(_matrix(self.grid))
+        self._from_grid = place @ rectified @ inverse(self.grid.matrix)
         small = _resized(other, min(1.0, self._focal / other.fx))
         self._other = small
-        self._from_other = place @ rectified @ motion[:3, :3].T @ inverse(_matrix(small))
+        self._from_other = place @ rectified @ motion[:3, :3].T @ inverse(small.matrix)
         rays = self.grid.rays(self.grid.pixels(dtype=torch.float64)) @ rectified.T
         self.per_disparity = (rays[..., 2] / (self._focal * self.baseline)).float()
         """(H, W) inverse depth of one pixel of disparity, on ``grid``."""
-        self.level = _matrix(camera) @ motion[:3, :3].T @ inverse(_matrix(other))
+        self.level = camera.matrix @ motion[:3, :3].T @ inverse(other.matrix)
         """(3, 3) from the other image's pixels to those of the first camera, put in the place of the other."""
 
     def fits(self, camera: PinholeCamera, eye: OtherEye) -> bool:
@@ -132,18 +133,17 @@ class Rig:
         second = self._rectify(other, self._other, self._from_other)
         widest = min(WIDEST * self._size[0], self._focal * self.baseline / max(nearest, 1e-3))
         disparity, variance, bright = _sharpen(first, second, _find(first, second, widest))
-        if not _is_identity(self._from_grid):
-            disparity, variance = cv2.split(
-                cv2.warpPerspective(
-                    cv2.merge((disparity, variance)),
-                    self._from_grid.numpy(),
-                    (self.grid.width, self.grid.height),
-                    flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP,
-                    borderMode=cv2.BORDER_CONSTANT,
-                    borderValue=(float("nan"),) * 2,
-                )
-            )
-        return np.asarray(disparity, dtype=np.float32), np.asarray(variance, dtype=np.float32), bright
+        if _is_identity(self._from_grid):
+            return disparity, variance, bright
+        upright = cv2.warpPerspective(
+            np.dstack((disparity, variance)),
+            self._from_grid.numpy(),
+            (self.grid.width, self.grid.height),
+            flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP,
+            borderMode=cv2.BORDER_CONSTANT,
+            borderValue=(float("nan"),) * 2,
+        )
+        return np.ascontiguousarray(upright[..., 0]), np.ascontiguousarray(upright[..., 1]), bright
 
     def _rectify(self, image: NDArray[np.uint8], small: PinholeCamera, homography: Tensor) -> NDArray[np.uint8]:
         """Returns an image at the size that is matched, its rows along the baseline."""
@@ -193,33 +193,32 @@ def _sharpen(
     height, width = disparity.shape
     column, row = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
     known = np.isfinite(disparity)
-    there = known.astype(np.float32)
-    found = np.where(known, disparity, -2.0 * width).astype(np.float32)
-    texture, bright = there, 1.0
+    there, least_texture = known.astype(np.float32), (IMAGE_NOISE / ROUGH) ** 2
+    found = np.where(known, disparity, np.float32(-2 * width))
+    texture, seen, bright = there, there, 1.0
     for step in range(ROUNDS):
         found = np.asarray(cv2.bilateralFilter(found, *SURFACE), dtype=np.float32)
-        seen = cv2.remap(second, column - found, row, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        other = cv2.remap(second, column - found, row, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         if step == 0:
-            bright = gain(np.where(known, seen, 0), np.where(known, first, 0))
-        seen = bright * seen.astype(np.float32)
-        slope = cv2.Sobel(seen, -1, 1, 0, ksize=1, scale=0.5) * there
-        texture = cv2.boxFilter(slope * slope, -1, PATCH, normalize=False)
-        off = cv2.boxFilter(slope * (seen - first), -1, PATCH, normalize=False)
-        found += there * np.clip(off / (texture + IMAGE_NOISE**2 / ROUGH**2), -1, 1)
+            bright = gain(np.asarray(other * known, dtype=np.uint8), first * known)
+        seen = np.float32(bright) * np.asarray(other, dtype=np.float32)
+        slope = there * np.asarray(cv2.Sobel(seen, -1, 1, 0, ksize=1, scale=0.5), dtype=np.float32)
+        texture = _total(slope * slope) + least_texture
+        found += there * np.clip(_total(slope * (seen - first)) / texture, -1, 1)
     known &= _scatter(seen - first) < UNLIKE * _scatter(first.astype(np.float32)) + IMAGE_NOISE**2
-    variance = SHARPEST**2 + IMAGE_NOISE**2 / (texture + IMAGE_NOISE**2 / ROUGH**2)
-    nothing = np.float32(np.nan)
-    return np.where(known, found, nothing), np.where(known, variance, nothing).astype(np.float32), bright
+    variance = np.where(known, SHARPEST**2 + IMAGE_NOISE**2 / texture, np.nan).astype(np.float32)
+    return np.where(known, found, np.float32(np.nan)), variance, bright
+
+
+def _total(image: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Returns the (H, W) sum of an image (H, W) over the patch about each pixel."""
+    return np.asarray(cv2.boxFilter(image, -1, PATCH, normalize=False), dtype=np.float32)
 
 
 def _scatter(image: NDArray[np.float32]) -> NDArray[np.float32]:
     """Returns the (H, W) variance of an image (H, W) within the patch about each pixel."""
-    mean, square = (cv2.boxFilter(part, -1, PATCH) for part in (image, image * image))
+    mean, square = (_total(part) / (PATCH[0] * PATCH[1]) for part in (image, image * image))
     return np.asarray(square - mean * mean, dtype=np.float32)
-
-
-def _matrix(camera: PinholeCamera) -> Tensor:
-    return torch.tensor(((camera.fx, 0, camera.cx), (0, camera.fy, camera.cy), (0, 0, 1)), dtype=torch.float64)
 
 
 def _is_identity(homography: Tensor) -> bool:
