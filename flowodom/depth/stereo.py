@@ -176,7 +176,7 @@ def _find(first: NDArray[np.uint8], second: NDArray[np.uint8], widest: float) ->
     # The matcher passes over the columns in which the widest disparity would lead out of the image.
     pad = count + LEAST
     padded = (cv2.copyMakeBorder(image, 0, 0, pad, 0, cv2.BORDER_REPLICATE) for image in (first, second))
-    found = np.asarray(matcher.compute(*padded)[:, pad:].astype(np.float32) / 16)
+    found = np.asarray(matcher.compute(*padded)[:, pad:], dtype=np.float32) / np.float32(16)
     inside = np.arange(found.shape[1], dtype=np.float32) - found >= 0
     found[(found < LEAST) | ~inside] = np.nan
     return found
