@@ -109,6 +109,11 @@ class _Companions:
         self._last: int | None = None
         self._ahead = 0
 
+    @property
+    def heard(self) -> bool:
+        """Whether any has ever come."""
+        return self._last is not None
+
     def add(self, picture: Picture) -> None:
         """Takes one in; a straggler of the time before a jump is passed over."""
         if self._last is not None and picture.stamp < self._last - _JUMP * 1e9:
@@ -371,7 +376,10 @@ class Pairing:
         if topic == "depth" and self._right.expected:
             rest = "the stereo pair"
         text = f"no {what} on {self._resolve(topic)} for {self._config.sync.wait} s: going on with {rest}"
-        self._health.report(topic, MessageError(text))
+        if topic == "depth" and self._right.expected and not self._depth.heard:
+            _log.info("%s", text)  # nothing is missing: a stereo rig need not have depth
+        else:
+            self._health.report(topic, MessageError(text))
         return True
 
     def _goes_alone(self, topic: str, picture: Picture, *, decided: bool) -> bool:
