@@ -517,8 +517,9 @@ class Odometry:
     def _begin(self, view: View) -> Estimate:
         """Makes the view the first keyframe of a segment."""
         if self._depth.metric and view.depth is None:
-            alone = "the images of the stereo pair do not match: is it their calibration, and nothing before a lens?"
-            reason = "no valid depth in the first frame" if view.frame.other is None else alone
+            reason = "no valid depth in the first frame"
+            if view.frame.depth is None and view.frame.other is not None:
+                reason = "the images of the stereo pair do not match: is it their calibration, is a lens covered?"
             return self._estimate(view, Status.INITIALIZING, reason=reason)
         self._tracker = Tracker(
             self._config.registration,
@@ -527,7 +528,8 @@ class Odometry:
             pose=self._origin,
             covariance=self._origin_covariance,
         )
-        measured = Scale.SENSOR if view.frame.other is None else Scale.STEREO
+        stereo = view.frame.depth is None and view.frame.other is not None
+        measured = Scale.STEREO if stereo else Scale.SENSOR
         self._scale = measured if self._depth.metric else Scale.UNKNOWN
         self._scale_variance = 0.0
         self._previous, self._field = view, view.depth
