@@ -192,7 +192,7 @@ def shots(bag: Path, frames: int | None = None, *, mono: bool = False) -> Iterat
         BagError: The bag has no image or no calibration.
     """
     with BagReader(bag) as reader:
-        chosen = reader.select({"depth": "none"} if mono else None)
+        chosen = reader.select({"depth": "none", "right": "none"} if mono else None)
         if chosen.camera_info is None:
             raise BagError(f"{bag} has no CameraInfo for {chosen.image}")
         truth = _read_truth(reader, chosen.ground_truth, chosen.image)

@@ -27,6 +27,9 @@ from flowodom.worlds import Sensor, Step, hand_held, pinhole, room, rotation, se
 CAMERA_HEIGHT = 1.65
 """Of the camera on the street, metres."""
 
+HAND, CAR = 0.06, 0.54
+"""Metres between the cameras of stereo pairs, in a hand and on a car."""
+
 COVERAGE = 0.25
 """Share of the image that the mover covers."""
 
@@ -65,7 +68,7 @@ def _rotation(seed: int, frames: int, camera: PinholeCamera, sensor: Sensor) -> 
 def _street(seed: int, frames: int, camera: PinholeCamera, sensor: Sensor) -> Iterator[Step]:
     wide = pinhole(3 * camera.width, camera.height + camera.height // 2, field_of_view=80.0)
     path = straight(position=(0.0, 0.0, CAMERA_HEIGHT), speed=8.0)
-    return sequence(street(seed), path, wide, frames=frames // 2, rate=10.0, sensor=replace(sensor, depth=False))
+    return sequence(street(seed), path, wide, frames=frames // 2, rate=10.0, sensor=sensor)
 
 
 def _exposure(seed: int, frames: int, camera: PinholeCamera, sensor: Sensor) -> Iterator[Step]:
@@ -92,14 +95,21 @@ class Scene:
     Attributes:
         clip: Makes its steps.
         depth: Whether the odometry is given the exact depth.
+        baseline: Metres between the cameras of a stereo pair in its place; 0 for none.
         camera_height: Metres, 0 where it is not told.
         still: Whether the camera only turns.
     """
 
     clip: Clip
     depth: bool = True
+    baseline: float = 0.0
     camera_height: float = 0.0
     still: bool = False
+
+    @property
+    def measured(self) -> bool:
+        """Whether depths are measured."""
+        return self.depth or self.baseline > 0
 
 
 SCENES = {
@@ -112,6 +122,10 @@ SCENES = {
     "exposure, one camera": Scene(_exposure, depth=False),
     "gaps": Scene(_gaps),
     "gaps, one camera": Scene(_gaps, depth=False),
+    "hand-held, stereo": Scene(_hand_held, depth=False, baseline=HAND),
+    "mover, stereo": Scene(_mover, depth=False, baseline=HAND),
+    "street": Scene(_street),
+    "street, stereo": Scene(_street, depth=False, baseline=CAR),
     "street, one camera": Scene(_street, depth=False, camera_height=CAMERA_HEIGHT),
 }
 
@@ -129,7 +143,7 @@ def measure(scene: Scene, truth: Tensor, estimates: Sequence[Estimate], seconds:
     figures["ms"] = 1e3 * seconds / len(estimates)
     tracked = [k for k, e in enumerate(estimates) if e.pose is not None]
     figures["tracked %"] = 100 * len(tracked) / len(estimates)
-    if not scene.depth and not scene.still:
+    if not scene.measured and not scene.still:
         # A single camera's unit of length changes once or twice at the start.
         tracked = [k for k in tracked if estimates[k].scale is estimates[-1].scale]
     if len(tracked) < 3:
@@ -139,7 +153,7 @@ def measure(scene: Scene, truth: Tensor, estimates: Sequence[Estimate], seconds:
     positions = found[:, :3, 3]
     if not scene.still:
         scale = float((positions * true[:, :3, 3]).sum() / true[:, :3, 3].square().sum())
-        if scene.depth or scene.camera_height:
+        if scene.measured or scene.camera_height:
             figures["scale %"] = 100 * (scale - 1)
         else:
             positions /= scale
@@ -152,7 +166,7 @@ def measure(scene: Scene, truth: Tensor, estimates: Sequence[Estimate], seconds:
     figures["ate mm"] = 1e3 * float(miss.square().mean().sqrt())
     if not scene.still:
         figures["drift %"] = 100 * float(miss[-1] / steps_true[:, :3, 3].norm(dim=-1).sum())
-    if scene.depth:
+    if scene.measured:
         sigma = torch.stack([e.covariance.diagonal().sqrt() for e in estimates if e.covariance is not None])[1:]
         error = se3.log(se3.inverse(found) @ true)[1:].abs()
         figures["in 3 sigma %"] = 100 * float((error <= 3 * sigma).all(-1).double().mean())
@@ -165,9 +179,8 @@ def run(scene: Scene, steps: Iterable[Step]) -> dict[str, float]:
     odometry = Odometry(OdometryConfig(camera_height=scene.camera_height))
     truth, estimates, seconds = [], [], 0.0
     for step in steps:
-        frame = step.frame if scene.depth else replace(step.frame, depth=None)
         start = time.perf_counter()
-        estimates.append(odometry.step(frame))
+        estimates.append(odometry.step(step.frame))
         seconds += time.perf_counter() - start
         truth.append(step.pose)
     return measure(scene, torch.stack(truth), estimates, seconds)
@@ -200,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in wanted:
         scene = SCENES[name]
         for seed in range(1, options.seeds + 1):
-            sensor = Sensor(image_noise=options.noise, seed=seed)
+            sensor = Sensor(image_noise=options.noise, depth=scene.depth, baseline=scene.baseline, seed=seed)
             figures = run(scene, scene.clip(seed, options.frames, camera, sensor))
             found.setdefault(name, []).append(figures)
             _print_row(name, str(seed), figures)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import heapq
+import itertools
 import logging
 import os
 import re
@@ -33,7 +34,8 @@ from rosbags.typesys import Stores, TypesysError, get_types_from_idl, get_types_
 from rosbags.typesys.store import Typestore
 from zstandard import ZstdError
 
-from flowodom.errors import BagError, MessageError
+from flowodom.errors import BagError, FlowodomError, MessageError
+from flowodom.frames import FrameTree
 from flowodom.messages import NANOSECONDS, deserialize, serialize, typestore
 from flowodom.salvage import ZSTD, Salvage, kind_of, unpack_zstd, unpack_zstd_file
 from flowodom.selection import COMPRESSED_IMAGE, IMAGE, Selection, Topic, select
@@ -43,6 +45,8 @@ __all__ = ["BagReader", "BagWriter", "RawMessage", "Selection", "Topic", "select
 log = logging.getLogger(__name__)
 
 _LATCHED = ("/tf_static", "/robot_description")
+_TRANSFORMS = 200
+"""Messages of moving transforms that are read to know which frames there are."""
 _RENAMED = {"tf/msg/tfMessage": "tf2_msgs/msg/TFMessage"}
 
 
@@ -376,6 +380,16 @@ class BagReader:
         streams = [file.messages(topics, start, stop) for file in self._files]
         for time, codec, topic, data in heapq.merge(*streams, key=lambda item: item[0]):
             yield topic, time, 0, data, codec
+
+    def frame_tree(self) -> FrameTree:
+        """Returns the tree of frames that the recording names; of the moving ones only the first few are read."""
+        tree = FrameTree(duration=1e9)
+        for topic, static, most in (("/tf_static", True, None), ("/tf", False, _TRANSFORMS)):
+            if topic in self.topics:
+                for _, _, message in itertools.islice(self.messages([topic]), most):
+                    with contextlib.suppress(FlowodomError):
+                        tree.insert_message(message, static=static)
+        return tree
 
     def select(self, overrides: Mapping[str, str | None] | None = None) -> Selection:
         """Finds the topics to use, see ``flowodom.selection.select``; looks into one image of each topic.

@@ -7,15 +7,19 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from flowodom.errors import CalibrationError
-from flowodom.geometry import PinholeCamera
+from flowodom.geometry import PinholeCamera, se3
 
 _BROWN = ("plumb_bob", "rational_polynomial", "radtan")
 _FISHEYE = ("equidistant", "fisheye", "kannala_brandt4")
 _MOST_PIXELS = 1 << 27
 _BROWN_LENGTHS = (4, 5, 8, 12, 14)
+_LEAST_BASELINE = 1e-3
+"""Metres between two cameras, below which they are said to be in one place."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,8 @@ class Calibration:
 
     The rectified image has the size of the one that came in and the focal lengths and principal point of ``K``, without
     skew; what ``P`` and ``R`` would do beside (zooming to the valid region, turning both eyes of a stereo rig parallel)
-    is left out, so that the optical frame of tf stays that of the image.
+    is left out, so that the optical frame of tf stays that of the image. What they say of where the eyes of a rig are,
+    ``between`` tells.
 
     Attributes:
         camera: The camera of the rectified image.
@@ -161,6 +166,40 @@ class Calibration:
                 f"image is {width}x{height} but its CameraInfo (after region of interest and binning) says "
                 f"{self.camera.width}x{self.camera.height}; give the CameraInfo topic of this image"
             )
+
+
+def between(camera: Any, other: Any, *, rectified: bool = False) -> Tensor | None:
+    """Returns how the cameras of a stereo rig stand, as ``R`` and ``P`` of their CameraInfos say.
+
+    ``R`` turns each camera into the frame in which both are parallel, and ``P`` projects from the origin of one of them
+    (which need be neither): its last column is ``K`` times where that origin is in the camera.
+
+    Args:
+        camera: sensor_msgs/CameraInfo of the one.
+        other: That of the other.
+        rectified: Whether the images are rectified already, and so parallel.
+
+    Returns:
+        (4, 4) float64 ``T_other_camera``, metres; None where ``P`` holds no distance between the two.
+    """
+    (turn, origin), (other_turn, other_origin) = _rectification(camera), _rectification(other)
+    shift = other_origin - origin
+    if not (torch.isfinite(shift).all() and shift.norm() > _LEAST_BASELINE):
+        return None
+    if rectified:
+        return se3.matrix(torch.eye(3, dtype=torch.float64), shift)
+    return se3.matrix(other_turn.T @ turn, other_turn.T @ shift)
+
+
+def _rectification(info: Any) -> tuple[Tensor, Tensor]:
+    """Returns the turn (3, 3) of a CameraInfo, and where the origin of its rig is (3,) in the turned camera."""
+    turn = torch.from_numpy(np.array(info.r, dtype=np.float64).reshape(3, 3))
+    projection = torch.from_numpy(np.array(info.p, dtype=np.float64).reshape(3, 4))
+    if not turn.any():
+        turn = torch.eye(3, dtype=torch.float64)
+    if int(torch.linalg.matrix_rank(projection[:, :3])) != 3:
+        return turn, torch.zeros(3, dtype=torch.float64)
+    return turn, torch.linalg.solve(projection[:, :3], projection[:, 3])
 
 
 def _check_model(model: str, coefficients: NDArray[np.float64]) -> None:

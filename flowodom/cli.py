@@ -28,6 +28,8 @@ TOPIC_ROLES = {
     "image": "camera image",
     "camera_info": "calibration of the camera",
     "depth": "depth registered to the image; 'none' for a single camera",
+    "right": "image of the right camera of a stereo pair; 'none' for one camera",
+    "right_info": "calibration of the right camera",
     "ground_truth": "true poses to compare with; 'none' for no comparison",
 }
 
@@ -183,6 +185,7 @@ def _render(options: argparse.Namespace) -> int:
         rate=options.rate,
         size=options.size,
         depth=options.depth,
+        baseline=options.stereo,
         compressed=options.compressed,
         noise=options.noise,
         overwrite=options.overwrite,
@@ -400,6 +403,13 @@ def _parser() -> argparse.ArgumentParser:
         "--noise", type=float, default=1.5, help="deviation of the image noise, grey levels (%(default)s)"
     )
     render.add_argument("--no-depth", dest="depth", action="store_false", help="a single camera without depth")
+    render.add_argument(
+        "--stereo",
+        type=_positive,
+        default=0.0,
+        metavar="M",
+        help="a stereo pair in the place of a depth camera, this many metres apart",
+    )
     render.add_argument("--compressed", action="store_true", help="JPEG images instead of raw ones")
     render.add_argument("--overwrite", action="store_true", help="replace a recording that is there")
 

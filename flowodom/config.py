@@ -82,6 +82,13 @@ class DepthConfig:
         low=0.0,
         high=1.0,
     )
+    disparity: float = parameter(
+        0.15,
+        "Standard deviation of the disparity of a point that both cameras of a stereo pair see.",
+        unit="px",
+        low=0.01,
+        high=5.0,
+    )
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import threading
 from collections import deque
 from typing import Any, NamedTuple
 
-_IMAGES = ("image", "depth", "mask")
+_IMAGES = ("image", "depth", "right", "mask")
 
 
 class Item(NamedTuple):
@@ -20,8 +20,8 @@ class Item(NamedTuple):
 class Inbox:
     """A queue that loses old images rather than falling behind, and never loses anything else.
 
-    When more than ``backlog`` images wait, all but the newest are dropped (depth images and masks likewise), so that a
-    short delay costs nothing and a long one costs no latency.
+    When more than ``backlog`` images wait, all but the newest are dropped (depth, right images and masks likewise), so
+    that a short delay costs nothing and a long one costs no latency.
 
     Args:
         backlog: Most images that may wait.

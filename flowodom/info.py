@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowodom.bags import BagReader
-from flowodom.calibration import Calibration
-from flowodom.errors import BagError, CalibrationError, MessageError
+from flowodom.calibration import Calibration, between
+from flowodom.errors import BagError, CalibrationError, FlowodomError, MessageError
+from flowodom.frame import OtherEye
 from flowodom.messages import NANOSECONDS, decode_depth, decode_image, stamp
 from flowodom.selection import Selection, Topic
 
@@ -95,6 +96,7 @@ def describe(path: Path | str, overrides: Mapping[str, str | None] | None = None
         size = _image(page, chosen, streams[chosen.image])
         _camera(page, chosen, streams, size)
         _depth(page, chosen, streams, size)
+        _right(page, bag, chosen, streams)
         _truth(page, chosen, streams)
         page.title("frames")
         page.lines += _frames(page, bag, streams[chosen.image])
@@ -135,7 +137,7 @@ def _rate(bag: BagReader, topic: Topic) -> str:
 
 
 def _sample(bag: BagReader, chosen: Selection) -> dict[str, _Stream]:
-    names = {n for n in (chosen.image, chosen.camera_info, chosen.depth, chosen.ground_truth) if n}
+    names = {n for n in (*vars(chosen).values(),) if n}
     streams = {name: _Stream() for name in names}
     for name, _, message in bag.messages(names, duration=_SAMPLED):
         stream = streams[name]
@@ -232,7 +234,8 @@ def _angle(pixels: int, focal: float) -> float:
 
 def _depth(page: _Page, chosen: Selection, streams: Mapping[str, _Stream], size: tuple[int, int] | None) -> None:
     if not chosen.depth:
-        page.say("depth", "none: a single camera, whose scale is unknown without --camera-height")
+        single = "none: a single camera, whose scale is unknown without --camera-height"
+        page.say("depth", "none: it comes from the stereo pair" if chosen.right else single)
         return
     page.say("depth", chosen.depth)
     stream, image = streams[chosen.depth], streams[chosen.image]
@@ -254,14 +257,47 @@ def _depth(page: _Page, chosen: Selection, streams: Mapping[str, _Stream], size:
     frame, picture = stream.first.header.frame_id, image.first.header.frame_id if image.first is not None else ""
     if picture and frame != picture:
         page.warn(f"depth is in frame {frame!r} but the image in {picture!r}: is it registered to the image?")
-    if image.stamps:
-        times, wanted = np.sort(stream.stamps), np.asarray(image.stamps)
-        after = np.searchsorted(times, wanted).clip(0, times.size - 1)
-        before = (after - 1).clip(0)
-        apart = np.minimum(abs(times[after] - wanted), abs(times[before] - wanted))
-        alone = int((apart > _TOLERANCE * NANOSECONDS).sum())
-        if alone:
-            page.warn(f"{alone} of {wanted.size} images have no depth within {1000 * _TOLERANCE:.0f} ms")
+    _paired(page, image, stream, "depth")
+
+
+def _paired(page: _Page, image: _Stream, other: _Stream, what: str) -> None:
+    """Warns of images that have no companion."""
+    if not image.stamps or not other.stamps:
+        return
+    times, wanted = np.sort(other.stamps), np.asarray(image.stamps)
+    after = np.searchsorted(times, wanted).clip(0, times.size - 1)
+    before = (after - 1).clip(0)
+    apart = np.minimum(abs(times[after] - wanted), abs(times[before] - wanted))
+    alone = int((apart > _TOLERANCE * NANOSECONDS).sum())
+    if alone:
+        page.warn(f"{alone} of {wanted.size} images have no {what} within {1000 * _TOLERANCE:.0f} ms")
+
+
+def _right(page: _Page, bag: BagReader, chosen: Selection, streams: Mapping[str, _Stream]) -> None:
+    if not chosen.right:
+        return
+    page.say("right", chosen.right)
+    stream, image = streams[chosen.right], streams[chosen.image]
+    right = _decoded(page, chosen.right, stream, decode_image)
+    page.say("right info", chosen.right_info or "none")
+    _paired(page, image, stream, "right image")
+    infos = [streams[name].first for name in (chosen.camera_info, chosen.right_info) if name]
+    if right is None or image.first is None or len(infos) < 2 or None in infos:
+        page.warn("the stereo pair needs a CameraInfo of both cameras; name the right one's with --right-info")
+        return
+    try:
+        camera = Calibration.from_info(infos[1], rectified=chosen.rectified).camera
+        motion = between(*infos, rectified=chosen.rectified)
+        by = "camera infos"
+        if motion is None:
+            frames, by = [s.first.header.frame_id for s in (stream, image)], "tf"
+            motion = bag.frame_tree().lookup(frames[0], frames[1], image.stamps[0])
+        place = OtherEye(right, camera, motion).place.tolist()
+    except FlowodomError as error:
+        page.warn(f"the stereo pair cannot be used, replay goes on with one camera: {error}")
+        return
+    where = ", ".join(f"{x:.4f}" for x in place)
+    page.say("", f"{1000 * math.hypot(*place):.1f} mm from the left one by {by}: {where} m")
 
 
 def _truth(page: _Page, chosen: Selection, streams: Mapping[str, _Stream]) -> None:

@@ -642,6 +642,7 @@ class MessageFactory:
         *,
         distortion: Sequence[float] = (0.0, 0.0, 0.0, 0.0, 0.0),
         model: str = "plumb_bob",
+        baseline: float = 0.0,
     ) -> Any:
         """Returns a sensor_msgs/CameraInfo.
 
@@ -651,6 +652,7 @@ class MessageFactory:
             camera: Its pinhole part, for K and P.
             distortion: Coefficients D.
             model: plumb_bob, rational_polynomial or equidistant.
+            baseline: Metres by which it is to the right of the camera from which P counts.
         """
         fx, fy, cx, cy = camera.fx, camera.fy, camera.cx, camera.cy
         return self._new(
@@ -662,7 +664,7 @@ class MessageFactory:
             d=np.asarray(distortion, dtype=np.float64),
             k=np.array([fx, 0, cx, 0, fy, cy, 0, 0, 1], dtype=np.float64),
             r=np.eye(3).reshape(-1),
-            p=np.array([fx, 0, cx, 0, 0, fy, cy, 0, 0, 0, 1, 0], dtype=np.float64),
+            p=np.array([fx, 0, cx, -fx * baseline, 0, fy, cy, 0, 0, 0, 1, 0], dtype=np.float64),
             binning_x=0,
             binning_y=0,
             roi=self._new(

@@ -19,7 +19,7 @@ from torch import Tensor
 from flowodom.config import OdometryConfig, override
 from flowodom.depth import DepthSource, FramePair, InverseDepth
 from flowodom.depth.fusion import FusedDepth
-from flowodom.depth.sources import choose_depth, find_field
+from flowodom.depth.sources import choose_depth, find_field, measures
 from flowodom.errors import ConfigError
 from flowodom.flow import FlowField, FlowMethod
 from flowodom.flow.features import match
@@ -102,9 +102,11 @@ class Scale(enum.Enum):
     """Metres, by the camera's height above the ground."""
     SENSOR = "sensor"
     """Metres, by a depth camera."""
+    STEREO = "stereo"
+    """Metres, by the distance between the cameras of a stereo rig."""
 
 
-METRIC_SCALES = (Scale.LEARNED, Scale.CAMERA_HEIGHT, Scale.SENSOR)
+METRIC_SCALES = (Scale.LEARNED, Scale.CAMERA_HEIGHT, Scale.SENSOR, Scale.STEREO)
 """Those that are metres, more or less well."""
 
 
@@ -232,6 +234,9 @@ class Odometry:
         self._timing = {}
         if self._tracker is not None and frame.camera != self._previous.frame.camera:
             _log.warning("the camera has changed from %s to %s: new segment", self._previous.frame.camera, frame.camera)
+            self.reset()
+        if self._tracker is not None and not self._depth.metric and measures(self._config.depth, frame):
+            _log.info("depth has come: new segment, in metres")
             self.reset()
         with self._stage("prepare"):
             view = self._look(frame)
@@ -506,16 +511,16 @@ class Odometry:
         size = (max(16, round(grey.shape[1] * scale)), max(16, round(grey.shape[0] * scale)))
         dense = grey if scale == 1.0 else cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
         if self._tracker is None:
-            with_sensor = frame.depth is not None
-            self._depth = choose_depth(
-                self._config.depth, self._single_image, with_sensor=with_sensor, device=self._device
-            )
+            self._depth = choose_depth(self._config.depth, self._single_image, frame, self._device)
         return View(frame, grey, torch.from_numpy(dense).to(self._device), self._depth.observe(frame))
 
     def _begin(self, view: View) -> Estimate:
         """Makes the view the first keyframe of a segment."""
         if self._depth.metric and view.depth is None:
-            return self._estimate(view, Status.INITIALIZING, reason="no valid depth in the first frame")
+            reason = "no valid depth in the first frame"
+            if view.frame.depth is None and view.frame.other is not None:
+                reason = "the images of the stereo pair do not match: is it their calibration, is a lens covered?"
+            return self._estimate(view, Status.INITIALIZING, reason=reason)
         self._tracker = Tracker(
             self._config.registration,
             view,
@@ -523,7 +528,9 @@ class Odometry:
             pose=self._origin,
             covariance=self._origin_covariance,
         )
-        self._scale = Scale.SENSOR if self._depth.metric else Scale.UNKNOWN
+        stereo = view.frame.depth is None and view.frame.other is not None
+        measured = Scale.STEREO if stereo else Scale.SENSOR
+        self._scale = measured if self._depth.metric else Scale.UNKNOWN
         self._scale_variance = 0.0
         self._previous, self._field = view, view.depth
         return self._estimate(

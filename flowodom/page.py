@@ -29,6 +29,7 @@ _MOST_EVENTS = 12
 
 _SCALES = {
     "sensor": "metric scale from the depth camera",
+    "stereo": "metric scale from the stereo pair",
     "camera_height": "metric scale from the camera's height above the ground",
     "learned": "metric scale from the single-image field",
     "first_baseline": "scale not metric (the first baseline is the unit)",

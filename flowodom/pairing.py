@@ -1,4 +1,7 @@
-"""What belongs to one moment, brought together by stamp: the image, its depth, the mask and the calibration."""
+"""What belongs to one moment, brought together by stamp: the image, its depth or what another camera saw, the mask.
+
+Images wait for their calibration as well. Depth goes before the other camera of a stereo rig, and either before none.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,17 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
-from flowodom.calibration import Calibration
-from flowodom.config import SessionConfig
-from flowodom.errors import CalibrationError, MessageError
-from flowodom.frame import Frame
+from flowodom.calibration import Calibration, between
+from flowodom.config import SessionConfig, SyncConfig
+from flowodom.errors import CalibrationError, FrameError, MessageError
+from flowodom.frame import Frame, OtherEye
+from flowodom.frames import FrameTree
 from flowodom.health import Health
 
 _log = logging.getLogger(__name__)
@@ -39,6 +44,108 @@ class Picture:
     pixels: NDArray[Any]
 
 
+class Moment(NamedTuple):
+    """An image and what was seen with it: depth, or what the right camera saw, or neither."""
+
+    image: Picture
+    depth: Picture | None = None
+    right: Picture | None = None
+
+
+class _Clock:
+    """How far time has come, by the stamps of the images.
+
+    Attributes:
+        newest: The newest stamp, nanoseconds.
+        jumped_to: Where the last jump back has led.
+    """
+
+    def __init__(self) -> None:
+        self.newest = 0
+        self.jumped_to = 0
+
+
+class _Lens:
+    """What the CameraInfo of one camera says; nothing at first.
+
+    Attributes:
+        info: The message.
+        calibration: What was made of it.
+    """
+
+    def __init__(self) -> None:
+        self.info: Any = None
+        self.calibration: Calibration | None = None
+        self._content: tuple[Any, ...] = ()
+
+    def take(self, info: Any, *, rectified: bool) -> bool:
+        """Takes a message in, and returns whether it says anything new.
+
+        Raises:
+            CalibrationError: It cannot be used; it changes nothing.
+        """
+        content = _content(info)
+        if content == self._content:
+            return False
+        self.calibration = Calibration.from_info(info, rectified=rectified)
+        self.info, self._content = info, content
+        return True
+
+
+class _Companions:
+    """Images of a topic each of which may belong to one of the camera's.
+
+    Args:
+        sync: Which belong together.
+        clock: The camera's.
+        expected: Whether they are waited for.
+    """
+
+    def __init__(self, sync: SyncConfig, clock: _Clock, *, expected: bool) -> None:
+        self.expected = expected
+        self.given_up = False
+        self._sync, self._clock = sync, clock
+        self._waiting: deque[Picture] = deque(maxlen=_PENDING)
+        self._last: int | None = None
+        self._ahead = 0
+
+    @property
+    def heard(self) -> bool:
+        """Whether any has ever come."""
+        return self._last is not None
+
+    def add(self, picture: Picture) -> None:
+        """Takes one in; a straggler of the time before a jump is passed over."""
+        if self._last is not None and picture.stamp < self._last - _JUMP * 1e9:
+            self._waiting.clear()
+            self._ahead = min(self._ahead + 1, 1)
+        elif (
+            self._ahead < 0
+            and picture.stamp > self._clock.newest + self._sync.tolerance * 1e9
+            and self._clock.newest - self._clock.jumped_to < self._sync.wait * 1e9
+        ):
+            return
+        self._last = picture.stamp
+        self._waiting.append(picture)
+        if self._ahead <= 0:
+            self._clock.newest = max(self._clock.newest, picture.stamp)
+
+    def jump_back(self) -> None:
+        """Follows the camera, whose clock has jumped back."""
+        if self._ahead <= 0:
+            self._waiting.clear()
+        self._ahead = max(self._ahead - 1, -1)
+
+    def match(self, stamp: int) -> tuple[Picture | None, bool]:
+        """Finds the one nearest to ``stamp``, and whether a nearer one can no longer come."""
+        tolerance = round(self._sync.tolerance * 1e9)
+        while self._waiting and self._waiting[0].stamp < stamp - tolerance:
+            self._waiting.popleft()
+        near = [picture for picture in self._waiting if abs(picture.stamp - stamp) <= tolerance]
+        best = min(near, key=lambda picture: abs(picture.stamp - stamp)) if near else None
+        return best, any(picture.stamp >= stamp for picture in self._waiting)
+
+
 class Pairing:
     """Holds images until their calibration and their depth have come, or need not be waited for any longer.
 
@@ -46,28 +153,38 @@ class Pairing:
         config: Of the session; ``sync``, ``depth.source`` and ``rectified`` are used.
         health: Takes note of what does not fit.
         with_depth: Whether depth may come at all.
+        with_right: Whether a right camera is waited for from the start, and not only once it has been heard of.
         resolve: Gives the real name of a topic, for errors.
+        locate: Returns the (4, 4) ``T_target_source`` of two frames at a stamp, or raises FrameError; never knows where
+            None.
     """
 
     def __init__(
-        self, config: SessionConfig, health: Health, *, with_depth: bool = True, resolve: Callable[[str], str] = str
+        self,
+        config: SessionConfig,
+        health: Health,
+        *,
+        with_depth: bool = True,
+        with_right: bool = False,
+        resolve: Callable[[str], str] = str,
+        locate: Callable[[str, str, int], Tensor] | None = None,
     ) -> None:
         self._config = config
         self._health = health
         self._resolve = resolve
+        self._locate = locate or FrameTree().lookup
         self._images: deque[Picture] = deque(maxlen=_PENDING)
-        self._depths: deque[Picture] = deque(maxlen=_PENDING)
+        self._clock = _Clock()
+        source = config.depth.source
+        self._depth = _Companions(config.sync, self._clock, expected=with_depth and source != "filter")
+        self._right = _Companions(config.sync, self._clock, expected=with_right and source == "auto")
+        self._companions = {"depth": self._depth, "right": self._right}
         self._mask: NDArray[np.uint8] | None = None
-        self._calibration: Calibration | None = None
-        self._calibrated_by: tuple[Any, ...] = ()
-        self._without_depth = config.depth.source == "filter" or not with_depth
-        self._depth_given_up = False
+        self._lens, self._right_lens = _Lens(), _Lens()
+        self._between: Tensor | None = None
+        self._unplaced = False
         self._last_stamp: int | None = None
         self._late_stamp: int | None = None
-        self._last_depth: int | None = None
-        self._depth_ahead = 0
-        self._jumped_to = 0
-        self._newest = 0
 
     def clear(self) -> None:
         """Forgets the images that wait."""
@@ -92,7 +209,7 @@ class Pairing:
             self._jump_back(self._last_stamp, picture.stamp)
             jumped = True
         self._last_stamp, self._late_stamp = picture.stamp, None
-        self._newest = max(self._newest, picture.stamp)
+        self._clock.newest = max(self._clock.newest, picture.stamp)
         if len(self._images) == _PENDING:
             self._health.counts["unpaired"] += 1
         self._images.append(picture)
@@ -100,24 +217,21 @@ class Pairing:
 
     def add_depth(self, picture: Picture) -> None:
         """Takes in a depth image; a straggler of the time before a jump is passed over."""
-        if self._without_depth:
-            return
-        if self._depth_given_up:
-            _log.info("depth is back on %s", self._resolve("depth"))
-            self._depth_given_up = False
-        if self._last_depth is not None and picture.stamp < self._last_depth - _JUMP * 1e9:
-            self._depths.clear()
-            self._depth_ahead = min(self._depth_ahead + 1, 1)
-        elif (
-            self._depth_ahead < 0
-            and picture.stamp > self._newest + self._config.sync.tolerance * 1e9
-            and self._newest - self._jumped_to < self._config.sync.wait * 1e9
-        ):
-            return
-        self._last_depth = picture.stamp
-        self._depths.append(picture)
-        if self._depth_ahead <= 0:
-            self._newest = max(self._newest, picture.stamp)
+        if self._depth.expected:
+            self._add("depth", picture)
+
+    def add_right(self, picture: Picture) -> None:
+        """Takes in an image of the right camera, likewise; from the first one on they are waited for."""
+        if self._config.depth.source == "auto":
+            self._right.expected = True
+            self._add("right", picture)
+
+    def _add(self, topic: str, picture: Picture) -> None:
+        companions = self._companions[topic]
+        if companions.given_up:
+            _log.info("%s is back on %s", topic, self._resolve(topic))
+            companions.given_up = False
+        companions.add(picture)
 
     def set_mask(self, picture: Picture) -> None:
         """Takes in the mask that holds from now on."""
@@ -126,25 +240,31 @@ class Pairing:
 
     def calibrate(self, info: Any) -> None:
         """Takes in the sensor_msgs/CameraInfo that holds from now on; one that cannot be used changes nothing."""
-        try:
-            content = _content(info)
-            if self._calibration is None or content != self._calibrated_by:
-                self._calibration = Calibration.from_info(info, rectified=self._config.rectified)
-                self._calibrated_by = content
-        except CalibrationError as error:
-            self._health.skip("bad_calibration", "calibration", error)
-        else:
-            self._health.report("calibration", None)
+        self._take_info(self._lens, info, "calibration")
 
-    def ready(self, *, final: bool = False) -> Iterator[tuple[Picture, Picture | None]]:
-        """Yields the images that need not wait any longer, each with its depth where there is one.
+    def calibrate_right(self, info: Any) -> None:
+        """Takes in that of the right camera, likewise."""
+        self._take_info(self._right_lens, info, "right calibration")
+
+    def _take_info(self, lens: _Lens, info: Any, key: str) -> None:
+        try:
+            new = lens.take(info, rectified=self._config.rectified)
+        except CalibrationError as error:
+            self._health.skip("bad_calibration", key, error)
+            return
+        self._health.report(key, None)
+        if new and self._lens.info is not None and self._right_lens.info is not None:
+            self._between = between(self._lens.info, self._right_lens.info, rectified=self._config.rectified)
+
+    def ready(self, *, final: bool = False) -> Iterator[Moment]:
+        """Yields the images that need not wait any longer, each with what belongs to it.
 
         Args:
             final: Whether nothing more will come.
         """
         while self._images:
             picture = self._images[0]
-            overdue = final or self._newest - picture.stamp > self._config.sync.wait * 1e9
+            overdue = final or self._clock.newest - picture.stamp > self._config.sync.wait * 1e9
             problem = self._calibration_problem(picture)
             if problem is not None:
                 if not overdue:
@@ -152,20 +272,24 @@ class Pairing:
                 self._images.popleft()
                 self._health.skip("uncalibrated", "calibration", problem)
                 continue
-            if self._without_depth or self._depth_given_up:
-                yield self._images.popleft(), None
+            topic = next((name for name, c in self._companions.items() if c.expected and not c.given_up), None)
+            if topic is None:
+                yield Moment(self._images.popleft())
                 continue
-            depth, decided = self._match(picture.stamp)
-            if not decided and not overdue:
+            found, decided = self._companions[topic].match(picture.stamp)
+            if not overdue and (not decided or (topic == "right" and found and self._waits_for_place(picture, found))):
                 return
+            if found is None and not decided and self._gives_up(topic):
+                continue
             self._images.popleft()
-            if depth is not None or self._give_up_depth(picture, decided=decided):
-                yield picture, depth
+            if found is not None or self._goes_alone(topic, picture, decided=decided):
+                yield Moment(picture, **{topic: found})
 
-    def frame(self, picture: Picture, depth: Picture | None) -> Frame:
+    def frame(self, moment: Moment) -> Frame:
         """Returns what the odometry takes in: an image that is ready, rectified, with what of the rest fits it."""
-        assert self._calibration is not None
-        calibration = self._calibration
+        picture, depth, right = moment
+        calibration = self._lens.calibration
+        assert calibration is not None
         field: NDArray[np.float32] | None = None
         if depth is not None and self._fits(depth.pixels, picture, "depth"):
             field = calibration.rectify_depth(depth.pixels)
@@ -173,7 +297,51 @@ class Pairing:
         if self._mask is not None and self._fits(self._mask, picture, "mask"):
             masked = calibration.rectify(self._mask) > 0
             ignore = masked if ignore is None else ignore | masked
-        return Frame(picture.stamp, calibration.rectify(picture.pixels), calibration.camera, field, ignore)
+        eye = None if right is None else self._other_eye(picture, right)
+        return Frame(picture.stamp, calibration.rectify(picture.pixels), calibration.camera, field, ignore, eye)
+
+    def _other_eye(self, picture: Picture, right: Picture) -> OtherEye | None:
+        """Returns what the right camera saw; None, and a report, where it is not known how the two stand."""
+        eye = None
+        try:
+            motion, calibration = self._right_from_left(picture, right)
+            eye = OtherEye(calibration.rectify(right.pixels), calibration.camera, motion)
+        except CalibrationError as error:
+            self._health.report("stereo", CalibrationError(f"{error}; going on with one camera"))
+        else:
+            self._health.report("stereo", None)
+        self._unplaced = eye is None
+        return eye
+
+    def _right_from_left(self, picture: Picture, right: Picture) -> tuple[Tensor, Calibration]:
+        """Returns ``T_right_left`` (4, 4), and the right camera's calibration.
+
+        Raises:
+            CalibrationError: Neither the CameraInfos nor tf say how the two cameras stand.
+        """
+        calibration, info = self._right_lens.calibration, self._resolve("right_info")
+        if calibration is None:
+            raise CalibrationError(f"no usable message on {info}: record or publish the right camera's CameraInfo")
+        if self._between is not None:
+            return self._between, calibration
+        cause = f"both images are in the frame {picture.frame_id!r}"
+        if right.frame_id != picture.frame_id:
+            try:
+                return self._locate(right.frame_id, picture.frame_id, picture.stamp), calibration
+            except FrameError as error:
+                cause = str(error)
+        raise CalibrationError(
+            f"{info} has no baseline (P[3], which is minus fx times metres, is 0), and tf does not say where the right "
+            f"camera is: {cause}; publish a CameraInfo or a transform that does"
+        )
+
+    def _waits_for_place(self, picture: Picture, right: Picture) -> bool:
+        """Tells whether it is not known yet how the two cameras stand; once was waited for that in vain."""
+        try:
+            self._right_from_left(picture, right)
+        except CalibrationError:
+            return not self._unplaced
+        return False
 
     def _jump_back(self, before: int, stamp: int) -> None:
         _log.warning(
@@ -181,18 +349,17 @@ class Pairing:
         )
         self._health.counts["jumps"] += 1
         self._images.clear()
-        if self._depth_ahead <= 0:
-            self._depths.clear()
-        self._depth_ahead = max(self._depth_ahead - 1, -1)
-        self._newest = self._jumped_to = stamp
+        for companions in self._companions.values():
+            companions.jump_back()
+        self._clock.newest = self._clock.jumped_to = stamp
 
     def _calibration_problem(self, picture: Picture) -> CalibrationError | None:
-        if self._calibration is None:
+        if self._lens.calibration is None:
             return CalibrationError(
                 f"no usable message on {self._resolve('camera_info')}: the odometry needs the camera's calibration; "
                 "record or publish its CameraInfo, or name the right topic"
             )
-        size = (self._calibration.camera.width, self._calibration.camera.height)
+        size = (self._lens.calibration.camera.width, self._lens.calibration.camera.height)
         came = picture.pixels.shape[1::-1]
         if came != size:
             return CalibrationError(
@@ -200,35 +367,36 @@ class Pairing:
             )
         return None
 
-    def _match(self, stamp: int) -> tuple[Picture | None, bool]:
-        """Finds the depth nearest to ``stamp``, and whether a nearer one can no longer come."""
-        tolerance = round(self._config.sync.tolerance * 1e9)
-        while self._depths and self._depths[0].stamp < stamp - tolerance:
-            self._depths.popleft()
-        near = [d for d in self._depths if abs(d.stamp - stamp) <= tolerance]
-        best = min(near, key=lambda d: abs(d.stamp - stamp)) if near else None
-        return best, any(d.stamp >= stamp for d in self._depths)
+    def _gives_up(self, topic: str) -> bool:
+        """Goes on for good without what has not come for so long, unless it must be a sensor's depth."""
+        if self._config.depth.source == "sensor":
+            return False
+        self._companions[topic].given_up = True
+        what, rest = ("depth", "the camera alone") if topic == "depth" else ("right image", "the left camera alone")
+        if topic == "depth" and self._right.expected:
+            rest = "the stereo pair"
+        text = f"no {what} on {self._resolve(topic)} for {self._config.sync.wait} s: going on with {rest}"
+        if topic == "depth" and self._right.expected and not self._depth.heard:
+            _log.info("%s", text)  # nothing is missing: a stereo rig need not have depth
+        else:
+            self._health.report(topic, MessageError(text))
+        return True
 
-    def _give_up_depth(self, picture: Picture, *, decided: bool) -> bool:
-        """Decides what becomes of an image without depth: True to go on without, False to skip it."""
+    def _goes_alone(self, topic: str, picture: Picture, *, decided: bool) -> bool:
+        """Tells whether an image is used whose companion is missing: without depth it is skipped."""
         if decided:
+            what, fate = ("depth", "skipped") if topic == "depth" else ("right image", "used without")
             self._health.note(
                 "unpaired",
-                f"no depth within {self._config.sync.tolerance} s of the image at {picture.stamp * 1e-9:.3f} s; "
-                "skipped (raise sync.tolerance if the two cameras are not triggered together)",
+                f"no {what} within {self._config.sync.tolerance} s of the image at {picture.stamp * 1e-9:.3f} s; "
+                f"{fate} (raise sync.tolerance if the two cameras are not triggered together)",
             )
-            return False
-        name = self._resolve("depth")
-        if self._config.depth.source == "sensor":
-            self._health.skip(
-                "unpaired", "depth", MessageError(f"no depth on {name}; images are skipped (depth.source: sensor)")
-            )
-            return False
-        self._depth_given_up = True
-        self._health.report(
-            "depth", MessageError(f"no depth on {name} for {self._config.sync.wait} s: going on with the camera alone")
+            return topic == "right"
+        name = self._resolve(topic)
+        self._health.skip(
+            "unpaired", "depth", MessageError(f"no depth on {name}; images are skipped (depth.source: sensor)")
         )
-        return True
+        return False
 
     def _fits(self, pixels: NDArray[Any], picture: Picture, topic: str) -> bool:
         came, size = pixels.shape[1::-1], picture.pixels.shape[1::-1]
@@ -246,5 +414,5 @@ def _content(info: Any) -> tuple[Any, ...]:
     return (
         (info.width, info.height, info.distortion_model, info.binning_x, info.binning_y),
         (region.x_offset, region.y_offset, region.width, region.height),
-        *(np.asarray(values).tobytes() for values in (info.k, info.d, info.p)),
+        *(np.asarray(values).tobytes() for values in (info.k, info.d, info.r, info.p)),
     )

@@ -24,7 +24,7 @@ from flowodom.config import SessionConfig
 from flowodom.errors import BagError, FlowodomError, MessageError, TrajectoryError
 from flowodom.evaluation import Evaluation
 from flowodom.frame import Frame
-from flowodom.frames import FrameTree, clean
+from flowodom.frames import clean
 from flowodom.geometry import se3
 from flowodom.inbox import Inbox
 from flowodom.messages import MessageFactory
@@ -359,7 +359,7 @@ def _paced(entries: Iterator[_Entry], rate: float, session: Session) -> Iterator
 
 def _session_names(reader: BagReader, selection: Selection) -> dict[str, str]:
     """Returns the bag's topics that the session takes, each with the session's name for it."""
-    chosen = {"image": selection.image, "camera_info": selection.camera_info, "depth": selection.depth}
+    chosen = {name: getattr(selection, name) for name in ("image", "camera_info", "depth", "right", "right_info")}
     names = {topic: name for name, topic in chosen.items() if topic}
     return names | {topic: topic for topic in ("/tf", _STATIC) if topic in reader.topics}
 
@@ -378,7 +378,7 @@ def adapt(reader: BagReader, selection: Selection, config: SessionConfig) -> Ses
     if selection.rectified and not config.rectified:
         _log.info("%s is rectified by its name: its distortion is not applied again", selection.image)
         config = dataclasses.replace(config, rectified=True)
-    tree = _tree(reader)
+    tree = reader.frame_tree()
     camera = _camera_frame(reader, selection, config)
     if tree.connected(config.base_frame, camera):
         return config
@@ -390,20 +390,6 @@ def adapt(reader: BagReader, selection: Selection, config: SessionConfig) -> Ses
 
 def _camera_frame(reader: BagReader, selection: Selection, config: SessionConfig) -> str:
     return config.camera_frame or clean(_first(reader, selection.image).header.frame_id)
-
-
-def _tree(reader: BagReader) -> FrameTree:
-    """Returns the tree of frames that the recording names; of the moving ones only the first few are read."""
-    tree = FrameTree(duration=1e9)
-    for topic, static, most in ((_STATIC, True, None), ("/tf", False, 200)):
-        if topic not in reader.topics:
-            continue
-        for count, (_, _, message) in enumerate(reader.messages([topic])):
-            if most is not None and count >= most:
-                break
-            with contextlib.suppress(FlowodomError):
-                tree.insert_message(message, static=static)
-    return tree
 
 
 def _first(reader: BagReader, topic: str) -> Any:

@@ -38,7 +38,7 @@ _PICTURE_WIDTH = 480
 _FIELD_WIDTH = 320
 """Samples; wider fields are thinned to it in snapshots."""
 
-_METRIC = ("sensor", "camera_height")
+_METRIC = ("sensor", "stereo", "camera_height")
 """Kinds of ``Estimate.scale`` that are metres well enough to be held against a truth without being scaled to it."""
 
 

@@ -1,4 +1,4 @@
-"""Which topics of a recording, or of a running system, are the camera, its calibration, its depth and the truth.
+"""Which topics of a recording are the camera, its calibration, its depth, the other eye of its rig, and the truth.
 
 Topics are told apart by type first, then by the words in their names, then by how well names fit together.
 """
@@ -6,7 +6,7 @@ Topics are told apart by type first, then by the words in their names, then by h
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from flowodom.errors import BagError
@@ -27,6 +27,8 @@ ROLES = {
     "camera_info": (CAMERA_INFO,),
     "depth": (IMAGE, COMPRESSED_IMAGE),
     "depth_camera_info": (CAMERA_INFO,),
+    "right": (IMAGE, COMPRESSED_IMAGE),
+    "right_info": (CAMERA_INFO,),
     "ground_truth": POSE_TYPES,
 }
 """What each part of a selection may be."""
@@ -40,6 +42,18 @@ _LEFT = re.compile(r"left|cam_?0|image_?0|camera_?0|infra_?1|fisheye_?1|front")
 _OTHER_EYE = re.compile(
     r"right|cam_?[1-9]|image_?[1-9](?!\d)|camera_?[1-9](?!\d)|infra_?2|fisheye_?2|rear|back|side|bottom|down"
 )
+_EYES = tuple(
+    (re.compile(left), right)
+    for left, right in (
+        (r"left", "right"),
+        (r"(?<![a-z])l(?![a-z])", "r"),
+        (r"_lf(?![a-z])", "_rf"),
+        (r"((?:cam|image|camera|gr[ae]y|colou?r|rgb|mono|eye)_?0*)0(?!\d)", r"\g<1>1"),
+        (r"((?:infra|fisheye|cam|camera|image|eye|ir)_?0*)1(?!\d)", r"\g<1>2"),
+        (r"((?:cam|camera|image)_?0*)2(?!\d)", r"\g<1>3"),
+    )
+)
+"""How names of the left camera of a rig become those of the right one."""
 _INFRARED = re.compile(r"(^|[/_])ir([/_]|$)|infra|thermal|lwir|nir")
 _DRAWN = re.compile(
     r"debug|overlay|mask|segment|label|annotat|detect|result|feature|match|visual|viz|preview|flow|confidence|semantic|"
@@ -73,6 +87,8 @@ class Selection:
         camera_info: Their calibration; None where there is none.
         depth: Depth images; None for a single camera.
         depth_camera_info: Calibration of the depth camera; None where there is none.
+        right: Pictures of the right camera of a stereo pair; None where there is none, or depth is there to be used.
+        right_info: Their calibration; None where there is none.
         ground_truth: Poses to compare with; None where there are none.
     """
 
@@ -80,6 +96,8 @@ class Selection:
     camera_info: str | None = None
     depth: str | None = None
     depth_camera_info: str | None = None
+    right: str | None = None
+    right_info: str | None = None
     ground_truth: str | None = None
 
     @property
@@ -112,14 +130,17 @@ def select(
 
     Colour is preferred over grey and infrared, the left or first camera of a rig over the others, rectified images over
     raw ones, raw over compressed; depth registered to the image over any other; the camera info in the image's own
-    namespace over any other.
+    namespace over any other. Without depth, a camera with a right one beside it is preferred over one without; that
+    is calibrated, and called like it but for the words for its side.
 
     Args:
         topics: What there is.
-        overrides: Part of the selection (``image``, ``camera_info``, ``depth``, ``depth_camera_info``,
-            ``ground_truth``) to topic name; an empty string or ``none`` switches that part off.
+        overrides: Part of the selection (one of ``ROLES``) to topic name; an empty string or ``none`` switches it off.
         encodings: Topic to the encoding (or compressed format) of its images where known; depth is then also found
             where its name does not say so.
+
+    Returns:
+        The topics. There is depth or a right camera, unless both are named.
 
     Raises:
         BagError: There is no image topic, or a named topic is missing or of another type.
@@ -132,11 +153,16 @@ def select(
     depths = [t for t in images if _is_depth(t.name, codes.get(t.name, ""))]
     pictures = [t for t in images if t not in depths]
 
-    image = wanted["image"] if "image" in wanted else _best(pictures, lambda t: _picture_score(t, infos, pictures))
+    if wanted.get("right"):
+        depths = []
+    eyes = [] if wanted.get("depth", depths) or not wanted.get("right", True) else pictures
+    image = _best(pictures, lambda t: _picture_score(t, infos, pictures, eyes))
+    image = wanted.get("image", image)
     if image is None:
         raise BagError(f"there is no camera image among the topics; name one of these as the image:\n{listing(known)}")
     depths = [t for t in depths if t.name != image]
     depth = wanted["depth"] if "depth" in wanted else _best(depths, lambda t: _depth_score(t, image, codes))
+    right = wanted["right"] if "right" in wanted else (None if depth else _partner(image, pictures, infos))
     return Selection(
         image=image,
         camera_info=wanted["camera_info"] if "camera_info" in wanted else _camera_info(image, infos),
@@ -145,6 +171,10 @@ def select(
             wanted["depth_camera_info"]
             if "depth_camera_info" in wanted
             else (_camera_info(depth, infos) if depth else None)
+        ),
+        right=right,
+        right_info=(
+            wanted["right_info"] if "right_info" in wanted else (_camera_info(right, infos) if right else None)
         ),
         ground_truth=(
             wanted["ground_truth"]
@@ -196,7 +226,7 @@ def _is_depth(name: str, encoding: str) -> bool:
     return bool(_DEPTH.search(lower)) and not _COLOUR.search(lower.rpartition("/")[2])
 
 
-def _picture_score(topic: Topic, infos: list[Topic], pictures: list[Topic]) -> float:
+def _picture_score(topic: Topic, infos: list[Topic], pictures: list[Topic], eyes: list[Topic]) -> float:
     name = base_name(topic.name).lower()
     most = max(t.count for t in pictures)
     score = 8.0 * min(1.0, topic.count / most)
@@ -204,10 +234,29 @@ def _picture_score(topic: Topic, infos: list[Topic], pictures: list[Topic]) -> f
     score -= 12 * bool(_OTHER_EYE.search(name) and not _LEFT.search(name))
     score -= 4 * bool(_INFRARED.search(name)) + 30 * bool(_DRAWN.search(name))
     score += 6 * (_camera_info(topic.name, infos, strict=True) is not None)
+    score += 10 * (_partner(topic.name, eyes, infos) is not None)
     score += 1 * is_rectified(name) + 0.5 * (topic.msgtype == IMAGE)
     if topic.name != base_name(topic.name) and not topic.name.endswith("/compressed"):
         score -= 40
     return score
+
+
+def _partner(image: str, pictures: list[Topic], infos: list[Topic]) -> str | None:
+    """Returns the picture of the right camera beside that of a left one; None where there is no calibrated one."""
+    base = base_name(image)
+    names = {other for left, right in _EYES for other in _renamed(base.lower(), left, right)}
+    beside = [t for t in pictures if base_name(t.name).lower() in names and _camera_info(t.name, infos, strict=True)]
+    transport = image.removeprefix(base)
+    return _best(beside, lambda t: (t.name.removeprefix(base_name(t.name)) == transport, t.msgtype == IMAGE))
+
+
+def _renamed(name: str, left: re.Pattern[str], right: str) -> Iterator[str]:
+    """Yields the name with the words for the left side changed into those for the right: all of them, or only one."""
+    found = list(left.finditer(name))
+    if found:
+        yield left.sub(right, name)
+    for match in found:
+        yield name[: match.start()] + match.expand(right) + name[match.end() :]
 
 
 def _depth_score(topic: Topic, image: str, encodings: Mapping[str, str]) -> float:

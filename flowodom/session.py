@@ -31,7 +31,7 @@ from flowodom.geometry import PinholeCamera, se3
 from flowodom.health import Health
 from flowodom.messages import DiagnosticStatus, MessageFactory
 from flowodom.odometry import Estimate, Odometry, Status, decided
-from flowodom.pairing import Pairing, Picture
+from flowodom.pairing import Moment, Pairing, Picture
 from flowodom.registration.covariance import along_parent
 from flowodom.scene_flow.objects import MovingObject
 from flowodom.surroundings import Surroundings
@@ -76,6 +76,8 @@ INPUTS = (
     Port("image", _IMAGES, "camera image, raw or compressed"),
     Port("camera_info", ("sensor_msgs/msg/CameraInfo",), "calibration of the camera"),
     Port("depth", _IMAGES, "depth registered to the image, raw or compressedDepth; optional"),
+    Port("right", _IMAGES, "image of the right camera of a stereo pair, raw or compressed; optional"),
+    Port("right_info", ("sensor_msgs/msg/CameraInfo",), "calibration of the right camera; optional"),
     Port("mask", _IMAGES, "pixels to ignore are 255; optional"),
     Port("/tf", ("tf2_msgs/msg/TFMessage",), "moving transforms", reliable=True),
     Port("/tf_static", ("tf2_msgs/msg/TFMessage",), "fixed transforms", latched=True, reliable=True),
@@ -184,7 +186,14 @@ class Session:
         self._resolve = resolve
         self._convert = convert
         self._paused = False
-        self._pairing = Pairing(self.config, self._health, with_depth="depth" in self._inputs, resolve=resolve)
+        self._pairing = Pairing(
+            self.config,
+            self._health,
+            with_depth="depth" in self._inputs,
+            with_right=inputs is not None and "right" in inputs,
+            resolve=resolve,
+            locate=self.frames.lookup,
+        )
         self._received: Counter[str] = Counter()
 
         self._extrinsic_given = parse_pose("extrinsic", self.config.extrinsic, euler)
@@ -223,7 +232,7 @@ class Session:
             What ``handle`` takes in the place of ``message``: a ``Picture`` for images, the error for those that cannot
             be read, everything else as it came.
         """
-        if topic not in ("image", "depth", "mask") or isinstance(message, (Picture, FlowodomError)):
+        if topic not in ("image", "depth", "right", "mask") or isinstance(message, (Picture, FlowodomError)):
             return message
         try:
             if topic == "depth":
@@ -406,8 +415,13 @@ class Session:
         elif topic == "depth":
             if not self._paused:
                 self._pairing.add_depth(message)
+        elif topic == "right":
+            if not self._paused:
+                self._pairing.add_right(message)
         elif topic == "camera_info":
             self._pairing.calibrate(message)
+        elif topic == "right_info":
+            self._pairing.calibrate_right(message)
         elif topic == "mask":
             self._pairing.set_mask(message)
         elif topic in ("/tf", "/tf_static"):
@@ -453,13 +467,13 @@ class Session:
 
     def _work(self, *, final: bool = False) -> list[Publication]:
         out: list[Publication] = []
-        for picture, depth in self._pairing.ready(final=final):
-            out += self._process(picture, depth)
+        for moment in self._pairing.ready(final=final):
+            out += self._process(moment)
         return out
 
-    def _process(self, picture: Picture, depth: Picture | None) -> list[Publication]:
+    def _process(self, moment: Moment) -> list[Publication]:
         begin = time.perf_counter()
-        frame = self._pairing.frame(picture, depth)
+        picture, frame = moment.image, self._pairing.frame(moment)
         prepared = time.perf_counter()
         extrinsic = self._extrinsic(self.config.camera_frame or picture.frame_id, frame.stamp)
         seen, moved = self._moved_by_guess(frame.stamp)

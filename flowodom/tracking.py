@@ -33,9 +33,6 @@ LEAST_INLIERS = 25
 LEAST_INLIER_SHARE = 0.35
 """Share of the matches that must agree with a pose for it to be believed."""
 
-EDGE_DEVIATION = 0.03
-"""Relative deviation of measured inverse depth above which a pixel lies on a depth edge."""
-
 HYPOTHESES = 24
 """Motions proposed from three points each, beside the predicted ones."""
 
@@ -311,9 +308,9 @@ class Tracker:
         observed, seen = self._found.clone(), self._seen
         # Points of many keyframes crowd together where the camera looks back; the oldest know their place best.
         observed[observed.clone()] = thin(seen[observed], self._config.points, view.grey.shape)
-        rho, variance = self._read(view.depth, seen)
+        rho, variance = self._read(view.depth, seen, closely=True)
         fresh = choose(view.grey, self._config.points, taken=seen[observed], ignore=_unfit(view, moving))
-        fresh_rho, fresh_variance = self._read(depth, fresh)
+        fresh_rho, fresh_variance = self._read(depth, fresh, closely=True)
         self._window.add(
             self._pose, observed, self._unshear(seen), seen, rho, variance,
             self._unshear(fresh), fresh, fresh_rho, fresh_variance,
@@ -370,11 +367,16 @@ class Tracker:
         rho, variance = self._read(view.depth, seen)
         return replace(carried, pixels=seen, row=self._row(seen), seen_rho=rho, seen_variance=variance)
 
-    def _read(self, depth: InverseDepth | None, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns inverse depth and variance (M,) of a field at pixels (M, 2), unknown where there is no field."""
+    def _read(self, depth: InverseDepth | None, pixels: Tensor, *, closely: bool = False) -> tuple[Tensor, Tensor]:
+        """Returns inverse depth and variance (M,) of a field at pixels (M, 2), unknown where there is no field.
+
+        What the window is going to hold on to is looked at closely; one frame alone hardly gains by it.
+        """
         if depth is None:
             blank = torch.full((len(pixels),), torch.nan, dtype=torch.float64)
             return blank, torch.full_like(blank, torch.inf)
+        if closely:
+            return depth.of_points(self._camera, pixels)
         rho, variance = depth.at(self._camera, pixels.to(depth.mean.device))
         return rho.cpu(), variance.cpu()
 
@@ -538,14 +540,8 @@ class Tracker:
 
 
 def _unfit(view: View, moving: Moving | None) -> NDArray[np.bool_] | None:
-    """Returns the (H, W) pixels on which no point may be chosen: what is masked, what moves, and the edges of depth.
-
-    A Lucas-Kanade window across a depth edge sees two motions, and a depth camera's own registration is worst there.
-    """
+    """Returns the (H, W) pixels on which no point may be chosen: what is masked, and what moves."""
     unfit = [] if view.frame.ignore is None else [view.frame.ignore]
-    if view.depth is not None:
-        field = view.depth
-        unfit.append((field.variance.isfinite() & (field.variance > (EDGE_DEVIATION * field.mean) ** 2)).cpu().numpy())
     if moving is not None:
         unfit.append(moving.mask(view.grey.shape, doubted=True))
     return np.logical_or.reduce(unfit) if unfit else None

@@ -18,7 +18,9 @@ ARGUMENTS = {
     "name": ("flowodom", "name of the node"),
     "image": ("", "image topic, raw or compressed"),
     "camera_info": ("", "camera_info topic"),
-    "depth": ("", "depth topic; 'off' for a single camera"),
+    "depth": ("", "depth topic; 'off' for a single camera or a stereo pair"),
+    "right": ("", "image topic of the right camera of a stereo pair"),
+    "right_info": ("", "camera_info topic of the right camera"),
     "mask": ("", "topic of masks: pixels of 255 are ignored"),
     "odom_frame": ("", "frame in which the pose is given"),
     "base_frame": ("", "frame whose pose is given"),
@@ -29,7 +31,7 @@ ARGUMENTS = {
     "autostart": ("", "whether the node configures and activates itself"),
     "rviz": ("false", "whether to start RViz"),
 }
-TOPICS = ("image", "camera_info", "depth", "mask")
+TOPICS = ("image", "camera_info", "depth", "right", "right_info", "mask")
 PARAMETERS = ("odom_frame", "base_frame", "camera_height", "device", "use_sim_time", "autostart")
 
 
@@ -47,7 +49,8 @@ def start(context: LaunchContext) -> list[Node]:
     parameters: list[object] = [given["config_file"]] if given["config_file"] else []
     values = {name: convert(name, given[name]) for name in PARAMETERS if given[name]}
     if given["depth"] == "off":
-        values["depth.source"] = "filter"
+        if not given["right"]:
+            values["depth.source"] = "filter"
         given["depth"] = ""
     nodes = [
         Node(

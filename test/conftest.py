@@ -59,21 +59,25 @@ def plane_messages(
     *,
     camera: PinholeCamera = CAMERA,
     depth: bool = True,
+    baseline: float = 0.0,
     step: tuple[float, float, float] = (0.01, 0.0, 0.0),
     distance: float = 2.0,
 ) -> Iterator[tuple[str, Any, int]]:
     """Yields (topic, message, time) of a camera that slides along a textured plane, with its exact truth.
 
+    With a ``baseline`` there is a stereo pair, on ``/left`` and ``/right`` in the place of ``/camera``.
+
     Args:
         count: Frames.
         camera: Camera of the images.
         depth: Whether there is registered depth.
+        baseline: Metres from the camera to the right one of a stereo pair; 0 for none.
         step: Motion of the camera from frame to frame, metres, optical frame; z must be zero.
         distance: Of the plane, metres.
     """
     make = MessageFactory()
     wall = texture(3 * camera.height, 3 * camera.width)
-    frame = "camera_optical_frame"
+    frame, name = "camera_optical_frame", "left" if baseline else "camera"
     optical = se3.matrix(
         torch.tensor([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]], dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
     )
@@ -81,20 +85,26 @@ def plane_messages(
     for i in range(count):
         time = START + i * PERIOD
         x, y, _ = (i * s for s in step)
-        shift = np.array(
-            [[1, 0, camera.width + camera.fx * x / distance], [0, 1, camera.height + camera.fy * y / distance]]
-        )
-        image = cv2.warpAffine(
-            wall, shift.astype(np.float64), (camera.width, camera.height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        )
+        image = _seen(wall, camera, x / distance, y / distance)
         pose = np.eye(4)
         pose[:3, 3] = optical[:3, :3].numpy() @ np.array([x, y, 0.0])
-        yield "/camera/image_raw", make.image(time, frame, image), time
-        yield "/camera/camera_info", make.camera_info(time, frame, camera), time
+        yield f"/{name}/image_raw", make.image(time, frame, image), time
+        yield f"/{name}/camera_info", make.camera_info(time, frame, camera), time
+        if baseline:
+            right = _seen(wall, camera, (x + baseline) / distance, y / distance)
+            yield "/right/image_raw", make.image(time, frame, right), time
+            yield "/right/camera_info", make.camera_info(time, frame, camera, baseline=baseline), time
         if depth:
             plane = np.full((camera.height, camera.width), distance, dtype=np.float32)
             yield "/camera/depth_registered/image_raw", make.image(time, frame, plane), time
         yield "/ground_truth/odom", make.odometry(time, "world", "camera_link", pose), time
+
+
+def _seen(wall: NDArray[np.uint8], camera: PinholeCamera, x: float, y: float) -> NDArray[np.uint8]:
+    """Returns what a camera sees of a wall in front of it, moved by x and y times the wall's distance."""
+    shift = np.array([[1, 0, camera.width + camera.fx * x], [0, 1, camera.height + camera.fy * y]])
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return np.asarray(cv2.warpAffine(wall, shift, (camera.width, camera.height), flags=flags), dtype=np.uint8)
 
 
 @pytest.fixture

@@ -5,11 +5,12 @@ import dataclasses
 import cv2
 import numpy as np
 import pytest
+import torch
 from conftest import texture
 
-from flowodom.calibration import Calibration
+from flowodom.calibration import Calibration, between
 from flowodom.errors import CalibrationError
-from flowodom.geometry import PinholeCamera
+from flowodom.geometry import PinholeCamera, se3
 
 CAMERA = PinholeCamera(fx=210.0, fy=205.0, cx=158.3, cy=121.7, width=320, height=240)
 K = np.array([[210.0, 0, 158.3], [0, 205.0, 121.7], [0, 0, 1]])
@@ -199,3 +200,49 @@ def test_real_calibrations(recordings):
             message = next(m for _, _, m in bag.messages([chosen.camera_info]))
         camera = Calibration.from_info(message).camera
         assert (camera.width, camera.height) == size
+
+
+def projection(x=0.0, y=0.0):
+    """Returns P of a camera whose rig has its origin (x, y) metres beside it."""
+    return np.array([200.0, 0, 150, 200 * x, 0, 190, 120, 190 * y, 0, 0, 1, 0])
+
+
+def test_rectified_eyes_are_as_far_apart_as_p_says(factory):
+    left, right = info_of(factory, p=projection()), info_of(factory, p=projection(x=-0.12))
+    expected = torch.eye(4, dtype=torch.float64)
+    expected[0, 3] = -0.12
+    torch.testing.assert_close(between(left, right), expected)
+    torch.testing.assert_close(between(right, left), se3.inverse(expected))
+
+
+def test_the_origin_of_the_rig_may_be_neither_eye(factory):
+    left, right = info_of(factory, p=projection(x=0.06)), info_of(factory, p=projection(x=-0.47))
+    torch.testing.assert_close(between(left, right)[:3, 3], torch.tensor([-0.53, 0, 0], dtype=torch.float64))
+    above = info_of(factory, p=projection(x=0.06, y=-0.2))
+    torch.testing.assert_close(between(left, above)[:3, 3], torch.tensor([0, -0.2, 0], dtype=torch.float64))
+
+
+def test_raw_eyes_stand_as_opencv_was_told_when_it_rectified_them(factory):
+    turn = cv2.Rodrigues(np.array([0.02, -0.03, 0.01]))[0]
+    shift = np.array([-0.11, 0.002, 0.004])
+    lens = np.array(LENSES["plumb_bob"])
+    found = cv2.stereoRectify(K, lens, K, lens, (320, 240), turn, shift[:, None])
+    eyes = ({"r": found[i].reshape(-1), "p": found[i + 2].reshape(-1)} for i in (0, 1))
+    left, right = (info_of(factory, "plumb_bob", lens, **eye) for eye in eyes)
+    motion = between(left, right).numpy()
+    np.testing.assert_allclose(motion[:3, :3], turn, atol=1e-9)
+    np.testing.assert_allclose(motion[:3, 3], shift, atol=1e-9)
+    parallel = between(left, right, rectified=True).numpy()
+    np.testing.assert_allclose(parallel[:3, :3], np.eye(3), atol=1e-12)
+    np.testing.assert_allclose(parallel[:3, 3], [-np.linalg.norm(shift), 0, 0], atol=1e-9)
+
+
+@pytest.mark.parametrize("p", [projection(), np.zeros(12), projection(x=np.nan)])
+def test_where_p_has_no_baseline_nothing_is_said(factory, p):
+    assert between(info_of(factory, p=projection()), info_of(factory, p=p)) is None
+
+
+def test_a_driver_that_leaves_r_at_zero_means_no_turn(factory):
+    right = info_of(factory, p=projection(x=-0.1), r=np.zeros(9))
+    motion = between(info_of(factory, p=projection()), right)
+    torch.testing.assert_close(motion[:3, :3], torch.eye(3, dtype=torch.float64))

@@ -38,6 +38,11 @@ def test_render_writes_a_bag_that_replays(tmp_path: Path, capsys: pytest.Capture
     assert bag.exists()
     assert "2 frames" in capsys.readouterr().out
     assert cli.main(["render", str(bag), "--frames", "2"]) == 2
+    pair = ["render", str(bag), "--frames", "2", "--size", "64x48", "--movers", "0", "--stereo", "0.1", "--overwrite"]
+    assert cli.main(pair) == 0
+    capsys.readouterr()
+    assert cli.main(["info", str(bag)]) == 0
+    assert "100.0 mm from the left one" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -78,8 +83,8 @@ def test_flags_win_over_settings_and_settings_over_the_file(tmp_path: Path) -> N
 
 
 def test_topic_flags_are_passed_on() -> None:
-    options = cli._parser().parse_args(["info", "bag", "--image", "/a", "--depth", "none"])
-    assert cli.topic_overrides(options) == {"image": "/a", "depth": "none"}
+    options = cli._parser().parse_args(["info", "bag", "--image", "/a", "--depth", "none", "--right-info", "/b"])
+    assert cli.topic_overrides(options) == {"image": "/a", "depth": "none", "right_info": "/b"}
 
 
 def test_help_is_there_without_loading_torch() -> None:

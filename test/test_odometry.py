@@ -418,6 +418,47 @@ def test_frames_that_lack_depth_for_a_while_are_tracked_all_the_same(short):
     assert r.errors[-1, :3].norm() < 0.02
 
 
+@pytest.fixture(scope="module")
+def pair():
+    """What a stereo pair in a hand sees of a room."""
+    sensor = Sensor(image_noise=1.5, depth=False, baseline=0.08, seed=8)
+    steps = list(sequence(room(8, movers=0), hand_held(8), QVGA, frames=16, rate=RATE, sensor=sensor))
+    return Clip([s.frame for s in steps], torch.stack([s.pose for s in steps]))
+
+
+def test_a_stereo_pair_is_tracked_in_metres_from_the_first_frame_on(pair):
+    r = Run(follow(pair.frames), se3.inverse(pair.poses[0]) @ pair.poses)
+    assert all(e.status is Status.TRACKING and e.scale is Scale.STEREO for e in r.estimates)
+    travelled = (pair.poses[1:, :3, 3] - pair.poses[:-1, :3, 3]).norm(dim=-1).sum()
+    assert travelled > 0.3
+    assert r.errors[-1, :3].norm() < 0.01 * travelled
+    scale = (r.poses[:, :3, 3] * r.truth[:, :3, 3]).sum() / r.truth[:, :3, 3].square().sum()
+    assert abs(scale - 1) < 0.01
+    sigma = torch.stack([e.covariance.diagonal().sqrt() for e in r.estimates[1:]])
+    assert (r.errors[1:].abs() <= 3 * sigma).all(-1).double().mean() > 0.8
+
+
+def test_a_second_eye_that_opens_late_begins_a_segment_in_metres(pair):
+    frames = [replace(f, other=None) if k < 2 else f for k, f in enumerate(pair.frames)]
+    estimates = follow(frames)
+    assert [e.segment for e in estimates] == [0] * 2 + [1] * (len(frames) - 2)
+    assert all(e.status is Status.TRACKING and e.scale is Scale.STEREO for e in estimates[2:])
+
+
+def test_a_second_eye_that_is_shut_for_a_while_costs_no_scale(pair):
+    frames = [f if k % 3 == 0 else replace(f, other=None) for k, f in enumerate(pair.frames)]
+    r = Run(follow(frames), se3.inverse(pair.poses[0]) @ pair.poses)
+    assert all(e.scale is Scale.STEREO and e.segment == 0 for e in r.estimates)
+    assert r.errors[-1, :3].norm() < 0.02
+
+
+def test_a_second_eye_that_sees_nothing_alike_is_waited_for(pair):
+    blank = [replace(f, other=replace(f.other, image=np.full_like(f.other.image, 90))) for f in pair.frames[:2]]
+    estimates = follow([*blank, *pair.frames[2:5]])
+    assert all(e.pose is None and "do not match" in e.reason for e in estimates[:2])
+    assert all(e.scale is Scale.STEREO for e in estimates[2:])
+
+
 def test_what_is_to_be_ignored_does_not_matter(short):
     ignore = np.zeros((120, 160), bool)
     ignore[70:, 40:120] = True

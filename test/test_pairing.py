@@ -1,14 +1,17 @@
 import logging
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
 from flowodom.config import SessionConfig, override
-from flowodom.geometry import PinholeCamera
+from flowodom.errors import FrameError
+from flowodom.frame import Frame
+from flowodom.geometry import PinholeCamera, se3
 from flowodom.health import Health
 from flowodom.messages import MessageFactory
-from flowodom.pairing import Pairing, Picture
+from flowodom.pairing import Moment, Pairing, Picture
 
 SECOND = 1_000_000_000
 STEP = SECOND // 10
@@ -44,8 +47,8 @@ class Desk:
         self.work()
 
     def work(self, *, final: bool = False) -> None:
-        out: Iterator[tuple[Picture, Picture | None]] = self.pairing.ready(final=final)
-        self.ready += [(picture.stamp, None if depth is None else depth.stamp) for picture, depth in out]
+        for moment in self.pairing.ready(final=final):
+            self.ready.append((moment.image.stamp, None if moment.depth is None else moment.depth.stamp))
 
 
 def test_depth_that_comes_first_or_late_or_with_a_small_difference_is_paired() -> None:
@@ -177,15 +180,171 @@ def test_a_frame_has_the_depth_and_the_mask_that_fit_it() -> None:
     mask = np.zeros((24, 32, 3), dtype=np.uint8)
     mask[:10] = 255
     desk.pairing.set_mask(Picture(0, "camera", mask))
-    frame = desk.pairing.frame(image, depth)
+    frame = desk.pairing.frame(Moment(image, depth))
     assert frame.camera == CAMERA
     assert frame.depth is not None
     assert frame.ignore is not None
     np.testing.assert_allclose(frame.depth[1:-1, 1:-1], 2.0)
     assert frame.ignore[:9].all()
     assert not frame.ignore[11:].any()
-    frame = desk.pairing.frame(image, Picture(0, "camera", depth.pixels[::2, ::2]))
+    frame = desk.pairing.frame(Moment(image, Picture(0, "camera", depth.pixels[::2, ::2])))
     assert frame.depth is None
     assert "/front/depth is 16x12 but the image is 32x24" in str(desk.health.problems["depth size"])
-    desk.pairing.frame(image, depth)
+    desk.pairing.frame(Moment(image, depth))
     assert desk.health.problems == {}
+
+
+class Rig(Desk):
+    """A pairing of a stereo rig; ``eyes`` are the stamps of the images, and of the right ones with them."""
+
+    def __init__(self, *, baseline: float = 0.1, tf: Tensor | None = None, with_right: bool = True, **values: object):
+        self.health = Health()
+        config = override(SessionConfig(), {name.replace("__", "."): value for name, value in values.items()})
+
+        def locate(target: str, source: str, stamp: int) -> Tensor:
+            if tf is None:
+                raise FrameError(f"no transform from {source} to {target}")
+            return tf
+
+        self.pairing = Pairing(
+            config, self.health, with_depth=False, with_right=with_right, resolve="/rig/{}".format, locate=locate
+        )
+        self.ready: Ready = []
+        self.eyes: Ready = []
+        self.frames: list[Frame] = []
+        self.calibrate()
+        if baseline >= 0:
+            self.calibrate_right(baseline)
+
+    def calibrate_right(self, baseline: float) -> None:
+        self.pairing.calibrate_right(make.camera_info(0, "right", CAMERA, baseline=baseline))
+        self.work()
+
+    def right(self, stamp: int, camera: PinholeCamera = CAMERA) -> None:
+        pixels = np.full((camera.height, camera.width), 90, dtype=np.uint8)
+        self.pairing.add_right(Picture(stamp, "right", pixels))
+        self.work()
+
+    def work(self, *, final: bool = False) -> None:
+        for moment in self.pairing.ready(final=final):
+            self.frames.append(self.pairing.frame(moment))
+            seen = self.frames[-1].other is not None and moment.right is not None
+            self.eyes.append((moment.image.stamp, moment.right.stamp if seen and moment.right else None))
+
+
+def test_an_image_waits_for_that_of_the_right_camera() -> None:
+    rig = Rig()
+    rig.image(0)
+    assert rig.eyes == []
+    rig.right(SECOND // 1000)
+    rig.right(STEP)
+    rig.image(STEP)
+    assert rig.eyes == [(0, SECOND // 1000), (STEP, STEP)]
+    eye = rig.frames[0].other
+    assert eye is not None
+    assert eye.camera == CAMERA
+    assert int(eye.image[5, 5]) == 90
+    torch.testing.assert_close(eye.place, torch.tensor([0.1, 0, 0], dtype=torch.float64))
+    assert rig.health.problems == {}
+
+
+def test_right_images_that_never_come_are_done_without(caplog: pytest.LogCaptureFixture) -> None:
+    rig = Rig()
+    with caplog.at_level(logging.WARNING):
+        for i in range(10):
+            rig.image(i * STEP)
+    assert rig.eyes == [(i * STEP, None) for i in range(10)]
+    assert caplog.text.count("no right image on /rig/right for 0.5 s: going on with the left camera alone") == 1
+    rig.right(10 * STEP)
+    rig.image(10 * STEP)
+    assert rig.eyes[-1] == (10 * STEP, 10 * STEP)
+
+
+def test_an_image_whose_right_one_was_lost_is_used_without() -> None:
+    rig = Rig()
+    for i in range(4):
+        rig.image(i * STEP)
+        if i != 2:
+            rig.right(i * STEP)
+    assert rig.eyes == [(0, 0), (STEP, STEP), (2 * STEP, None), (3 * STEP, 3 * STEP)]
+    assert rig.health.counts["unpaired"] == 1
+
+
+def test_a_right_camera_nobody_told_of_is_not_waited_for_until_it_is_heard() -> None:
+    rig = Rig(with_right=False)
+    rig.image(0)
+    assert rig.eyes == [(0, None)]
+    rig.right(STEP)
+    rig.image(STEP)
+    rig.image(2 * STEP)
+    assert rig.eyes == [(0, None), (STEP, STEP)]
+    rig.right(2 * STEP)
+    assert rig.eyes[-1] == (2 * STEP, 2 * STEP)
+
+
+def test_without_a_baseline_tf_says_where_the_right_camera_is() -> None:
+    place = se3.exp(torch.tensor([-0.2, 0, 0, 0, 0.01, 0], dtype=torch.float64))
+    rig = Rig(baseline=0.0, tf=place)
+    rig.image(0)
+    rig.right(0)
+    assert rig.frames[0].other is not None
+    torch.testing.assert_close(rig.frames[0].other.motion, place)
+
+
+def test_without_a_baseline_anywhere_one_camera_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    rig = Rig(baseline=0.0)
+    with caplog.at_level(logging.WARNING):
+        for i in range(8):
+            rig.image(i * STEP)
+            rig.right(i * STEP)
+            if i < 5:
+                assert rig.eyes == []  # a transform may still come
+    assert rig.eyes == [(i * STEP, None) for i in range(8)]
+    text = str(rig.health.problems["stereo"])
+    assert "/rig/right_info has no baseline" in text
+    assert "no transform from camera to right" in text
+    assert caplog.text.count("has no baseline") == 1
+
+
+def test_a_calibration_that_comes_late_is_waited_for() -> None:
+    rig = Rig(baseline=-1.0)
+    rig.image(0)
+    rig.right(0)
+    assert rig.eyes == []
+    rig.calibrate_right(0.1)
+    assert rig.eyes == [(0, 0)]
+
+
+def test_right_images_that_do_not_fit_their_calibration_are_not_used() -> None:
+    rig = Rig()
+    rig.image(0)
+    rig.right(0, BIG)
+    assert rig.eyes == [(0, None)]
+    assert "64x48" in str(rig.health.problems["stereo"])
+    rig.image(STEP)
+    rig.right(STEP)
+    assert rig.eyes[-1] == (STEP, STEP)
+    assert rig.health.problems == {}
+
+
+def test_depth_goes_before_the_right_camera_while_it_comes() -> None:
+    desk = Desk()
+    desk.pairing.calibrate_right(make.camera_info(0, "right", CAMERA, baseline=0.1))
+    pixels = np.full((24, 32), 90, dtype=np.uint8)
+    found = []
+    for i in range(12):
+        desk.pairing.add_image(Picture(i * STEP, "camera", pixels))
+        desk.pairing.add_right(Picture(i * STEP, "right", pixels))
+        if i < 3:
+            desk.pairing.add_depth(Picture(i * STEP, "camera", np.full((24, 32), 2.0, dtype=np.float32)))
+        found += [(m.depth is not None, m.right is not None) for m in desk.pairing.ready()]
+    assert found == [(True, False)] * 3 + [(False, True)] * 9
+    assert "going on with the stereo pair" in str(desk.health.problems["depth"])
+
+
+def test_where_no_right_camera_is_asked_for_none_is_used() -> None:
+    for source in ("filter", "sensor"):
+        rig = Rig(depth__source=source)
+        rig.right(0)
+        rig.image(0)
+        assert rig.eyes == [(0, None)]

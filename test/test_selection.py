@@ -107,7 +107,12 @@ RIGS = {
             "/kitti/camera_gray_left/camera_info /kitti/camera_gray_right/camera_info",
             cloud="/kitti/velo/pointcloud",
         ),
-        Selection("/kitti/camera_color_left/image_raw", "/kitti/camera_color_left/camera_info"),
+        Selection(
+            "/kitti/camera_color_left/image_raw",
+            "/kitti/camera_color_left/camera_info",
+            right="/kitti/camera_color_right/image_raw",
+            right_info="/kitti/camera_color_right/camera_info",
+        ),
     ),
     "stereo_image_proc": (
         topics(
@@ -116,7 +121,13 @@ RIGS = {
             info="/stereo/left/camera_info /stereo/right/camera_info",
             odometry="/odom /ground_truth/state",
         ),
-        Selection("/stereo/left/image_rect_color", "/stereo/left/camera_info", ground_truth="/ground_truth/state"),
+        Selection(
+            "/stereo/left/image_rect_color",
+            "/stereo/left/camera_info",
+            right="/stereo/right/image_rect_color",
+            right_info="/stereo/right/camera_info",
+            ground_truth="/ground_truth/state",
+        ),
     ),
     "zed": (
         topics(
@@ -163,6 +174,8 @@ RIGS = {
         Selection(
             "/front_stereo_camera/left/image_raw",
             "/front_stereo_camera/left/camera_info",
+            right="/front_stereo_camera/right/image_raw",
+            right_info="/front_stereo_camera/right/camera_info",
             ground_truth="/model/robot/ground_truth",
         ),
     ),
@@ -173,6 +186,53 @@ RIGS = {
             pose="/mocap/drone/pose /setpoint",
         ),
         Selection("/camera/image_mono", "/camera/camera_info", ground_truth="/mocap/drone/pose"),
+    ),
+    "realsense, no depth": (
+        topics(
+            image="/camera/color/image_raw /camera/infra1/image_rect_raw /camera/infra2/image_rect_raw",
+            info="/camera/color/camera_info /camera/infra1/camera_info /camera/infra2/camera_info",
+        ),
+        Selection(
+            "/camera/infra1/image_rect_raw",
+            "/camera/infra1/camera_info",
+            right="/camera/infra2/image_rect_raw",
+            right_info="/camera/infra2/camera_info",
+        ),
+    ),
+    "oak, compressed": (
+        topics(
+            compressed="/oak/left/image_raw/compressed /oak/right/image_raw/compressed /oak/rgb/image_raw/compressed",
+            info="/oak/left/camera_info /oak/right/camera_info",
+        ),
+        Selection(
+            "/oak/left/image_raw/compressed",
+            "/oak/left/camera_info",
+            right="/oak/right/image_raw/compressed",
+            right_info="/oak/right/camera_info",
+        ),
+    ),
+    "EuRoC with calibration": (
+        topics(image="/cam0/image_raw /cam1/image_raw", info="/cam0/camera_info /cam1/camera_info"),
+        Selection("/cam0/image_raw", "/cam0/camera_info", right="/cam1/image_raw", right_info="/cam1/camera_info"),
+    ),
+    "KITTI by number": (
+        topics(
+            image="/kitti/image_0 /kitti/image_1 /kitti/image_2 /kitti/image_3",
+            info="/kitti/image_0_info /kitti/image_1_info /kitti/image_2_info /kitti/image_3_info",
+        ),
+        Selection("/kitti/image_0", "/kitti/image_0_info", right="/kitti/image_1", right_info="/kitti/image_1_info"),
+    ),
+    "two fisheyes": (
+        topics(
+            image="/camera/fisheye1/image_raw /camera/fisheye2/image_raw",
+            info="/camera/fisheye1/camera_info /camera/fisheye2/camera_info",
+        ),
+        Selection(
+            "/camera/fisheye1/image_raw",
+            "/camera/fisheye1/camera_info",
+            right="/camera/fisheye2/image_raw",
+            right_info="/camera/fisheye2/camera_info",
+        ),
     ),
     "hololens": (
         topics(
@@ -218,6 +278,37 @@ def test_each_part_can_be_overridden_or_switched_off():
     assert select(known, {"camera_info": "/camera/depth/camera_info"}).camera_info == "/camera/depth/camera_info"
     truth, _ = RIGS["stereo_image_proc"]
     assert select(truth, {"ground_truth": "/odom"}).ground_truth == "/odom"
+
+
+def test_the_right_camera_can_be_named_or_left_out():
+    known, chosen = RIGS["stereo_image_proc"]
+    assert select(known, {"right": "none"}).right is None
+    assert select(known, {"right": "none"}).right_info is None
+    assert select(known, {"right": "/stereo/right/image_raw"}).right == "/stereo/right/image_raw"
+    assert select(known, {"right_info": "/stereo/left/camera_info"}).right_info == "/stereo/left/camera_info"
+    assert select(known, {"image": "/stereo/left/image_raw"}).right == "/stereo/right/image_raw"
+    assert select(known, {"image": chosen.right}).right is None
+    realsense, _ = RIGS["realsense, no depth"]
+    assert select(realsense, {"right": "none"}).image == "/camera/color/image_raw"
+
+
+def test_depth_that_is_registered_goes_before_the_right_camera():
+    known, _ = RIGS["zed"]
+    assert select(known).right is None
+    assert select(known, {"depth": "none"}).right == "/zed/zed_node/right/image_rect_color"
+    assert select(known, {"depth": "none"}).right_info == "/zed/zed_node/right/camera_info"
+    named = select(known, {"right": "/zed/zed_node/right/image_rect_color"})
+    assert (named.depth, named.right) == (None, "/zed/zed_node/right/image_rect_color")
+
+
+def test_a_right_camera_without_calibration_is_none():
+    known = topics(image="/left/image_raw /right/image_raw", info="/left/camera_info")
+    assert select(known).right is None
+
+
+def test_only_the_words_for_the_side_are_changed():
+    known = topics(image="/left_arm/left/image /left_arm/right/image", info="/left_arm/left/info /left_arm/right/info")
+    assert select(known).right == "/left_arm/right/image"
 
 
 def test_an_odometry_that_is_no_truth_is_not_taken_for_one():

@@ -739,6 +739,46 @@ def test_a_missing_topic_is_named_by_its_real_name_after_five_seconds() -> None:
     assert "/front/camera_info" not in rig.session.tick(9 * SECOND)[0][1].status[0].message
 
 
+def test_a_live_rig_is_a_stereo_pair_once_no_depth_has_come() -> None:
+    rig = Rig(inputs=None)
+    rig.tf()
+    rig.info()
+    rig.feed("right_info", make.camera_info(0, "camera", CAMERA, baseline=0.1))
+    for i in range(8):
+        rig.image(i * STEP)
+        rig.feed("right", make.image(i * STEP, "camera", np.full((24, 32), 90, dtype=np.uint8)))
+    rig.session.flush()
+    assert rig.stamps() == [i * STEP for i in range(8)]
+    assert all(f.other is not None and float(f.other.place[0]) == pytest.approx(0.1) for f in rig.odometry.frames)
+    assert rig.session.status().message == "TRACKING"
+
+
+def test_the_right_camera_is_found_by_tf_where_its_calibration_is_silent() -> None:
+    rig = Rig(inputs=("image", "camera_info", "right", "right_info", "/tf", "/tf_static"))
+    rig.tf()
+    rig.tf("camera", "right", se3.exp(tangent(0.2, 0.0, 0.0, 0.0, 0.0, 0.0)))
+    rig.info()
+    rig.feed("right_info", make.camera_info(0, "right", CAMERA))
+    rig.image(0)
+    rig.feed("right", make.image(0, "right", np.full((24, 32), 90, dtype=np.uint8)))
+    assert rig.odometry.frames[0].other is not None
+    torch.testing.assert_close(rig.odometry.frames[0].other.place, tangent(0.2, 0.0, 0.0))
+    assert len(rig.odom()) == 1
+
+
+def test_a_paused_session_takes_no_right_images_either() -> None:
+    rig = Rig(inputs=("image", "camera_info", "right", "right_info", "/tf", "/tf_static"))
+    rig.tf()
+    rig.info()
+    rig.feed("right_info", make.camera_info(0, "camera", CAMERA, baseline=0.1))
+    rig.session.pause()
+    rig.feed("right", make.image(0, "camera", np.full((24, 32), 90, dtype=np.uint8)))
+    rig.session.resume()
+    rig.image(0)
+    rig.session.flush()
+    assert rig.odometry.frames[0].other is None
+
+
 def test_nothing_is_missed_when_a_simulated_clock_begins() -> None:
     rig = Rig()
     rig.session.tick(0)

@@ -339,6 +339,31 @@ def test_a_sensor_may_lack_depth():
     assert step.frame.depth is None
 
 
+def test_the_other_eye_of_a_pair_sees_from_beside():
+    world, path = room(1, movers=0, texels=TEXELS), hand_held(1)
+    sensor = Sensor(depth=False, baseline=0.1)
+    step = next(sequence(world, path, SMALL, frames=1, sensor=sensor))
+    eye = step.frame.other
+    np.testing.assert_allclose(eye.place.numpy(), [0.1, 0, 0], atol=1e-12)
+    beside = path(0.0) @ se3.exp(torch.tensor([0.1, 0, 0, 0, 0, 0], dtype=torch.float64))
+    np.testing.assert_array_equal(eye.image, world.render(beside, 0.0, SMALL).image.numpy())
+    assert next(sequence(world, path, SMALL, frames=1)).frame.other is None
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_pair_is_written_as_a_rig_publishes_it(tmp_path, compressed):
+    render_bag(tmp_path / "bag", seed=7, frames=2, size=(64, 48), baseline=0.12, compressed=compressed)
+    with BagReader(tmp_path / "bag") as bag:
+        chosen = bag.select()
+        infos = {name: message for name, _, message in bag.messages([chosen.camera_info, chosen.right_info])}
+        pictures = [decode_image(message) for _, _, message in bag.messages([chosen.image, chosen.right])]
+    assert (chosen.image.split("/")[2], chosen.right.split("/")[2], chosen.depth) == ("left", "right", None)
+    left, right = infos[chosen.camera_info], infos[chosen.right_info]
+    assert (left.p[3], right.p[3] / right.p[0]) == (0, pytest.approx(-0.12))
+    assert len(pictures) == 4
+    assert (pictures[0] != pictures[1]).any()
+
+
 @pytest.mark.parametrize("compressed", [False, True])
 def test_bag_can_be_read(tmp_path, compressed):
     count = render_bag(
@@ -375,7 +400,13 @@ def test_what_cannot_be_is_refused(tmp_path):
         world.render(torch.eye(3), 0.0, SMALL)
     with pytest.raises(ValueError, match="camera path"):
         room(1, coverage=0.25)
-    for wrong in ({"world": "moon"}, {"motion": "fly"}, {"world": "street", "motion": "wheeled"}, {"frames": 0}):
+    for wrong in (
+        {"world": "moon"},
+        {"motion": "fly"},
+        {"world": "street", "motion": "wheeled"},
+        {"frames": 0},
+        {"baseline": -1},
+    ):
         with pytest.raises(ConfigError):
             render_bag(tmp_path / "bag", **wrong)
     (tmp_path / "taken").mkdir()

@@ -64,6 +64,19 @@ class InverseDepth:
         known = inside & one_surface
         return torch.where(known, mean, torch.nan), torch.where(known, variance, torch.inf)
 
+    def of_points(self, camera: PinholeCamera, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Reads a few points, on the processor: as ``at`` does, or better where their source can.
+
+        Args:
+            camera: Camera of the frame, in whose grid the pixels are given.
+            pixels: (M, 2) float64 pixel coordinates (u, v).
+
+        Returns:
+            (M,) inverse depth, NaN unknown, and (M,) variance, infinite where unknown.
+        """
+        rho, variance = self.at(camera, pixels.to(self.mean.device))
+        return rho.cpu(), variance.cpu()
+
 
 def _bilinear(field: Tensor, index: Tensor, right: Tensor, down: Tensor) -> tuple[list[Tensor], Tensor]:
     """Returns the four neighbours of places in a field (H, W), and what lies between them.

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import lru_cache
 from typing import Protocol
 
@@ -28,6 +29,7 @@ from torch.nn import functional
 from flowodom.depth import FramePair, InverseDepth
 from flowodom.depth.filter import FilterDepth
 from flowodom.depth.sensor import SensorDepth
+from flowodom.depth.stereo import StereoDepth
 from flowodom.frame import Frame
 from flowodom.geometry import PinholeCamera
 
@@ -82,12 +84,12 @@ class FusedDepth:
 
     Args:
         field: The single-image field, or what stands in for it.
-        sensor: The depth camera; None for a single camera.
+        sensor: The depth camera, or the stereo pair; None for a single camera.
         device: Torch device of the fields.
     """
 
     def __init__(
-        self, field: SingleImage, sensor: SensorDepth | None = None, device: torch.device | str = "cpu"
+        self, field: SingleImage, sensor: SensorDepth | StereoDepth | None = None, device: torch.device | str = "cpu"
     ) -> None:
         self.metric = sensor is not None
         self._field, self._sensor, self._filter = field, sensor, FilterDepth(device)
@@ -124,7 +126,7 @@ class FusedDepth:
             return known
         known, there = _on_grid(known, observed.camera), observed.variance.isfinite()
         mean = torch.where(there, observed.mean, known.mean)
-        return InverseDepth(observed.camera, mean, torch.where(there, observed.variance, known.variance))
+        return replace(observed, mean=mean, variance=torch.where(there, observed.variance, known.variance))
 
     def complete(self, known: InverseDepth, frame: Frame) -> InverseDepth:
         """Multiplies what is known with what the field says of the frame; see ``DepthSource``."""

@@ -14,6 +14,8 @@ from flowodom.depth.filter import FilterDepth
 from flowodom.depth.fusion import FusedDepth, SingleImage
 from flowodom.depth.published import PREFIX, PublishedDepth
 from flowodom.depth.sensor import SensorDepth
+from flowodom.depth.stereo import StereoDepth
+from flowodom.frame import Frame
 
 
 def field_file(config: DepthConfig) -> Path | None:
@@ -36,22 +38,32 @@ def find_field(config: DepthConfig, device: torch.device | str = "cpu") -> Singl
     return None if path is None else FieldDepth(load_field(path), device)
 
 
+def measures(config: DepthConfig, frame: Frame) -> bool:
+    """Tells whether a frame carries depth in metres, or the other eye's image that tells it, and it is asked for."""
+    if config.source == "auto":
+        return frame.depth is not None or frame.other is not None
+    return config.source == "sensor" and frame.depth is not None
+
+
 def choose_depth(
-    config: DepthConfig, field: SingleImage | None, *, with_sensor: bool, device: torch.device | str = "cpu"
+    config: DepthConfig, field: SingleImage | None, first: Frame, device: torch.device | str = "cpu"
 ) -> DepthSource:
     """Returns the source of depth for frames like the first one.
 
     Args:
         config: Parameters.
         field: As ``find_field`` returns it.
-        with_sensor: Whether the first frame carries depth.
+        first: The first frame.
         device: Torch device of the fields.
     """
-    if config.source == "filter" or (config.source == "auto" and not with_sensor and field is None):
+    measured: SensorDepth | StereoDepth | None = None
+    if config.source == "sensor" or measures(config, first):
+        stereo = config.source == "auto" and first.depth is None
+        measured = StereoDepth(config, device) if stereo else SensorDepth(config, device)
+    if measured is None and field is None:
         return FilterDepth(device)
-    sensor = SensorDepth(config, device) if with_sensor or config.source == "sensor" else None
-    # A depth camera hardly needs help, and a shipped field must not slow it down; one that was asked for may.
-    if field is None or (sensor is not None and not config.field):
-        assert sensor is not None
-        return sensor
-    return FusedDepth(field, sensor, device)
+    # What is measured hardly needs help, and a shipped field must not slow it down; one that was asked for may.
+    if field is None or (measured is not None and not config.field):
+        assert measured is not None
+        return measured
+    return FusedDepth(field, measured, device)

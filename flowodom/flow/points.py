@@ -126,17 +126,25 @@ def expose(source: NDArray[np.uint8], target: NDArray[np.uint8]) -> NDArray[np.u
         source: (H, W) uint8 image.
         target: (H, W) uint8 image.
     """
+    return amplify(source, gain(source, target))
+
+
+def gain(source: NDArray[np.uint8], target: NDArray[np.uint8]) -> float:
+    """Returns by how much another image of nearly the same view is brighter; 1 where that is not told."""
     before, now = _cells(source), _cells(target)
     bright = np.maximum(before, now) < SATURATED
     if not (fair := bright & (np.minimum(before, now) > DARK)).any():
-        return source
+        return 1.0
     ratio = now[fair] / before[fair]
-    gain = float(np.median(ratio))
+    found = float(np.median(ratio))
     # Of cells that do not lie quite on one another, the median is that sure.
-    deviation = 1.9 * float(np.median(np.abs(ratio - gain))) / len(ratio) ** 0.5
-    if abs(gain - 1) < SURE * deviation:
-        return source
-    return np.asarray(cv2.convertScaleAbs(source, alpha=gain), dtype=np.uint8)
+    deviation = 1.9 * float(np.median(np.abs(ratio - found))) / len(ratio) ** 0.5
+    return 1.0 if abs(found - 1) < SURE * deviation else found
+
+
+def amplify(image: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
+    """Returns an (H, W) uint8 image at another exposure."""
+    return image if factor == 1.0 else np.asarray(cv2.convertScaleAbs(image, alpha=factor), dtype=np.uint8)
 
 
 def _cells(image: NDArray[np.uint8]) -> NDArray[np.float32]:

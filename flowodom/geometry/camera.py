@@ -52,6 +52,11 @@ class PinholeCamera:
         """Mean focal length, pixels."""
         return 0.5 * (self.fx + self.fy)
 
+    @property
+    def matrix(self) -> Tensor:
+        """(3, 3) float64 map of points to homogeneous pixels."""
+        return torch.tensor(((self.fx, 0, self.cx), (0, self.fy, self.cy), (0, 0, 1)), dtype=torch.float64)
+
     def scaled(self, factor: float) -> PinholeCamera:
         """Returns the camera of the same view resampled by ``factor`` (0.5 halves the image)."""
         return self._resampled(factor, factor, round(self.width * factor), round(self.height * factor))
@@ -101,7 +106,7 @@ class PinholeCamera:
 
     def homography(self, rotation: Tensor) -> Tensor:
         """Returns the (3, 3) map of homogeneous pixels that turning the camera by a (3, 3) ``R_new_old`` makes."""
-        k = rotation.new_tensor(((self.fx, 0, self.cx), (0, self.fy, self.cy), (0, 0, 1)))
+        k = self.matrix.to(rotation)
         return k @ rotation @ torch.linalg.inv(k)
 
     def epipolar_rows(self, ray: Tensor, shift: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:

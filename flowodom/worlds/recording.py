@@ -1,4 +1,4 @@
-"""Bags of procedural worlds: what a depth camera in one would have recorded, with the ground truth."""
+"""Bags of procedural worlds: what a depth camera or a stereo rig in one would have recorded, with the ground truth."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ IMAGE_TOPIC = "/camera/color/image_raw"
 INFO_TOPIC = "/camera/color/camera_info"
 DEPTH_TOPIC = "/camera/aligned_depth_to_color/image_raw"
 DEPTH_INFO_TOPIC = "/camera/aligned_depth_to_color/camera_info"
+LEFT_TOPIC, LEFT_INFO_TOPIC = "/stereo/left/image_raw", "/stereo/left/camera_info"
+RIGHT_TOPIC, RIGHT_INFO_TOPIC = "/stereo/right/image_raw", "/stereo/right/camera_info"
 TRUTH_TOPIC = "/ground_truth/odom"
 WORLD_FRAME, LINK_FRAME, OPTICAL_FRAME = "world", "camera_link", "camera_color_optical_frame"
 
@@ -49,11 +51,12 @@ def write_bag(
     millimetres: bool = True,
     overwrite: bool = False,
 ) -> int:
-    """Writes frames and their truth as an MCAP rosbag2, on the topics of a RealSense-like camera.
+    """Writes frames and their truth as an MCAP rosbag2, on the topics of a RealSense-like camera or of a stereo rig.
 
     Args:
         path: Where to (see ``BagWriter``).
-        steps: The frames, as ``sequence`` yields them; depth is written where a frame has it.
+        steps: The frames, as ``sequence`` yields them; depth and what the other eye sees, parallel to the first and to
+            the right of it, are written where a frame has them.
         compressed: Whether images are CompressedImage (JPEG) instead of raw.
         millimetres: Whether depth is 16UC1 millimetres, as most cameras give it (0 invalid, under 65.5 m), instead of
             32FC1 metres.
@@ -76,11 +79,20 @@ def write_bag(
                 fixed = make.transform(stamp, LINK_FRAME, OPTICAL_FRAME, LINK_FROM_OPTICAL)
                 bag.write("/tf_static", make.tf_message([fixed]), stamp)
             info = make.camera_info(stamp, OPTICAL_FRAME, frame.camera)
-            bag.write(INFO_TOPIC, info, stamp)
-            if compressed:
-                bag.write(f"{IMAGE_TOPIC}/compressed", make.compressed_image(stamp, OPTICAL_FRAME, frame.image), stamp)
-            else:
-                bag.write(IMAGE_TOPIC, make.image(stamp, OPTICAL_FRAME, frame.image), stamp)
+            pictures = [(IMAGE_TOPIC, INFO_TOPIC, info, frame.image)]
+            if (eye := frame.other) is not None:
+                baseline = -float(eye.motion[0, 3])
+                right = make.camera_info(stamp, OPTICAL_FRAME, eye.camera, baseline=baseline)
+                pictures = [
+                    (LEFT_TOPIC, LEFT_INFO_TOPIC, info, frame.image),
+                    (RIGHT_TOPIC, RIGHT_INFO_TOPIC, right, eye.image),
+                ]
+            for topic, info_topic, calibration, image in pictures:
+                bag.write(info_topic, calibration, stamp)
+                if compressed:
+                    bag.write(f"{topic}/compressed", make.compressed_image(stamp, OPTICAL_FRAME, image), stamp)
+                else:
+                    bag.write(topic, make.image(stamp, OPTICAL_FRAME, image), stamp)
             if frame.depth is not None:
                 depth: np.ndarray = frame.depth
                 if millimetres:
@@ -155,6 +167,7 @@ def render_bag(
     rate: float = 30.0,
     size: tuple[int, int] = (320, 240),
     depth: bool = True,
+    baseline: float = 0.0,
     compressed: bool = False,
     noise: float = 1.5,
     overwrite: bool = False,
@@ -172,6 +185,7 @@ def render_bag(
         rate: Images a second.
         size: Width and height, pixels.
         depth: Whether there is a depth camera (16UC1 millimetres, 0.2 to 20 m).
+        baseline: Metres between the cameras of a stereo pair, which there is in its place; 0 for none.
         compressed: Whether images are JPEG instead of raw.
         noise: Standard deviation of the image noise, grey levels.
         overwrite: Whether to replace a recording that is there.
@@ -184,14 +198,15 @@ def render_bag(
         ConfigError: A parameter is unknown or out of its range.
         BagError: The path exists or cannot be written.
     """
-    if frames < 1 or not rate > 0 or min(size) < 16 or movers < 0 or noise < 0:
+    if frames < 1 or not rate > 0 or min(size) < 16 or movers < 0 or noise < 0 or baseline < 0:
         raise ConfigError(
-            "frames must be 1 or more, rate above 0, size 16 or more each way, movers and noise 0 or more, "
-            f"got frames={frames}, rate={rate}, size={size}, movers={movers}, noise={noise}"
+            "frames must be 1 or more, rate above 0, size 16 or more each way, movers, noise and baseline 0 or more, "
+            f"got frames={frames}, rate={rate}, size={size}, movers={movers}, noise={noise}, baseline={baseline}"
         )
     place, camera_path = scene(world, motion, seed=seed, movers=movers)
     camera = pinhole(*size, field_of_view=62.7 if world == "room" else 80.0)
-    sensor = Sensor(image_noise=noise, depth=depth, depth_range=(0.2, 20.0), seed=seed)
+    with_depth = depth and not baseline
+    sensor = Sensor(image_noise=noise, depth=with_depth, depth_range=(0.2, 20.0), baseline=baseline, seed=seed)
     steps = sequence(place, camera_path, camera, frames=frames, rate=rate, sensor=sensor)
     bar = tqdm(steps, total=frames, desc=f"render {place.name}", unit="frame", disable=not progress)
     return write_bag(path, bar, compressed=compressed, overwrite=overwrite)

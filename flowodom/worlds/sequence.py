@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from flowodom.frame import Frame
-from flowodom.geometry import PinholeCamera
+from flowodom.frame import Frame, OtherEye
+from flowodom.geometry import PinholeCamera, se3
 from flowodom.worlds.motion import Motion
 from flowodom.worlds.threads import one_thread
 from flowodom.worlds.world import FlowTruth, Rendering, World
@@ -25,6 +26,7 @@ class Sensor:
         depth: Whether there is a depth camera.
         depth_noise: Standard deviation of depth at one metre, metres; it grows with the square of depth; 0 for none.
         depth_range: Least and greatest depth it measures, metres; NaN outside.
+        baseline: Metres from the camera to the other one of a stereo pair, along x; 0 for a single camera.
         seed: Seed of the noise.
     """
 
@@ -32,17 +34,27 @@ class Sensor:
     depth: bool = True
     depth_noise: float = 0.0
     depth_range: tuple[float, float] = (0.0, float("inf"))
+    baseline: float = 0.0
     seed: int = 0
 
+    @property
+    def other_from_camera(self) -> Tensor:
+        """(4, 4) float64 ``T_other_camera`` of the stereo pair."""
+        motion = se3.identity()
+        motion[0, 3] = -self.baseline
+        return motion
+
     @one_thread()
-    def frame(self, rendering: Rendering, stamp: int) -> Frame:
-        """Returns what the sensor delivers of a rendering that has an image; ``stamp`` in nanoseconds."""
-        assert rendering.image is not None
+    def frame(self, rendering: Rendering, stamp: int, other: Rendering | None = None) -> Frame:
+        """Returns what the sensor delivers.
+
+        Args:
+            rendering: The camera's view, with its image.
+            stamp: Nanoseconds.
+            other: The view of the other camera of a stereo pair, with its image.
+        """
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + stamp) % (1 << 63))
-        image = rendering.image.cpu()
-        if self.image_noise > 0:
-            noise = torch.randn(image.shape, generator=generator)
-            image = (image + self.image_noise * noise).round().clamp(0, 255).to(torch.uint8)
+        image = self._image(rendering, generator)
         depth: np.ndarray | None = None
         if self.depth:
             measured = rendering.depth.cpu()
@@ -52,7 +64,18 @@ class Sensor:
             low, high = self.depth_range
             valid = torch.isfinite(measured) & (measured >= low) & (measured <= high)
             depth = torch.where(valid, measured, torch.nan).float().numpy()
-        return Frame(stamp, image.numpy(), rendering.camera, depth)
+        eye = None
+        if other is not None:
+            eye = OtherEye(self._image(other, generator), other.camera, se3.inverse(other.pose) @ rendering.pose)
+        return Frame(stamp, image, rendering.camera, depth, other=eye)
+
+    def _image(self, rendering: Rendering, generator: torch.Generator) -> NDArray[np.uint8]:
+        assert rendering.image is not None
+        image = rendering.image.cpu()
+        if self.image_noise > 0:
+            noise = torch.randn(image.shape, generator=generator)
+            image = (image + self.image_noise * noise).round().clamp(0, 255).to(torch.uint8)
+        return np.asarray(image.numpy(), dtype=np.uint8)
 
 
 @dataclass(frozen=True)
@@ -105,7 +128,12 @@ def sequence(
     previous: Rendering | None = None
     for k in range(frames):
         time = k / rate
-        rendering = world.render(path(time), time, camera)
+        pose = path(time)
+        rendering = world.render(pose, time, camera)
+        other = None
+        if sensor.baseline:
+            other = world.render(pose @ se3.inverse(sensor.other_from_camera), time, camera)
         truth = world.flow_between(previous, rendering) if flow and previous is not None else None
-        yield Step(sensor.frame(rendering, 1_000_000_000 + round(time * 1e9)), rendering.pose, rendering, truth)
+        frame = sensor.frame(rendering, 1_000_000_000 + round(time * 1e9), other)
+        yield Step(frame, rendering.pose, rendering, truth)
         previous = rendering

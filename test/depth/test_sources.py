@@ -1,5 +1,6 @@
 """Which depth a configuration asks for."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -8,8 +9,21 @@ from flowodom.depth.field import FieldConfig, FieldDepth, FieldNetwork, save_fie
 from flowodom.depth.filter import FilterDepth
 from flowodom.depth.fusion import FusedDepth
 from flowodom.depth.sensor import SensorDepth
-from flowodom.depth.sources import choose_depth, field_file, find_field
+from flowodom.depth.sources import choose_depth, field_file, find_field, measures
+from flowodom.depth.stereo import StereoDepth
 from flowodom.errors import WeightsError
+from flowodom.frame import Frame, OtherEye
+from flowodom.geometry import se3
+from flowodom.worlds import pinhole
+
+CAMERA = pinhole(16, 12)
+IMAGE = np.zeros((12, 16), np.uint8)
+RIGHT = se3.identity()
+RIGHT[0, 3] = -0.1
+ALONE = Frame(0, IMAGE, CAMERA)
+MEASURED = Frame(0, IMAGE, CAMERA, np.ones((12, 16), np.float32))
+PAIR = Frame(0, IMAGE, CAMERA, other=OtherEye(IMAGE, CAMERA, RIGHT))
+BOTH = Frame(0, IMAGE, CAMERA, MEASURED.depth, other=PAIR.other)
 
 
 @pytest.fixture
@@ -19,26 +33,45 @@ def network():
 
 
 @pytest.mark.parametrize(
-    ("source", "with_sensor", "kind"),
+    ("source", "first", "kind"),
     [
-        ("auto", True, SensorDepth),
-        ("auto", False, FilterDepth),
-        ("sensor", False, SensorDepth),
-        ("filter", True, FilterDepth),
+        ("auto", MEASURED, SensorDepth),
+        ("auto", ALONE, FilterDepth),
+        ("auto", PAIR, StereoDepth),
+        ("auto", BOTH, SensorDepth),
+        ("sensor", ALONE, SensorDepth),
+        ("sensor", PAIR, SensorDepth),
+        ("filter", MEASURED, FilterDepth),
+        ("filter", PAIR, FilterDepth),
     ],
 )
-def test_without_a_field(source, with_sensor, kind):
-    assert type(choose_depth(DepthConfig(source=source), None, with_sensor=with_sensor)) is kind
+def test_without_a_field(source, first, kind):
+    assert type(choose_depth(DepthConfig(source=source), None, first)) is kind
+
+
+def test_what_is_measured_is_known():
+    assert not measures(DepthConfig(), ALONE)
+    assert measures(DepthConfig(), MEASURED)
+    assert measures(DepthConfig(), PAIR)
+    assert not measures(DepthConfig(source="sensor"), PAIR)
+    assert not measures(DepthConfig(source="filter"), BOTH)
 
 
 @pytest.mark.parametrize(
-    ("name", "with_sensor", "kind"),
-    [("", False, FusedDepth), ("", True, SensorDepth), ("mine", False, FusedDepth), ("mine", True, FusedDepth)],
+    ("name", "first", "kind"),
+    [
+        ("", ALONE, FusedDepth),
+        ("", MEASURED, SensorDepth),
+        ("", PAIR, StereoDepth),
+        ("mine", ALONE, FusedDepth),
+        ("mine", MEASURED, FusedDepth),
+        ("mine", PAIR, FusedDepth),
+    ],
 )
-def test_auto_combines_what_there_is(network, name, with_sensor, kind):
-    source = choose_depth(DepthConfig(field=name), FieldDepth(network), with_sensor=with_sensor)
+def test_auto_combines_what_there_is(network, name, first, kind):
+    source = choose_depth(DepthConfig(field=name), FieldDepth(network), first)
     assert type(source) is kind
-    assert source.metric == with_sensor
+    assert source.metric == (first is not ALONE)
 
 
 def test_the_configured_field_is_found(network, tmp_path):

@@ -28,6 +28,12 @@ def test_x_is_right_and_y_is_down():
     assert v == pytest.approx(118.2 + 305 / 4)
 
 
+def test_the_matrix_projects():
+    points = random_points()
+    seen = points @ CAMERA.matrix.T
+    torch.testing.assert_close(seen[:, :2] / seen[:, 2:], CAMERA.project(points))
+
+
 def test_unproject_undoes_project():
     points = random_points()
     back = CAMERA.unproject(CAMERA.project(points), points[:, 2])
