@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 TOPIC_ROLES = {
     "image": "camera image",
     "camera_info": "calibration of the camera",
-    "depth": "depth registered to the image; 'none' for a single camera",
+    "depth": "depth; 'none' for a single camera",
+    "depth_info": "calibration of the depth camera, where depth is not registered to the image",
     "right": "image of the right camera of a stereo pair; 'none' for one camera",
     "right_info": "calibration of the right camera",
     "ground_truth": "true poses to compare with; 'none' for no comparison",

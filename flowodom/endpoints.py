@@ -9,7 +9,7 @@ from flowodom.config import SessionConfig
 from flowodom.errors import FlowodomError, MessageError
 from flowodom.session import Port
 
-_CAMERA = ("image", "camera_info", "depth", "right", "right_info", "mask")
+_CAMERA = ("image", "camera_info", "depth", "depth_info", "right", "right_info", "mask")
 _DEPTH = 100
 
 

@@ -78,8 +78,8 @@ class Frame:
         stamp: Time of exposure, integer nanoseconds, from the message header.
         image: (H, W) grey or (H, W, 3) RGB, uint8, rectified.
         camera: The pinhole camera of ``image``.
-        depth: (H, W) float32 metres along the optical axis, registered to ``image``, NaN where unknown; None without
-            a depth camera.
+        depth: (H, W) float32 metres along the optical axis, registered to ``image`` (at its size or a coarser one), NaN
+            where unknown; None without a depth camera.
         ignore: (H, W) bool, True where pixels must not be used (the robot's own body, a user's mask); None for none.
         other: What the other camera of a stereo rig saw; None for a single camera.
 
@@ -96,8 +96,11 @@ class Frame:
 
     def __post_init__(self) -> None:
         size = _check_image(self.image, self.camera)
-        if self.depth is not None and (self.depth.dtype != np.float32 or self.depth.shape != size):
-            raise ShapeError(f"depth must be float32 of shape {size}, got {self.depth.dtype} {self.depth.shape}")
+        if self.depth is not None and (self.depth.dtype != np.float32 or not _same_view(self.depth.shape, size)):
+            raise ShapeError(
+                f"depth must be float32 of shape {size} or a coarser one of the same proportions, "
+                f"got {self.depth.dtype} {self.depth.shape}"
+            )
         if self.ignore is not None and (self.ignore.dtype != np.bool_ or self.ignore.shape != size):
             raise ShapeError(f"ignore must be bool of shape {size}, got {self.ignore.dtype} {self.ignore.shape}")
 
@@ -115,6 +118,13 @@ def _check_image(image: NDArray[np.uint8], camera: PinholeCamera) -> tuple[int, 
             f"image must be uint8 of shape {size} or {(*size, 3)} as its camera says, got {image.dtype} {image.shape}"
         )
     return size
+
+
+def _same_view(shape: tuple[int, ...], size: tuple[int, int]) -> bool:
+    """Tells whether an image of that shape can be one of (H, W), resampled to be coarser."""
+    if len(shape) != 2 or not all(0 < length <= whole for length, whole in zip(shape, size, strict=True)):
+        return False
+    return abs(shape[0] * size[1] - shape[1] * size[0]) <= max(size)
 
 
 def _luminance(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

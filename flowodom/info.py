@@ -95,7 +95,7 @@ def describe(path: Path | str, overrides: Mapping[str, str | None] | None = None
         streams = _sample(bag, chosen)
         size = _image(page, chosen, streams[chosen.image])
         _camera(page, chosen, streams, size)
-        _depth(page, chosen, streams, size)
+        _depth(page, bag, chosen, streams, size)
         _right(page, bag, chosen, streams)
         _truth(page, chosen, streams)
         page.title("frames")
@@ -232,7 +232,9 @@ def _angle(pixels: int, focal: float) -> float:
     return math.degrees(2 * math.atan(0.5 * pixels / focal))
 
 
-def _depth(page: _Page, chosen: Selection, streams: Mapping[str, _Stream], size: tuple[int, int] | None) -> None:
+def _depth(
+    page: _Page, bag: BagReader, chosen: Selection, streams: Mapping[str, _Stream], size: tuple[int, int] | None
+) -> None:
     if not chosen.depth:
         single = "none: a single camera, whose scale is unknown without --camera-height"
         page.say("depth", "none: it comes from the stereo pair" if chosen.right else single)
@@ -249,15 +251,24 @@ def _depth(page: _Page, chosen: Selection, streams: Mapping[str, _Stream], size:
         page.say("", f"{100 * valid.size / depth.size:.0f} % of the first is valid, {low:.2f} to {high:.2f} m")
     else:
         page.warn("the first depth image has no valid pixel")
-    if size is not None and (width, height) != size:
-        page.warn(
-            f"depth is {width}x{height} but the image {size[0]}x{size[1]}: depth must be registered to the image "
-            "(aligned_depth_to_color, depth_registered)"
-        )
-    frame, picture = stream.first.header.frame_id, image.first.header.frame_id if image.first is not None else ""
-    if picture and frame != picture:
-        page.warn(f"depth is in frame {frame!r} but the image in {picture!r}: is it registered to the image?")
     _paired(page, image, stream, "depth")
+    frame, picture = stream.first.header.frame_id, image.first.header.frame_id if image.first is not None else ""
+    if (size is None or (width, height) == size) and (not picture or frame == picture):
+        return
+    across, down = size or (width, height)
+    unlike = f"depth is {width}x{height} in frame {frame!r}, but the image {across}x{down} in {picture!r}"
+    info = streams[chosen.depth_info].first if chosen.depth_info else None
+    page.say("depth info", chosen.depth_info or "none")
+    if info is None:
+        page.warn(f"{unlike}, and there is no CameraInfo of the depth camera, without which it must be registered")
+        return
+    try:
+        camera = Calibration.from_info(info, rectified=chosen.rectified).camera
+        place = bag.frame_tree().lookup(picture, frame, image.stamps[0])[:3, 3].tolist()
+    except FlowodomError as error:
+        page.warn(f"{unlike}, and how they stand is not known: {error}")
+        return
+    page.say("", f"{camera.width}x{camera.height}, seen from {1000 * math.hypot(*place):.1f} mm beside the camera")
 
 
 def _paired(page: _Page, image: _Stream, other: _Stream, what: str) -> None:

@@ -15,11 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flowodom.alignment import DepthAlignment
 from flowodom.calibration import Calibration, between
 from flowodom.config import SessionConfig, SyncConfig
 from flowodom.errors import CalibrationError, FrameError, MessageError
 from flowodom.frame import Frame, OtherEye
 from flowodom.frames import FrameTree
+from flowodom.geometry import se3
 from flowodom.health import Health
 
 _log = logging.getLogger(__name__)
@@ -27,6 +29,11 @@ _log = logging.getLogger(__name__)
 _JUMP = 0.1
 """Seconds by which a stamp must go back to count as a jump of the clock; less is one only if the next goes on there."""
 _PENDING = 100
+_INTERVALS = 8
+"""Images of a topic whose intervals are known before the next one is foretold."""
+_REGULAR = 0.8
+"""Share of the shortest interval of late within which the next image does not come."""
+_NOWHERE_ELSE = se3.identity()
 
 
 @dataclass(frozen=True)
@@ -106,6 +113,7 @@ class _Companions:
         self.given_up = False
         self._sync, self._clock = sync, clock
         self._waiting: deque[Picture] = deque(maxlen=_PENDING)
+        self._intervals: deque[int] = deque(maxlen=_INTERVALS)
         self._last: int | None = None
         self._ahead = 0
 
@@ -125,6 +133,8 @@ class _Companions:
             and self._clock.newest - self._clock.jumped_to < self._sync.wait * 1e9
         ):
             return
+        if self._last is not None and picture.stamp > self._last:
+            self._intervals.append(picture.stamp - self._last)
         self._last = picture.stamp
         self._waiting.append(picture)
         if self._ahead <= 0:
@@ -132,6 +142,7 @@ class _Companions:
 
     def jump_back(self) -> None:
         """Follows the camera, whose clock has jumped back."""
+        self._intervals.clear()
         if self._ahead <= 0:
             self._waiting.clear()
         self._ahead = max(self._ahead - 1, -1)
@@ -143,7 +154,14 @@ class _Companions:
             self._waiting.popleft()
         near = [picture for picture in self._waiting if abs(picture.stamp - stamp) <= tolerance]
         best = min(near, key=lambda picture: abs(picture.stamp - stamp)) if near else None
-        return best, any(picture.stamp >= stamp for picture in self._waiting)
+        return best, stamp < self._soonest - tolerance or any(picture.stamp >= stamp for picture in self._waiting)
+
+    @property
+    def _soonest(self) -> int:
+        """Stamp before which the next one will not be, going by those of late."""
+        if self._last is None or len(self._intervals) < _INTERVALS:
+            return 0
+        return self._last + round(_REGULAR * min(self._intervals))
 
 
 class Pairing:
@@ -180,9 +198,11 @@ class Pairing:
         self._right = _Companions(config.sync, self._clock, expected=with_right and source == "auto")
         self._companions = {"depth": self._depth, "right": self._right}
         self._mask: NDArray[np.uint8] | None = None
-        self._lens, self._right_lens = _Lens(), _Lens()
+        self._lens, self._depth_lens, self._right_lens = _Lens(), _Lens(), _Lens()
         self._between: Tensor | None = None
-        self._unplaced = False
+        self._alignment: tuple[tuple[Any, ...], DepthAlignment] | None = None
+        self._unplaced: set[str] = set()
+        self._with_depth_once = False
         self._last_stamp: int | None = None
         self._late_stamp: int | None = None
 
@@ -242,6 +262,10 @@ class Pairing:
         """Takes in the sensor_msgs/CameraInfo that holds from now on; one that cannot be used changes nothing."""
         self._take_info(self._lens, info, "calibration")
 
+    def calibrate_depth(self, info: Any) -> None:
+        """Takes in that of the depth camera, likewise."""
+        self._take_info(self._depth_lens, info, "depth calibration")
+
     def calibrate_right(self, info: Any) -> None:
         """Takes in that of the right camera, likewise."""
         self._take_info(self._right_lens, info, "right calibration")
@@ -277,11 +301,12 @@ class Pairing:
                 yield Moment(self._images.popleft())
                 continue
             found, decided = self._companions[topic].match(picture.stamp)
-            if not overdue and (not decided or (topic == "right" and found and self._waits_for_place(picture, found))):
+            if not overdue and (not decided or (found and self._waits_for_place(topic, picture, found))):
                 return
             if found is None and not decided and self._gives_up(topic):
                 continue
             self._images.popleft()
+            self._with_depth_once |= topic == "depth" and found is not None
             if found is not None or self._goes_alone(topic, picture, decided=decided):
                 yield Moment(picture, **{topic: found})
 
@@ -290,15 +315,60 @@ class Pairing:
         picture, depth, right = moment
         calibration = self._lens.calibration
         assert calibration is not None
-        field: NDArray[np.float32] | None = None
-        if depth is not None and self._fits(depth.pixels, picture, "depth"):
-            field = calibration.rectify_depth(depth.pixels)
+        field = None if depth is None else self._registered(calibration, picture, depth)
         ignore = calibration.invalid
         if self._mask is not None and self._fits(self._mask, picture, "mask"):
             masked = calibration.rectify(self._mask) > 0
             ignore = masked if ignore is None else ignore | masked
         eye = None if right is None else self._other_eye(picture, right)
         return Frame(picture.stamp, calibration.rectify(picture.pixels), calibration.camera, field, ignore, eye)
+
+    def _registered(self, calibration: Calibration, picture: Picture, depth: Picture) -> NDArray[np.float32] | None:
+        """Returns depth as the camera would have seen it; None, and a report, where it does not fit."""
+        try:
+            place = self._image_from_depth(picture, depth)
+        except CalibrationError as error:
+            self._unplaced.add("depth")
+            self._health.report("depth place", CalibrationError(f"{error}; it is taken for registered to the image"))
+            place = None
+        else:
+            self._health.report("depth place", None)
+        if place is None:
+            return calibration.rectify_depth(depth.pixels) if self._fits(depth.pixels, picture, "depth") else None
+        motion, own = place
+        try:
+            pixels = own.rectify_depth(depth.pixels)
+        except CalibrationError as error:
+            self._health.report("depth size", CalibrationError(f"depth is not used: {error}"))
+            return None
+        self._health.report("depth size", None)
+        key = (own, calibration, motion)
+        if self._alignment is None or any(a is not b for a, b in zip(self._alignment[0], key, strict=True)):
+            self._alignment = key, DepthAlignment(own.camera, calibration.camera, motion)
+        return self._alignment[1](pixels)
+
+    def _image_from_depth(self, picture: Picture, depth: Picture) -> tuple[Tensor, Calibration] | None:
+        """Returns ``T_image_depth`` (4, 4) and the depth camera's calibration; None where depth is registered.
+
+        Raises:
+            CalibrationError: Depth seems not to be registered, but how the two cameras stand is not known.
+        """
+        same_frame, same_size = depth.frame_id == picture.frame_id, depth.pixels.shape == picture.pixels.shape[:2]
+        if same_frame and same_size:
+            return None
+        own, info = self._depth_lens.calibration, self._resolve("depth_info")
+        what = f"depth is in the frame {depth.frame_id!r}, the image in {picture.frame_id!r}"
+        if own is None:
+            raise CalibrationError(f"{what}, and there is no usable message on {info}, the depth camera's CameraInfo")
+        assert self._lens.calibration is not None
+        if same_frame:
+            return _NOWHERE_ELSE, own
+        if same_size and own.camera == self._lens.calibration.camera:
+            return None
+        try:
+            return self._locate(picture.frame_id, depth.frame_id, picture.stamp), own
+        except FrameError as error:
+            raise CalibrationError(f"{what}, and tf does not say how they stand: {error}") from error
 
     def _other_eye(self, picture: Picture, right: Picture) -> OtherEye | None:
         """Returns what the right camera saw; None, and a report, where it is not known how the two stand."""
@@ -310,7 +380,9 @@ class Pairing:
             self._health.report("stereo", CalibrationError(f"{error}; going on with one camera"))
         else:
             self._health.report("stereo", None)
-        self._unplaced = eye is None
+            self._unplaced.discard("right")
+        if eye is None:
+            self._unplaced.add("right")
         return eye
 
     def _right_from_left(self, picture: Picture, right: Picture) -> tuple[Tensor, Calibration]:
@@ -335,12 +407,12 @@ class Pairing:
             f"camera is: {cause}; publish a CameraInfo or a transform that does"
         )
 
-    def _waits_for_place(self, picture: Picture, right: Picture) -> bool:
+    def _waits_for_place(self, topic: str, picture: Picture, found: Picture) -> bool:
         """Tells whether it is not known yet how the two cameras stand; once was waited for that in vain."""
         try:
-            self._right_from_left(picture, right)
+            (self._image_from_depth if topic == "depth" else self._right_from_left)(picture, found)
         except CalibrationError:
-            return not self._unplaced
+            return topic not in self._unplaced
         return False
 
     def _jump_back(self, before: int, stamp: int) -> None:
@@ -348,6 +420,7 @@ class Pairing:
             "the clock jumped back by %.3f s: a new segment starts at the last trusted pose", (before - stamp) * 1e-9
         )
         self._health.counts["jumps"] += 1
+        self._with_depth_once = False
         self._images.clear()
         for companions in self._companions.values():
             companions.jump_back()
@@ -383,15 +456,17 @@ class Pairing:
         return True
 
     def _goes_alone(self, topic: str, picture: Picture, *, decided: bool) -> bool:
-        """Tells whether an image is used whose companion is missing: without depth it is skipped."""
+        """Tells whether an image is used whose companion is missing; a recording must not begin without its depth."""
         if decided:
-            what, fate = ("depth", "skipped") if topic == "depth" else ("right image", "used without")
+            what = "depth" if topic == "depth" else "right image"
+            alone = topic == "right" or (self._with_depth_once and self._config.depth.source == "auto")
+            fate = "used without" if alone else "skipped"
             self._health.note(
                 "unpaired",
                 f"no {what} within {self._config.sync.tolerance} s of the image at {picture.stamp * 1e-9:.3f} s; "
                 f"{fate} (raise sync.tolerance if the two cameras are not triggered together)",
             )
-            return topic == "right"
+            return alone
         name = self._resolve(topic)
         self._health.skip(
             "unpaired", "depth", MessageError(f"no depth on {name}; images are skipped (depth.source: sensor)")
@@ -400,7 +475,11 @@ class Pairing:
 
     def _fits(self, pixels: NDArray[Any], picture: Picture, topic: str) -> bool:
         came, size = pixels.shape[1::-1], picture.pixels.shape[1::-1]
-        mend = "publish depth registered to the image" if topic == "depth" else "make it the image's size"
+        mend = (
+            "publish its CameraInfo, or depth registered to the image"
+            if topic == "depth"
+            else "make it the image's size"
+        )
         problem = MessageError(
             f"{self._resolve(topic)} is {came[0]}x{came[1]} but the image is {size[0]}x{size[1]}: not used; {mend}"
         )

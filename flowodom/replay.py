@@ -35,6 +35,8 @@ from flowodom.trajectory import Trajectory, read_bag, write_tum
 
 _log = logging.getLogger(__name__)
 
+_INPUTS = ("image", "camera_info", "depth", "depth_info", "right", "right_info")
+"""Parts of a selection that the session takes, by the same names."""
 _AHEAD = 12
 """Messages decoded ahead of the odometry."""
 _STATIC = "/tf_static"
@@ -359,7 +361,7 @@ def _paced(entries: Iterator[_Entry], rate: float, session: Session) -> Iterator
 
 def _session_names(reader: BagReader, selection: Selection) -> dict[str, str]:
     """Returns the bag's topics that the session takes, each with the session's name for it."""
-    chosen = {name: getattr(selection, name) for name in ("image", "camera_info", "depth", "right", "right_info")}
+    chosen = {name: getattr(selection, name) for name in _INPUTS}
     names = {topic: name for name, topic in chosen.items() if topic}
     return names | {topic: topic for topic in ("/tf", _STATIC) if topic in reader.topics}
 

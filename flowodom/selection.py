@@ -26,7 +26,7 @@ ROLES = {
     "image": (IMAGE, COMPRESSED_IMAGE),
     "camera_info": (CAMERA_INFO,),
     "depth": (IMAGE, COMPRESSED_IMAGE),
-    "depth_camera_info": (CAMERA_INFO,),
+    "depth_info": (CAMERA_INFO,),
     "right": (IMAGE, COMPRESSED_IMAGE),
     "right_info": (CAMERA_INFO,),
     "ground_truth": POSE_TYPES,
@@ -86,7 +86,7 @@ class Selection:
         image: Pictures.
         camera_info: Their calibration; None where there is none.
         depth: Depth images; None for a single camera.
-        depth_camera_info: Calibration of the depth camera; None where there is none.
+        depth_info: Calibration of the depth camera; None where there is none.
         right: Pictures of the right camera of a stereo pair; None where there is none, or depth is there to be used.
         right_info: Their calibration; None where there is none.
         ground_truth: Poses to compare with; None where there are none.
@@ -95,7 +95,7 @@ class Selection:
     image: str
     camera_info: str | None = None
     depth: str | None = None
-    depth_camera_info: str | None = None
+    depth_info: str | None = None
     right: str | None = None
     right_info: str | None = None
     ground_truth: str | None = None
@@ -167,10 +167,8 @@ def select(
         image=image,
         camera_info=wanted["camera_info"] if "camera_info" in wanted else _camera_info(image, infos),
         depth=depth,
-        depth_camera_info=(
-            wanted["depth_camera_info"]
-            if "depth_camera_info" in wanted
-            else (_camera_info(depth, infos) if depth else None)
+        depth_info=(
+            wanted["depth_info"] if "depth_info" in wanted else (_camera_info(depth, infos) if depth else None)
         ),
         right=right,
         right_info=(

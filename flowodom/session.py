@@ -75,7 +75,10 @@ class Port:
 INPUTS = (
     Port("image", _IMAGES, "camera image, raw or compressed"),
     Port("camera_info", ("sensor_msgs/msg/CameraInfo",), "calibration of the camera"),
-    Port("depth", _IMAGES, "depth registered to the image, raw or compressedDepth; optional"),
+    Port("depth", _IMAGES, "depth, raw or compressedDepth; optional"),
+    Port(
+        "depth_info", ("sensor_msgs/msg/CameraInfo",), "calibration of the depth camera, where depth is not registered"
+    ),
     Port("right", _IMAGES, "image of the right camera of a stereo pair, raw or compressed; optional"),
     Port("right_info", ("sensor_msgs/msg/CameraInfo",), "calibration of the right camera; optional"),
     Port("mask", _IMAGES, "pixels to ignore are 255; optional"),
@@ -420,6 +423,8 @@ class Session:
                 self._pairing.add_right(message)
         elif topic == "camera_info":
             self._pairing.calibrate(message)
+        elif topic == "depth_info":
+            self._pairing.calibrate_depth(message)
         elif topic == "right_info":
             self._pairing.calibrate_right(message)
         elif topic == "mask":

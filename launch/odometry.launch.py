@@ -19,6 +19,7 @@ ARGUMENTS = {
     "image": ("", "image topic, raw or compressed"),
     "camera_info": ("", "camera_info topic"),
     "depth": ("", "depth topic; 'off' for a single camera or a stereo pair"),
+    "depth_info": ("", "camera_info topic of the depth camera, where depth is not registered to the image"),
     "right": ("", "image topic of the right camera of a stereo pair"),
     "right_info": ("", "camera_info topic of the right camera"),
     "mask": ("", "topic of masks: pixels of 255 are ignored"),
@@ -31,7 +32,7 @@ ARGUMENTS = {
     "autostart": ("", "whether the node configures and activates itself"),
     "rviz": ("false", "whether to start RViz"),
 }
-TOPICS = ("image", "camera_info", "depth", "right", "right_info", "mask")
+TOPICS = ("image", "camera_info", "depth", "depth_info", "right", "right_info", "mask")
 PARAMETERS = ("odom_frame", "base_frame", "camera_height", "device", "use_sim_time", "autostart")
 
 

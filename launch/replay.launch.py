@@ -25,7 +25,7 @@ from flowodom.config import SessionConfig
 from flowodom.replay import adapt
 
 HERE = Path(__file__).resolve().parent
-TOPICS = ("image", "camera_info", "depth", "right", "right_info", "ground_truth")
+TOPICS = ("image", "camera_info", "depth", "depth_info", "right", "right_info", "ground_truth")
 ARGUMENTS = {
     "bag": ("", "the recording to play"),
     "rate": ("1.0", "multiple of the recorded speed"),
@@ -55,7 +55,7 @@ def start(context: LaunchContext) -> list[Entity]:
         chosen = reader.select({name: given[name] for name in TOPICS if given[name]})
         base = given["base_frame"] or adapt(reader, chosen, SessionConfig()).base_frame
     passed = {name: given[name] for name in ("config_file", "device", "camera_height", "rviz")}
-    topics = {name: getattr(chosen, name) or "" for name in ("image", "camera_info", "depth", "right", "right_info")}
+    topics = {name: getattr(chosen, name) or "" for name in TOPICS[:-1]}
     topics["depth"] = topics["depth"] or "off"
     play = ExecuteProcess(
         cmd=["ros2", "bag", "play", given["bag"], "--clock", "--rate", given["rate"], "--disable-keyboard-controls"],

@@ -31,6 +31,8 @@ def test_depth_and_mask_are_kept():
     frame = Frame(0, grey(), CAMERA, depth, ignore)
     assert frame.depth is depth
     assert frame.ignore is ignore
+    coarse = np.ones((6, 8), np.float32)
+    assert Frame(0, grey(), CAMERA, coarse).depth is coarse
 
 
 @pytest.mark.parametrize(
@@ -50,7 +52,8 @@ def test_images_that_do_not_fit_are_named(image, message):
     ("extra", "message"),
     [
         ({"depth": np.ones((12, 16))}, "depth must be float32 .* got float64"),
-        ({"depth": np.ones((6, 8), np.float32)}, r"depth must be .* got float32 \(6, 8\)"),
+        ({"depth": np.ones((16, 12), np.float32)}, r"depth must be .* got float32 \(16, 12\)"),
+        ({"depth": np.ones((24, 32), np.float32)}, r"depth must be .* got float32 \(24, 32\)"),
         ({"ignore": np.ones((12, 16), np.uint8)}, "ignore must be bool .* got uint8"),
         ({"ignore": np.ones((3, 3), bool)}, r"ignore must be bool .* got bool \(3, 3\)"),
     ],

@@ -72,14 +72,38 @@ def test_the_nearest_depth_is_taken() -> None:
     assert desk.ready == [(STEP, STEP + SECOND // 500)]
 
 
-def test_images_between_slower_depth_are_skipped_and_counted() -> None:
+def test_images_between_slower_depth_are_used_without_and_counted() -> None:
     desk = Desk()
     for i in range(4):
         desk.image(i * STEP)
         if i % 2 == 0:
             desk.depth(i * STEP)
-    assert desk.ready == [(0, 0), (2 * STEP, 2 * STEP)]
+    assert desk.ready == [(0, 0), (STEP, None), (2 * STEP, 2 * STEP)]
     assert desk.health.counts["unpaired"] == 1
+
+
+def test_images_before_the_first_depth_and_all_without_that_of_a_sensor_are_skipped() -> None:
+    for source, ready in (("auto", [(STEP, STEP), (2 * STEP, None)]), ("sensor", [(STEP, STEP)])):
+        desk = Desk(depth__source=source)
+        for i in range(4):
+            desk.image(i * STEP)
+            if i % 2 == 1:
+                desk.depth(i * STEP)
+        assert desk.ready == [*ready, (3 * STEP, 3 * STEP)]
+
+
+def test_images_do_not_wait_for_depth_that_by_its_rate_cannot_come_yet() -> None:
+    desk, slow = Desk(), 5 * STEP
+    for i in range(50):
+        desk.image(i * STEP)
+        if i % 5 == 0:
+            desk.depth(i * STEP)
+    assert [stamp for stamp, _ in desk.ready][-1] == 48 * STEP
+    desk.image(50 * STEP)
+    assert desk.ready[-1] == (48 * STEP, None)  # 49 and 50 may still get theirs
+    desk.depth(50 * STEP)
+    assert desk.ready[-2:] == [(49 * STEP, None), (50 * STEP, 50 * STEP)]
+    assert [depth for _, depth in desk.ready if depth is not None] == list(range(0, 51 * STEP, slow))
 
 
 def test_where_no_depth_can_come_images_do_not_wait() -> None:
@@ -230,6 +254,87 @@ class Rig(Desk):
             self.frames.append(self.pairing.frame(moment))
             seen = self.frames[-1].other is not None and moment.right is not None
             self.eyes.append((moment.image.stamp, moment.right.stamp if seen and moment.right else None))
+
+
+class Kinect:
+    """A pairing whose depth comes from a camera of its own, 10 cm beside and half as fine."""
+
+    def __init__(self, *, placed: bool = True) -> None:
+        self.health = Health()
+        self.placed = placed
+        self.pairing = Pairing(SessionConfig(), self.health, resolve="/front/{}".format, locate=self.locate)
+        self.pairing.calibrate(make.camera_info(0, "camera", BIG))
+        self.depth = Picture(0, "depth", np.full((24, 32), 2.0, dtype=np.float32))
+        self.pairing.add_image(Picture(0, "camera", np.full((48, 64), 100, dtype=np.uint8)))
+        self.pairing.add_depth(self.depth)
+
+    def locate(self, target: str, source: str, _: int) -> Tensor:
+        assert (target, source) == ("camera", "depth")
+        if not self.placed:
+            raise FrameError("no transform from depth to camera")
+        return se3.matrix(torch.eye(3, dtype=torch.float64), torch.tensor((0.1, 0.0, 0.0), dtype=torch.float64))
+
+    def calibrate_depth(self, camera: PinholeCamera = CAMERA) -> None:
+        self.pairing.calibrate_depth(make.camera_info(0, "depth", camera))
+
+
+def test_depth_of_a_camera_beside_is_moved_to_the_camera_once_its_place_is_known() -> None:
+    kinect = Kinect()
+    assert list(kinect.pairing.ready()) == []
+    kinect.calibrate_depth()
+    (moment,) = kinect.pairing.ready()
+    depth = kinect.pairing.frame(moment).depth
+    assert depth is not None
+    assert depth.shape == (24, 32)  # as coarse as it came
+    np.testing.assert_allclose(depth[:, 2:], 2.0, rtol=1e-6)
+    assert np.isnan(depth[:, :2]).all()  # 40 px * 0.1 m / 2 m beside
+    assert kinect.health.problems == {}
+
+
+def test_depth_whose_place_nobody_tells_is_taken_for_registered_where_it_fits_and_that_is_reported() -> None:
+    for kinect, camera in ((Kinect(), None), (Kinect(placed=False), CAMERA)):
+        if camera is not None:
+            kinect.calibrate_depth(camera)
+        (moment,) = kinect.pairing.ready(final=True)
+        assert kinect.pairing.frame(moment).depth is None  # of another size
+        problem = str(kinect.health.problems["depth place"])
+        assert "'depth'" in problem
+        assert ("/front/depth_info" if camera is None else "no transform from depth to camera") in problem
+        assert "32x24" in str(kinect.health.problems["depth size"])
+        fitting = Picture(0, "depth", np.full((48, 64), 2.0, dtype=np.float32))
+        depth = kinect.pairing.frame(moment._replace(depth=fitting)).depth
+        assert depth is not None
+        np.testing.assert_allclose(depth, 2.0)
+
+
+def test_depth_in_another_frame_with_the_calibration_of_the_image_is_registered() -> None:
+    kinect = Kinect(placed=False)
+    kinect.calibrate_depth(BIG)
+    moment = Moment(
+        Picture(0, "camera", np.zeros((48, 64), np.uint8)), Picture(0, "depth", np.ones((48, 64), np.float32))
+    )
+    depth = kinect.pairing.frame(moment).depth
+    assert depth is not None
+    np.testing.assert_allclose(depth, 1.0)
+    assert kinect.health.problems == {}
+
+
+def test_coarser_depth_of_the_same_camera_is_used_as_it_is() -> None:
+    kinect = Kinect(placed=False)
+    kinect.calibrate_depth()
+    moment = Moment(Picture(0, "camera", np.zeros((48, 64), np.uint8)), Picture(0, "camera", kinect.depth.pixels))
+    depth = kinect.pairing.frame(moment).depth
+    assert depth is not None
+    np.testing.assert_allclose(depth, 2.0, rtol=1e-6)
+    assert depth.shape == (24, 32)
+
+
+def test_depth_that_does_not_fit_its_own_calibration_is_not_used() -> None:
+    kinect = Kinect()
+    kinect.calibrate_depth(BIG)
+    moment = Moment(Picture(0, "camera", np.zeros((48, 64), np.uint8)), kinect.depth)
+    assert kinect.pairing.frame(moment).depth is None
+    assert "32x24" in str(kinect.health.problems["depth size"])
 
 
 def test_an_image_waits_for_that_of_the_right_camera() -> None:

@@ -273,7 +273,7 @@ def test_each_part_can_be_overridden_or_switched_off():
     assert chosen.camera_info == "/camera/infra2/camera_info"
     assert chosen.depth == "/camera/depth/image_rect_raw"
     assert select(known, {"depth": "none"}).depth is None
-    assert select(known, {"depth": ""}).depth_camera_info is None
+    assert select(known, {"depth": ""}).depth_info is None
     assert select(known, {"depth": "camera/depth/image_rect_raw"}).depth == "/camera/depth/image_rect_raw"
     assert select(known, {"camera_info": "/camera/depth/camera_info"}).camera_info == "/camera/depth/camera_info"
     truth, _ = RIGS["stereo_image_proc"]

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from flowodom.config import DepthConfig
 from flowodom.depth import FramePair, InverseDepth
+from flowodom.depth.filter import FilterDepth
 from flowodom.flow.points import amplify, follow, gain
 from flowodom.frame import Frame, OtherEye
 from flowodom.geometry import PinholeCamera
@@ -310,6 +311,7 @@ class StereoDepth:
     def __init__(self, config: DepthConfig, device: torch.device | str = "cpu") -> None:
         self._config = config
         self._device = device
+        self._filter = FilterDepth(device)
         self._rig: Rig | None = None
 
     def observe(self, frame: Frame) -> InverseDepth | None:
@@ -333,8 +335,8 @@ class StereoDepth:
         """Has nothing to do; see ``DepthSource``."""
 
     def fuse(self, observed: InverseDepth | None, previous: InverseDepth | None, pair: FramePair) -> InverseDepth:
-        """Returns ``observed``: a pair needs no past. See ``DepthSource``."""
-        return observed if observed is not None else InverseDepth.unknown(pair.camera, self._device)
+        """Returns ``observed``: a pair needs no past; without a pair motion tells. See ``DepthSource``."""
+        return observed if observed is not None else self._filter.fuse(None, previous, pair)
 
     def complete(self, known: InverseDepth, frame: Frame) -> InverseDepth:
         """Leaves out what is too far to be told; see ``DepthSource``."""

@@ -51,7 +51,7 @@ def test_a_frame_without_valid_depth_tells_nothing():
         assert source.observe(frame(depth)) is None
 
 
-def test_no_past_is_needed():
+def test_no_past_is_needed_but_where_nothing_was_measured():
     source = SensorDepth(DepthConfig())
     assert source.metric
     still = torch.zeros(12, 16, 2)
@@ -60,4 +60,13 @@ def test_no_past_is_needed():
     pair = FramePair(now, flow, CAMERA, se3.identity(), torch.eye(6, dtype=torch.float64))
     seen = source.observe(now)
     assert source.fuse(seen, InverseDepth.unknown(CAMERA), pair) is seen
-    assert source.fuse(None, seen, pair).mean.isnan().all()
+    carried = source.fuse(None, seen, pair)
+    torch.testing.assert_close(carried.mean[1:-1, 1:-1], seen.mean[1:-1, 1:-1])
+    assert (carried.variance > seen.variance).all()
+
+
+def test_a_coarser_field_is_on_its_own_grid():
+    coarse = Frame(0, np.zeros((12, 16), np.uint8), CAMERA, np.ones((6, 8), np.float32))
+    seen = SensorDepth(DepthConfig()).observe(coarse)
+    assert seen.camera == CAMERA.resized(8, 6)
+    assert (seen.mean == 1).all()

@@ -155,7 +155,7 @@ def test_what_is_too_far_to_be_told_is_kept_for_the_pose_and_left_out_of_the_pic
     assert shown.mean[field.mean > 1 / 3].isfinite().all()
 
 
-def test_no_past_is_needed(seen):
+def test_no_past_is_needed_but_where_there_is_no_pair(seen):
     frame, _ = seen("parallel")
     source = StereoDepth(DepthConfig())
     assert source.metric
@@ -164,7 +164,12 @@ def test_no_past_is_needed(seen):
     flow = DenseFlow(still, still, torch.ones(240, 320), torch.ones(240, 320))
     pair = FramePair(frame, flow, CAMERA, se3.identity(), torch.eye(6, dtype=torch.float64))
     assert source.fuse(field, InverseDepth.unknown(CAMERA), pair) is field
-    assert source.fuse(None, field, pair).mean.isnan().all()
+    carried = source.fuse(None, field, pair)
+    known = carried.mean.isfinite()
+    assert known.float().mean() > 0.3
+    rho, variance = field.at(CAMERA, CAMERA.pixels())
+    torch.testing.assert_close(carried.mean[known], rho[known])
+    assert (carried.variance > variance)[known].all()
 
 
 @pytest.mark.parametrize(
