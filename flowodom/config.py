@@ -226,7 +226,7 @@ class SessionConfig(OdometryConfig):
     )
     threads: int = parameter(
         1,
-        "CPU threads of torch. They wait for each other actively, so more than one pays on large idle machines only.",
+        "CPU threads of torch for networks and training; all else is work of microseconds and keeps to one.",
         low=1,
         high=256,
     )

@@ -30,6 +30,7 @@ from flowodom.registration.ground import ground_height
 from flowodom.registration.relocation import relocate
 from flowodom.scene_flow import PropertySet, lift
 from flowodom.scene_flow.decompose import Moving, find_moving
+from flowodom.threads import one_thread
 from flowodom.tracking import BACKED, RIVAL_SHARE, NotTracked, OutOfSight, Parallax, Track, Tracker, View
 
 _log = logging.getLogger(__name__)
@@ -276,8 +277,14 @@ class Odometry:
                 tracker.add_keyframe(view, self._field, self._moving)
         self._previous, self._lost_since = view, None
         factor = self._measure_scale(frame, track.keyframe)
-        unknown = InverseDepth.unknown(dense_camera, self._device)
-        before, now, depth = former or unknown, self._field or unknown, self._depth
+        now, depth = self._field, self._depth
+
+        @one_thread()
+        def lifted(stride: int) -> PropertySet:
+            unknown = InverseDepth.unknown(dense_camera, self._device)
+            before, after = depth.complete(former or unknown, previous.frame), depth.complete(now or unknown, frame)
+            return lift(dense_camera, flow, before, after, to_current, stride=stride)
+
         return self._estimate(
             view,
             Status.TRACKING,
@@ -290,14 +297,7 @@ class Odometry:
             matches=track.matches,
             inliers=track.inliers,
             moving=self._moving,
-            lift=lambda stride: lift(
-                dense_camera,
-                flow,
-                depth.complete(before, previous.frame),
-                depth.complete(now, frame),
-                to_current,
-                stride=stride,
-            ),
+            lift=lifted,
         )
 
     def _is_watching(self, stamp: int) -> bool:
@@ -354,6 +354,7 @@ class Odometry:
             back = se3.inverse(motion)
             yield _Start(self._foretell(camera, back), (back,))
 
+    @one_thread()
     def _foretell(self, camera: PinholeCamera, motion: Tensor, stride: int = 1) -> Tensor:
         """Returns the flow that a motion ``T_previous_camera`` causes, as far as depth is known.
 
@@ -370,6 +371,7 @@ class Odometry:
         ahead = camera.rays(pixels) @ forward[:3, :3].T + rho[..., None] * forward[:3, 3]
         return (camera.project(ahead, min_depth=1e-3) - pixels).to(self._device)
 
+    @one_thread()
     def _locate(
         self,
         view: View,
@@ -504,6 +506,7 @@ class Odometry:
         change = (velocity - self._velocity) / interval
         return bool(change[:3].norm() < MOST_ACCELERATION[0] and change[3:].norm() < MOST_ACCELERATION[1])
 
+    @one_thread()
     def _look(self, frame: Frame) -> View:
         """Prepares a frame: grey, its dense-size copy, and the depth that it carries."""
         grey = frame.grey

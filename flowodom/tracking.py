@@ -26,6 +26,7 @@ from flowodom.registration.resection import resection
 from flowodom.registration.two_view import triangulate, two_view
 from flowodom.registration.window import KeyframeWindow
 from flowodom.scene_flow.decompose import Moving
+from flowodom.threads import one_thread
 
 LEAST_INLIERS = 25
 """Matches that must agree with a pose for it to be believed."""
@@ -292,6 +293,7 @@ class Tracker:
         keyframe = self._wants_keyframe(seen, found)
         return Track(pose, covariance, motion, motion_covariance, keyframe, len(matches), inliers)
 
+    @one_thread()
     def add_keyframe(self, view: View, depth: InverseDepth | None, moving: Moving | None = None) -> None:
         """Makes the view that was tracked last a keyframe, and refines the window; ``pose`` changes a little.
 

@@ -26,6 +26,7 @@ ROWS = (
         "rvl",
         "salvage",
         "selection",
+        "threads",
         "weights",
     },
     {"calibration", "frame", "frames", "messages"},

@@ -14,6 +14,7 @@ from flowodom.depth.fusion import FusedDepth
 from flowodom.frame import Frame
 from flowodom.geometry import se3
 from flowodom.odometry import Odometry, Scale, Status, resolve_device
+from flowodom.tracking import Tracker
 from flowodom.worlds import Sensor, hand_held, pinhole, room, rotation, sequence, straight, street
 
 QVGA = pinhole()
@@ -242,6 +243,24 @@ def test_properties_are_lifted_when_asked_for(calm):
     # Nothing moves in this room.
     assert found.residual[known].norm(dim=-1).median() < 0.01
     assert found.weight[known].median() > 0.7
+
+
+def test_small_work_keeps_to_one_thread_and_leaves_the_process_its_own(short, monkeypatch):
+    before, inside = torch.get_num_threads(), []
+    track, read = Tracker.track, InverseDepth.at
+    monkeypatch.setattr(Tracker, "track", lambda *a, **k: (inside.append(torch.get_num_threads()), track(*a, **k))[1])
+    monkeypatch.setattr(InverseDepth, "at", lambda *a: (inside.append(torch.get_num_threads()), read(*a))[1])
+    torch.set_num_threads(2)
+    try:
+        odometry = Odometry()
+        for frame in short.frames[:3]:
+            estimate = odometry.step(frame)
+        assert estimate.properties is not None
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert len(inside) > 4
+    assert set(inside) == {1}
 
 
 def test_a_mover_over_a_quarter_of_the_image_changes_little(calm):

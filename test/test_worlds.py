@@ -9,6 +9,7 @@ from flowodom.bags import BagReader
 from flowodom.errors import BagError, ConfigError, ShapeError
 from flowodom.geometry import PinholeCamera, se3
 from flowodom.messages import decode_depth, decode_image
+from flowodom.threads import one_thread
 from flowodom.worlds import (
     CameraPath,
     Material,
@@ -30,7 +31,6 @@ from flowodom.worlds.motion import level_pose
 from flowodom.worlds.recording import LINK_FROM_OPTICAL, render_bag
 from flowodom.worlds.relief import height
 from flowodom.worlds.textures import PATTERNS, Atlas
-from flowodom.worlds.threads import one_thread
 
 TEXELS = 128
 SMALL = pinhole(64, 48)

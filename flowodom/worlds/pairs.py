@@ -13,12 +13,12 @@ from torch.nn import functional
 
 from flowodom.errors import ConfigError
 from flowodom.geometry import se3
+from flowodom.threads import one_thread
 from flowodom.worlds import layouts
 from flowodom.worlds.bundles import Bundles, Grid, cast, finer
 from flowodom.worlds.layouts import BODIES, PATTERN_NAMES, SHAPES, Layout
 from flowodom.worlds.shading import SPREAD, Shader, edges, geometry_table
 from flowodom.worlds.textures import PATTERNS, Atlas
-from flowodom.worlds.threads import one_thread
 
 TEXELS = 256
 """Texels across each texture."""

@@ -7,10 +7,10 @@ import math
 import torch
 from torch import Tensor
 
+from flowodom.threads import one_thread
 from flowodom.worlds.casting import Shape
 from flowodom.worlds.motion import Following, Motion, Wander, Waves, level_pose
 from flowodom.worlds.textures import PATTERNS, Atlas
-from flowodom.worlds.threads import one_thread
 from flowodom.worlds.world import Light, Material, Primitive, World
 
 _SPECIAL = ("plaster", "marks", "wallpaper", "foliage", "facade", "sky")

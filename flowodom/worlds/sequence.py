@@ -12,8 +12,8 @@ from torch import Tensor
 
 from flowodom.frame import Frame, OtherEye
 from flowodom.geometry import PinholeCamera, se3
+from flowodom.threads import one_thread
 from flowodom.worlds.motion import Motion
-from flowodom.worlds.threads import one_thread
 from flowodom.worlds.world import FlowTruth, Rendering, World
 
 

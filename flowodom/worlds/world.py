@@ -10,11 +10,11 @@ from torch import Tensor
 
 from flowodom.errors import ShapeError
 from flowodom.geometry import PinholeCamera, se3
+from flowodom.threads import one_thread
 from flowodom.worlds.casting import Shape, cast, distance
 from flowodom.worlds.motion import Motion
 from flowodom.worlds.shading import FACES, SPREAD, Shader, edges, geometry_table
 from flowodom.worlds.textures import Atlas
-from flowodom.worlds.threads import one_thread
 
 _LARGE = 1280 * 720
 """From so many pixels on, work on the processor is split over threads."""

@@ -1,8 +1,8 @@
 """Keeps small tensor work on one processor thread.
 
-Torch splits every operation on more than some ten thousand numbers over its threads. Rendering a small image is a
-thousand operations that each take microseconds: splitting gains little on idle cores, and on shared ones the threads
-wait for each other and everything is ten times slower.
+Torch splits every operation on more than some ten thousand numbers over its threads, which wait for each other
+actively. Fitting a motion, or rendering a small image, is a thousand operations that each take microseconds: splitting
+them gains nothing on idle cores, and on shared ones everything is tens of times slower.
 """
 
 from __future__ import annotations
