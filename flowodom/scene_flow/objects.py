@@ -29,7 +29,7 @@ from torch import Tensor
 from flowodom.geometry import PinholeCamera, se3
 from flowodom.registration.covariance import compose
 from flowodom.registration.refine import OUTLIER
-from flowodom.scene_flow.decompose import MOST_LOGIT, Moving, nearest
+from flowodom.scene_flow.decompose import MOST_LOGIT, Moving
 from flowodom.scene_flow.motions import LEAST_SAMPLES, MovingPixels, Samples, even, fit_motions, propose
 
 PROPOSALS = 3
@@ -579,7 +579,7 @@ def _likeness(known: MovingObject, mask: Tensor, moving: Moving, local: Tensor) 
     """
     assert moving.stories is not None
     if known.mask is not None and known.mask.shape == mask.shape:
-        carried = nearest(known.mask[..., None], moving.stories.moved)[..., 0].cpu()
+        carried = known.mask.take(moving.stories.moved_at).cpu()
         return float((carried & mask).sum() / (carried | mask).sum().clamp_min(1))
     margin = 0.25 * known.extent.norm()
     inside = ((local > known.box[0] - margin) & (local < known.box[1] + margin)).all(-1)
