@@ -223,8 +223,7 @@ def tell(other: Surface, view: Surface, flow: Tensor, flow_variance: Tensor, mot
     rho_variance = torch.where(view.known, view.variance + (RELATIVE_FLOOR * rho).square_(), (3 * typical) ** 2)
     rays = ((u - camera.cx) / camera.fx, (v - camera.cy) / camera.fy)
     x, y, z = (
-        (turn[0] * rays[0] + turn[2] + turn[1] * rays[1]).add_(rho, alpha=shift)
-        for *turn, shift in motion[:3].tolist()
+        (turn[0] * rays[0] + turn[2] + turn[1] * rays[1]).add_(rho, alpha=shift) for *turn, shift in motion[:3].tolist()
     )
     over_z = z.clamp_min_(1e-3).reciprocal_()
     x, y = x.mul_(over_z), y.mul_(over_z)
@@ -286,7 +285,7 @@ def _backward(flow: FlowField) -> tuple[Tensor, Tensor, Tensor]:
     """Returns flow to the view before on the grid of ``CELL``.
 
     Returns:
-        (2, H, W) flow and (H, W) variance with its floors, pixels of the grid, and (H, W) bool, where it says something.
+        (2, H, W) flow and (H, W) variance with its floors, pixels of the grid, and (H, W) bool, where it is trusted.
     """
     variance = shrink(flow.backward_variance, CELL)
     trusted = 2 * (variance - FLOW_NOISE**2) < MOST_MISS**2
@@ -425,11 +424,13 @@ class Moving:
 
         Movers stand before the world: where it is nearly zero, what moves is the world, and what stands still hides it.
         """
-        known = self.surface.known
-        moves, still = known & (self.logit > 0), known & (self.logit <= 0)
-        if not bool(moves.any()) or not bool(still.any()):
+        known, logit, rho = (
+            field.reshape(-1)[::THINNED] for field in (self.surface.known, self.logit, self.surface.rho)
+        )
+        moves, still = rho[known & (logit > 0)], rho[known & (logit <= 0)]
+        if not len(moves) or not len(still):
             return 1.0
-        return float((self.surface.rho[still] < self.surface.rho[moves].median()).double().mean())
+        return float((still < moves.median()).double().mean())
 
     def unbiased(self) -> Moving:
         """Returns what is believed where moving and standing still were equally likely before: for a first pair."""
@@ -451,14 +452,12 @@ class Moving:
         Args:
             flow: Dense flow from this image to the next.
         """
-        size = self.doubt.shape
-        index = (self.doubt.reshape(-1) > 0).nonzero()[:, 0]
-        shift = shrink(flow.rough, CELL).reshape(2, -1)[:, index] / CELL
-        there = index_of(size, index % size[1] + shift[0], index // size[1] + shift[1])
-        doubt = torch.full_like(self.doubt, -MOST_LOGIT).reshape(-1)
-        doubt[there] = self.doubt.reshape(-1)[index]
+        row, column = (self.doubt > 0).nonzero(as_tuple=True)
+        shift = flow.rough[row * CELL, column * CELL].T / CELL
+        doubt = torch.full_like(self.doubt, -MOST_LOGIT)
+        doubt.view(-1)[index_of(doubt.shape, column + shift[0], row + shift[1])] = self.doubt[row, column]
         # What comes nearer leaves gaps.
-        closed = cv2.dilate(doubt.reshape(size).cpu().numpy(), np.ones((3, 3), dtype=np.uint8))
+        closed = cv2.dilate(doubt.cpu().numpy(), np.ones((3, 3), dtype=np.uint8))
         doubt = torch.from_numpy(closed).to(self.doubt)
         return replace(self, logit=doubt, doubt=doubt, past=None, stories=None)
 

@@ -17,7 +17,7 @@ from flowodom.flow.points import follow
 from flowodom.geometry import PinholeCamera, se3
 from flowodom.registration.covariance import CORRELATION
 from flowodom.registration.procrustes import procrustes
-from flowodom.registration.refine import CONVERGED, OUTLIER, spread
+from flowodom.registration.refine import CONVERGED, LEAST_SPREAD, MOST_SPREAD, OUTLIER, QUANTILE_OF_TWO, SPREAD_QUANTILE
 from flowodom.registration.reprojection import Reprojection, motion_jacobian, reproject
 from flowodom.scene_flow.decompose import CELL, EDGE, SYSTEMATIC, Moving, Surface
 
@@ -229,6 +229,12 @@ class Samples:
             valid=valid,
         )
 
+    def spread(self, squared: Tensor) -> Tensor:
+        """Returns the (K, 1) factors, squared, by which residuals (K, n) scatter more than stated, see ``spread``."""
+        ranked = squared.masked_fill(self.valid == 0, torch.inf).sort(dim=-1).values
+        low = ranked.gather(-1, (SPREAD_QUANTILE * (self.valid.sum(-1, keepdim=True) - 1)).long())
+        return (low / QUANTILE_OF_TWO).clamp(LEAST_SPREAD, MOST_SPREAD)
+
     def repeated(self, times: int) -> Samples:
         """Returns the points of one group as so many groups."""
         fields = {name: value.expand(times, *value.shape[1:]) for name, value in vars(self).items() if name != "ray"}
@@ -293,7 +299,7 @@ def fit_motions(camera: PinholeCamera, samples: Samples, starts: Tensor, prior: 
     moved = torch.zeros(groups, 6, 1, dtype=torch.float64)
     for _ in range(ITERATIONS):
         seen, noise, squared = samples.seen_from(camera, motions)
-        scale = _spread(squared, samples.valid)
+        scale = samples.spread(squared)
         kernel = OUTLIER * OUTLIER * scale
         weight = samples.valid * (kernel / (kernel + squared)) ** 2 / (CORRELATION * scale)
         jacobian = motion_jacobian(camera, seen.view)
@@ -311,12 +317,6 @@ def fit_motions(camera: PinholeCamera, samples: Samples, starts: Tensor, prior: 
             break
     covariance = torch.linalg.inv(hessian)
     return motions, 0.5 * (covariance + covariance.mT)
-
-
-def _spread(squared: Tensor, valid: Tensor) -> Tensor:
-    """Returns the (K, 1) factors, squared, by which residuals (K, n) scatter more than stated, see ``spread``."""
-    groups = zip(squared, valid.sum(-1).long().tolist(), strict=True)
-    return torch.tensor([[spread(each[:count])] for each, count in groups], dtype=torch.float64)
 
 
 def propose(camera: PinholeCamera, samples: Samples, expected: Tensor, generator: torch.Generator) -> Tensor:
