@@ -82,6 +82,12 @@ RIVAL_FLOW = 0.004
 BACKED = 0.1
 """Share of what agrees with the pose that must lie behind its rival for that to be a mover before the world."""
 
+FARTHEST = 0.33
+"""Share of the points of a first pair, the farthest ones, in which nothing that moves is expected."""
+
+MIXED = 2.0
+"""By how much, squared, a motion must miss the points of another one that it takes in to be a compromise."""
+
 MOST_STILL = 2.0
 """Displacement of a typical point by translation, pixels, above which the camera has moved beyond doubt."""
 
@@ -399,16 +405,9 @@ class Tracker:
 
     def _fit(self, matches: Matches, expected: Tensor) -> Fit:
         """Fits the motion from the newest keyframe; holds the camera in its place where translation earns nothing."""
-        start = self._propose(matches, expected)
-        fit = refine(
-            self._camera,
-            matches,
-            start,
-            max_iterations=self._config.max_iterations,
-            shutter=self._shutter,
-            # Starts from scene flow are good; a wide kernel would only invite a compromise with what moves.
-            annealing=1.0 if self._metric else ANNEALING,
-        )
+        fit = self._refine(matches, self._propose(matches, expected))
+        if self._metric and not len(self._seen):
+            fit = self._unmixed(matches, fit, expected)
         shift = self._camera.focal * float(matches.rho.median() * fit.motion[:3, 3].norm())
         if shift > MOST_STILL:
             return fit
@@ -425,6 +424,33 @@ class Tracker:
         if float(cost[1] - cost[0]) < STILL * fit.noise_factor:
             return replace(still, information=fit.information)
         return fit
+
+    def _refine(self, matches: Matches, start: Tensor) -> Fit:
+        return refine(
+            self._camera,
+            matches,
+            start,
+            max_iterations=self._config.max_iterations,
+            shutter=self._shutter,
+            # Starts from scene flow are good; a wide kernel would only invite a compromise with what moves.
+            annealing=1.0 if self._metric else ANNEALING,
+        )
+
+    def _unmixed(self, matches: Matches, fit: Fit, expected: Tensor) -> Fit:
+        """Returns the fit of a first pair, or the one that starts from what lies farthest where it is no compromise.
+
+        Where nothing tells what to expect, a near mover's way can pass for parallax: one motion between the world's and
+        the mover's then explains both, each of them badly. Movers stand before the world, so what lies behind is free
+        of them.
+        """
+        far = matches.subset(matches.rho <= matches.rho.quantile(FARTHEST))
+        if len(far) < LEAST_INLIERS:
+            return fit
+        behind = self._refine(matches, self._refine(far, self._propose(far, expected)).motion)
+        own = behind.weight > 0.25
+        mixed = 2 * int((fit.weight[own] > 0.25).sum()) > int(own.sum()) >= LEAST_INLIERS
+        missed, explained = (residuals(self._camera, matches, each.motion, each.shear)[1][own] for each in (fit, behind))
+        return behind if mixed and float(missed.median()) > MIXED * float(explained.median()) else fit
 
     def _propose(self, matches: Matches, expected: Tensor) -> Tensor:
         """Returns the best of several guesses of ``T_current_keyframe``: as expected, at rest, and from scene flow."""
