@@ -21,7 +21,7 @@ from flowodom.frame import Frame
 from flowodom.geometry import se3
 from flowodom.registration.covariance import compose, fit_covariance
 from flowodom.registration.procrustes import procrustes
-from flowodom.registration.refine import ANNEALING, Fit, Matches, Shutter, refine, residuals, score
+from flowodom.registration.refine import ANNEALING, OUTLIER, Fit, Matches, Shutter, refine, residuals, score, spread
 from flowodom.registration.resection import resection
 from flowodom.registration.two_view import triangulate, two_view
 from flowodom.registration.window import KeyframeWindow
@@ -85,8 +85,8 @@ BACKED = 0.1
 FARTHEST = 0.33
 """Share of the points of a first pair, the farthest ones, in which nothing that moves is expected."""
 
-MIXED = 2.0
-"""By how much, squared, a motion must miss the points of another one that it takes in to be a compromise."""
+GROWTHS = 3
+"""Fits by which it grows to all that agrees."""
 
 MOST_STILL = 2.0
 """Displacement of a typical point by translation, pixels, above which the camera has moved beyond doubt."""
@@ -437,20 +437,25 @@ class Tracker:
         )
 
     def _unmixed(self, matches: Matches, fit: Fit, expected: Tensor) -> Fit:
-        """Returns the fit of a first pair, or the one that starts from what lies farthest where it is no compromise.
+        """Returns the fit of a first pair, or one to what lies farthest and all that agrees, where it is a compromise.
 
         Where nothing tells what to expect, a near mover's way can pass for parallax: one motion between the world's and
         the mover's then explains both, each of them badly. Movers stand before the world, so what lies behind is free
         of them.
         """
-        far = matches.subset(matches.rho <= matches.rho.quantile(FARTHEST))
-        if len(far) < LEAST_INLIERS:
+        own = matches.rho <= matches.rho.quantile(FARTHEST)
+        start = self._propose(matches.subset(own), expected)
+        for _ in range(GROWTHS):
+            behind = self._refine(matches.subset(own), start)
+            squared = residuals(self._camera, matches, behind.motion, behind.shear)[1]
+            start, own = behind.motion, squared < OUTLIER * OUTLIER * spread(squared[own])
+        if not int(own.sum()) >= LEAST_INLIERS or 2 * int((fit.weight[own] > 0.25).sum()) < int(own.sum()):
             return fit
-        behind = self._refine(matches, self._refine(far, self._propose(far, expected)).motion)
-        own = behind.weight > 0.25
-        mixed = 2 * int((fit.weight[own] > 0.25).sum()) > int(own.sum()) >= LEAST_INLIERS
-        missed, explained = (residuals(self._camera, matches, each.motion, each.shear)[1][own] for each in (fit, behind))
-        return behind if mixed and float(missed.median()) > MIXED * float(explained.median()) else fit
+        missed = residuals(self._camera, matches.subset(own), fit.motion, fit.shear)[1]
+        if float((missed - squared[own]).clamp(max=OUTLIER * OUTLIER).sum()) < STILL * behind.noise_factor:
+            return fit
+        shutter = replace(self._shutter, shear=behind.shear)
+        return refine(self._camera, matches, behind.motion, max_iterations=0, shutter=shutter)
 
     def _propose(self, matches: Matches, expected: Tensor) -> Tensor:
         """Returns the best of several guesses of ``T_current_keyframe``: as expected, at rest, and from scene flow."""

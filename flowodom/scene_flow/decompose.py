@@ -457,7 +457,7 @@ class Moving:
         doubt = torch.full_like(self.doubt, -MOST_LOGIT)
         doubt.view(-1)[index_of(doubt.shape, column + shift[0], row + shift[1])] = self.doubt[row, column]
         # What comes nearer leaves gaps.
-        closed = cv2.dilate(doubt.cpu().numpy(), np.ones((3, 3), dtype=np.uint8))
+        closed = cv2.morphologyEx(doubt.cpu().numpy(), cv2.MORPH_CLOSE, np.ones((3, 3), dtype=np.uint8))
         doubt = torch.from_numpy(closed).to(self.doubt)
         return replace(self, logit=doubt, doubt=doubt, past=None, stories=None)
 
