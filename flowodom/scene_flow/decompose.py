@@ -513,7 +513,7 @@ def decompose(
     greatest = _take(previous.range[1], stories.still_at)
     hidden = greatest > stories.still_rho + stories.margin
     through = greatest < stories.still_rho - stories.margin
-    through &= _inside(stories.still_rho.shape, *stories.places[1], border=1.0)
+    through &= _inside(through.shape, stories.places[1, 0], stories.places[1, 1], border=1.0)
 
     # The pixel moves and came with the flow, or it stands still and was where the camera's motion says.
     layers = [previous.grey] if before is None else [previous.grey, before.logit, before.doubt]
