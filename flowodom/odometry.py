@@ -51,7 +51,7 @@ NEARER = 0.1
 """Logarithm of the ratio of inverse depths by which what moves must stand out from what is still beside it."""
 
 CLEARLY_NEARER = 0.25
-"""The same where it had been taken for still at first."""
+"""The same where it had been taken for still at first, or nothing has been watched standing still yet."""
 
 MOST_ACCELERATION = (12.0, 30.0)
 """What a camera is believed to do, m/s^2 and rad/s^2, where much of the image moves otherwise than the rest."""
@@ -405,7 +405,7 @@ class Odometry:
         grown = self._grown(opinion.moving)
         if grown > AMBIGUOUS and not self._steady(se3.log(opinion.track.motion) / interval, interval):
             assert opinion.moving is not None
-            if opinion.moving.nearness < NEARER:
+            if opinion.moving.nearness < (CLEARLY_NEARER if self._velocity is None else NEARER):
                 return f"{grown:.0%} of the image moves otherwise than the rest: which is still, is not told"
         return ""
 

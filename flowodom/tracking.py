@@ -21,7 +21,7 @@ from flowodom.frame import Frame
 from flowodom.geometry import se3
 from flowodom.registration.covariance import compose, fit_covariance
 from flowodom.registration.procrustes import procrustes
-from flowodom.registration.refine import ANNEALING, Fit, Matches, Shutter, refine, residuals, score
+from flowodom.registration.refine import ANNEALING, OUTLIER, Fit, Matches, Shutter, refine, residuals, score, spread
 from flowodom.registration.resection import resection
 from flowodom.registration.two_view import triangulate, two_view
 from flowodom.registration.window import KeyframeWindow
@@ -82,6 +82,12 @@ RIVAL_FLOW = 0.004
 
 BACKED = 0.1
 """Share of what agrees with the pose that must lie behind its rival for that to be a mover before the world."""
+
+FARTHEST = 0.33
+"""Share of the points of a first pair, the farthest ones, in which nothing that moves is expected."""
+
+GROWTHS = 3
+"""Fits by which it grows to all that agrees."""
 
 MOST_STILL = 2.0
 """Displacement of a typical point by translation, pixels, above which the camera has moved beyond doubt."""
@@ -401,16 +407,9 @@ class Tracker:
 
     def _fit(self, matches: Matches, expected: Tensor) -> Fit:
         """Fits the motion from the newest keyframe; holds the camera in its place where translation earns nothing."""
-        start = self._propose(matches, expected)
-        fit = refine(
-            self._camera,
-            matches,
-            start,
-            max_iterations=self._config.max_iterations,
-            shutter=self._shutter,
-            # Starts from scene flow are good; a wide kernel would only invite a compromise with what moves.
-            annealing=1.0 if self._metric else ANNEALING,
-        )
+        fit = self._refine(matches, self._propose(matches, expected))
+        if self._metric and not len(self._seen):
+            fit = self._unmixed(matches, fit, expected)
         shift = self._camera.focal * float(matches.rho.median() * fit.motion[:3, 3].norm())
         if shift > MOST_STILL:
             return fit
@@ -427,6 +426,38 @@ class Tracker:
         if float(cost[1] - cost[0]) < STILL * fit.noise_factor:
             return replace(still, information=fit.information)
         return fit
+
+    def _refine(self, matches: Matches, start: Tensor) -> Fit:
+        return refine(
+            self._camera,
+            matches,
+            start,
+            max_iterations=self._config.max_iterations,
+            shutter=self._shutter,
+            # Starts from scene flow are good; a wide kernel would only invite a compromise with what moves.
+            annealing=1.0 if self._metric else ANNEALING,
+        )
+
+    def _unmixed(self, matches: Matches, fit: Fit, expected: Tensor) -> Fit:
+        """Returns the fit of a first pair, or one to what lies farthest and all that agrees, where it is a compromise.
+
+        Where nothing tells what to expect, a near mover's way can pass for parallax: one motion between the world's and
+        the mover's then explains both, each of them badly. Movers stand before the world, so what lies behind is free
+        of them.
+        """
+        own = matches.rho <= matches.rho.quantile(FARTHEST)
+        start = self._propose(matches.subset(own), expected)
+        for _ in range(GROWTHS):
+            behind = self._refine(matches.subset(own), start)
+            squared = residuals(self._camera, matches, behind.motion, behind.shear)[1]
+            start, own = behind.motion, squared < OUTLIER * OUTLIER * spread(squared[own])
+        if not int(own.sum()) >= LEAST_INLIERS or 2 * int((fit.weight[own] > 0.25).sum()) < int(own.sum()):
+            return fit
+        missed = residuals(self._camera, matches.subset(own), fit.motion, fit.shear)[1]
+        if float((missed - squared[own]).clamp(max=OUTLIER * OUTLIER).sum()) < STILL * behind.noise_factor:
+            return fit
+        shutter = replace(self._shutter, shear=behind.shear)
+        return refine(self._camera, matches, behind.motion, max_iterations=0, shutter=shutter)
 
     def _propose(self, matches: Matches, expected: Tensor) -> Tensor:
         """Returns the best of several guesses of ``T_current_keyframe``: as expected, at rest, and from scene flow."""

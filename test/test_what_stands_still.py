@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 
 from flowodom.geometry import se3
@@ -126,6 +127,16 @@ def test_a_board_that_moves_from_the_first_frame_on_is_no_world():
     assert estimates[-1].status is Status.TRACKING
     assert np.nanmax(error[40:]) - np.nanmin(error[40:]) < 0.02
     assert np.nanmax(beside[40:]) - np.nanmin(beside[40:]) > 0.1
+
+
+@pytest.mark.parametrize(("seed", "movers", "coverage"), [(301, 4, None), (319, 4, None), (303, 1, 0.5), (325, 1, 0.5)])
+def test_a_first_pair_is_no_compromise_between_the_world_and_a_near_mover(seed, movers, coverage):
+    path = hand_held(seed)
+    world = room(seed, movers=movers, coverage=coverage, path=path if coverage else None)
+    estimates, error, _, covered = run(world, path, 2)
+    assert covered > 0.2
+    assert estimates[1].status is Status.TRACKING
+    assert error[1] < 0.003
 
 
 def test_when_all_depth_goes_for_good_poses_stay_right_or_are_not_told():

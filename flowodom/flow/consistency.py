@@ -29,23 +29,45 @@ def sample(field: Tensor, pixels: Tensor) -> Tensor:
     return values[0, :, 0].T.reshape(*pixels.shape[:-1], field.shape[-1])
 
 
-def round_trip(forward: Tensor, backward: Tensor) -> Tensor:
-    """Returns the (H, W) squared distance, pixels squared, by which going forward and back misses the start."""
+def round_trip(forward: Tensor, backward: Tensor, *, stride: int = 1) -> Tensor:
+    """Returns by how much going forward and back misses the start, squared, pixels squared.
+
+    Args:
+        forward: (H, W, 2) flow, pixels.
+        backward: (H, W, 2) flow of the other way.
+        stride: Every how manieth row and column is asked for.
+
+    Returns:
+        (H, W), or (ceil(H / stride), ceil(W / stride)).
+    """
     height, width = forward.shape[:2]
-    u = torch.arange(width, device=forward.device, dtype=forward.dtype)
-    v = torch.arange(height, device=forward.device, dtype=forward.dtype)
-    there_u, there_v = forward[..., 0] + u, forward[..., 1] + v[:, None]
-    grid = torch.stack((there_u * (2 / max(width - 1, 1)) - 1, there_v * (2 / max(height - 1, 1)) - 1), dim=-1)
+    u = torch.arange(0, width, stride, device=forward.device, dtype=forward.dtype)
+    v = torch.arange(0, height, stride, device=forward.device, dtype=forward.dtype)[:, None]
+    forward_u, forward_v = forward[::stride, ::stride].permute(2, 0, 1).contiguous()
+    scale_u, scale_v = 2 / max(width - 1, 1), 2 / max(height - 1, 1)
+    grid = torch.stack(((forward_u + u) * scale_u - 1, (forward_v + v) * scale_v - 1))
     back = functional.grid_sample(
-        backward.permute(2, 0, 1)[None], grid[None], mode="bilinear", padding_mode="border", align_corners=True
+        backward.permute(2, 0, 1)[None],
+        grid.permute(1, 2, 0)[None],
+        mode="bilinear",
+        padding_mode="border",
+        align_corners=True,
     )[0]
-    miss_u, miss_v = forward[..., 0] + back[0], forward[..., 1] + back[1]
-    return miss_u * miss_u + miss_v * miss_v
+    return (forward_u + back[0]).square_() + (forward_v + back[1]).square_()
 
 
-def consistency_variance(forward: Tensor, backward: Tensor) -> Tensor:
+def consistency_variance(forward: Tensor, backward: Tensor, *, stride: int = 1) -> Tensor:
     """Returns the (H, W) variance of ``forward``, pixels squared, from its round trip through ``backward``.
 
     A round trip carries the errors of both directions, so half its square is what one of them contributes.
+
+    Args:
+        forward: (H, W, 2) flow, pixels.
+        backward: (H, W, 2) flow of the other way.
+        stride: Rows and columns that share one variance: that of the first.
     """
-    return FLOW_NOISE**2 + 0.5 * round_trip(forward, backward)
+    variance = FLOW_NOISE**2 + 0.5 * round_trip(forward, backward, stride=stride)
+    if stride == 1:
+        return variance
+    height, width = forward.shape[:2]
+    return variance.repeat_interleave(stride, 0)[:height].repeat_interleave(stride, 1)[:, :width]

@@ -39,6 +39,7 @@ class DisFlow:
             made.setVariationalRefinementIterations(variational_iterations)
             return made
 
+        self._cell = 2**finest_scale
         self._rough = search(max(finest_scale, ROUGH_SCALE))
         # A search keeps its buffers, so each direction has a thread that runs one at a time.
         self._searches = [(search(finest_scale), ThreadPoolExecutor(1, f"dis-{way}")) for way in ("there", "back")]
@@ -57,7 +58,7 @@ class DisFlow:
                 back_thread.submit(back.calc, second, first, None if start is None else -start),
             )
 
-        return DisField(rough, begin)
+        return DisField(rough, begin, cell=self._cell)
 
 
 class DisField:
@@ -66,10 +67,12 @@ class DisField:
     Args:
         rough: (H, W, 2) float32, pixels.
         begin: Starts the searches there and back; called at most once.
+        cell: Rows and columns for which the searches find one flow, so that one variance is enough.
     """
 
-    def __init__(self, rough: Tensor, begin: Callable[[], tuple[Future[Any], Future[Any]]]) -> None:
+    def __init__(self, rough: Tensor, begin: Callable[[], tuple[Future[Any], Future[Any]]], *, cell: int) -> None:
         self.rough = rough
+        self._cell = cell
         self._begin = begin
 
     @cached_property
@@ -93,9 +96,9 @@ class DisField:
     @cached_property
     def forward_variance(self) -> Tensor:
         """(H, W) float32, pixels squared."""
-        return consistency_variance(self.forward, self.backward)
+        return consistency_variance(self.forward, self.backward, stride=self._cell)
 
     @cached_property
     def backward_variance(self) -> Tensor:
         """(H, W) float32, pixels squared."""
-        return consistency_variance(self.backward, self.forward)
+        return consistency_variance(self.backward, self.forward, stride=self._cell)

@@ -17,6 +17,14 @@ _SMALL_SQUARED = 1e-6
 """Squared angle below which Taylor series replace the closed forms (truncation error under 1e-19)."""
 
 
+_GENERATORS = torch.zeros(6, 4, 4, dtype=torch.float64)
+"""The derivatives of a motion by its tangent at the identity, later flat: (6, 16)."""
+_GENERATORS[(0, 1, 2), (0, 1, 2), (3, 3, 3)] = 1
+_GENERATORS[(3, 4, 5), (2, 0, 1), (1, 2, 0)] = 1
+_GENERATORS[(3, 4, 5), (1, 2, 0), (2, 0, 1)] = -1
+_GENERATORS = _GENERATORS.flatten(1)
+
+
 def hat(phi: Tensor) -> Tensor:
     """Returns the (..., 3, 3) skew matrix of (..., 3) vectors: ``hat(a) @ b = a x b``."""
     x, y, z = phi.unbind(-1)
@@ -119,14 +127,9 @@ def identity(*, dtype: torch.dtype = torch.float64, device: torch.device | str =
 
 
 def exp(xi: Tensor) -> Tensor:
-    """Returns the (..., 4, 4) motions of (..., 6) tangents (rho, phi)."""
-    rho, phi = xi[..., :3, None], xi[..., 3:]
-    a, b, c = (coefficient[..., None, None] for coefficient in _coefficients(phi))
-    k = hat(phi)
-    kk = k @ k
-    eye = torch.eye(3, dtype=xi.dtype, device=xi.device)
-    translation = rho + b * (k @ rho) + c * (kk @ rho)
-    return matrix(eye + a * k + b * kk, translation[..., 0])
+    """Returns the (..., 4, 4) motions of (..., 6) tangents (rho, phi): the matrix exponential of their twists."""
+    twist = (xi @ _GENERATORS.to(xi)).reshape(*xi.shape[:-1], 4, 4)
+    return torch.linalg.matrix_exp(twist)
 
 
 def log(motion: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ CONVERGED = 0.1
 SPREAD_QUANTILE = 0.35
 """Quantile of the residuals that measures their scatter: true while up to two thirds of the image move on their own."""
 
-_QUANTILE_OF_TWO = 0.862
+QUANTILE_OF_TWO = 0.862
 """That quantile of a chi-square variable of two degrees of freedom."""
 
 
@@ -201,7 +201,7 @@ def spread(squared: Tensor) -> float:
         squared: (N,) squared Mahalanobis residuals of two or three parts.
     """
     rank = 1 + int(SPREAD_QUANTILE * (len(squared) - 1))
-    return min(max(float(squared.kthvalue(rank).values) / _QUANTILE_OF_TWO, LEAST_SPREAD), MOST_SPREAD)
+    return min(max(float(squared.kthvalue(rank).values) / QUANTILE_OF_TWO, LEAST_SPREAD), MOST_SPREAD)
 
 
 def score(camera: PinholeCamera, matches: Matches, motions: Tensor) -> Tensor:

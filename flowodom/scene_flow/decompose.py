@@ -14,6 +14,7 @@ and Tang, "Guided Image Filtering" (2010); the prior on stillness as in Yang et 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -90,6 +91,9 @@ UNCOVERED = -1.0
 EDGE = 0.06
 """Relative difference of inverse depth between two surfaces."""
 
+THINNED = 23
+"""Of how many pixels one is asked where all of them together tell one number."""
+
 RADIUS = 4
 """Half the width of the window of the smoothing, pixels of the grid."""
 
@@ -130,16 +134,38 @@ class Surface:
         rows = ((torch.arange(grid.height, device=device) + 0.5) * (cell * height / camera.height)).long()
         columns = ((torch.arange(grid.width, device=device) + 0.5) * (cell * width / camera.width)).long()
         index = rows[:, None] * width + columns
-        grey = functional.avg_pool2d(dense[None].float(), cell)[0]
-        return cls(grid, grey, depth.mean.reshape(-1)[index], depth.variance.reshape(-1)[index], dense, depth)
+        rho, variance = (_take(field, index) for field in (depth.mean, depth.variance))
+        return cls(grid, shrink(dense, cell).float(), rho, variance, dense, depth)
 
     @cached_property
-    def range(self) -> Tensor:
-        """(H, W, 2) least and greatest inverse depth in the neighbourhood of each pixel; NaN where none is known."""
+    def known(self) -> Tensor:
+        """(H, W) bool: its inverse depth is known."""
+        return self.variance < torch.inf
+
+    @cached_property
+    def range(self) -> tuple[Tensor, Tensor]:
+        """(H, W) least and greatest inverse depth in the neighbourhood of each pixel; NaN where none is known."""
         rho, square = self.rho.cpu(), np.ones((3, 3), dtype=np.uint8)
         near = torch.from_numpy(cv2.dilate(rho.nan_to_num(nan=-torch.inf).numpy(), square))
         far = torch.from_numpy(cv2.erode(rho.nan_to_num(nan=torch.inf).numpy(), square))
-        return torch.where(near.isfinite()[..., None], torch.stack((far, near), dim=-1), torch.nan).to(self.rho)
+        blank = near == -torch.inf
+        return far.masked_fill_(blank, torch.nan).to(self.rho), near.masked_fill_(blank, torch.nan).to(self.rho)
+
+
+def shrink(field: Tensor, cell: int) -> Tensor:
+    """Returns the means over cells of ``cell`` by ``cell`` pixels.
+
+    Args:
+        field: (H, W) or (H, W, C); what is left over of it is cut off.
+        cell: Pixels each way.
+
+    Returns:
+        (H // cell, W // cell) or (C, H // cell, W // cell), of the same type.
+    """
+    height, width = (n // cell for n in field.shape[:2])
+    cut = field[: height * cell, : width * cell].cpu().numpy()
+    means = cv2.resize(cut, (width, height), interpolation=cv2.INTER_AREA)
+    return torch.from_numpy(means if means.ndim == 2 else np.stack(cv2.split(means))).to(field.device)
 
 
 def coarse_camera(camera: PinholeCamera, cell: int) -> PinholeCamera:
@@ -159,116 +185,148 @@ class Stories:
     """Both explanations of where each pixel (H, W) of one view is in another.
 
     Attributes:
-        moved: (H, W, 2) where the flow puts it, pixels of the grid.
-        still: (H, W, 2) where the camera's motion puts it.
+        places: (2, 2, H, W) where the flow puts it, and where the camera's motion does; pixels (u, v) of the grid.
+        moved_at: (H, W) flat place of the other view's pixel nearest to where the flow puts it.
+        still_at: (H, W) likewise to where the camera's motion does.
         still_rho: (H, W) inverse depth there, NaN unknown.
         squared: (H, W) squared Mahalanobis distance between the two, in pixels and inverse depth.
         usable: (H, W) bool: the flow can be trusted and stays in the image.
         margin: (H, W) differences of inverse depth up to which two surfaces are one; NaN where depth is unknown.
-        gap: (H, W) difference of inverse depth to what was seen where the flow points, zero where that is unknown.
     """
 
-    moved: Tensor
-    still: Tensor
+    places: Tensor
+    moved_at: Tensor
+    still_at: Tensor
     still_rho: Tensor
     squared: Tensor
     usable: Tensor
     margin: Tensor
-    gap: Tensor
 
 
-def tell(other: Surface, view: Surface, flow: Tensor, flow_variance: Tensor, motion: Tensor, cell: int) -> Stories:
+def tell(other: Surface, view: Surface, flow: Tensor, flow_variance: Tensor, motion: Tensor) -> Stories:
     """Works out both stories of where each pixel of one view is in another.
 
     Args:
         other: The other view.
         view: The view whose pixels are asked for.
-        flow: (h, w, 2) flow from this view to the other, pixels of the dense grid.
-        flow_variance: (h, w) its variance per component, pixels squared.
+        flow: (2, H, W) flow from this view to the other, pixels of their grid.
+        flow_variance: (H, W) its variance per component, pixels squared, of which the floors are part.
         motion: (4, 4) float64 ``T_other_view`` of the camera.
-        cell: Pixels of the dense grid each way that are one pixel of the views.
     """
-    camera = view.camera
-    pooled = functional.avg_pool2d(torch.cat((flow.permute(2, 0, 1), flow_variance[None])), cell)
-    shift, flow_variance = pooled[:2].permute(1, 2, 0) / cell, pooled[2]
-    here = camera.pixels(device=flow.device)
-    moved = here + shift
+    camera, rho = view.camera, view.rho.nan_to_num()
+    size = camera.height, camera.width
+    u = torch.arange(camera.width, dtype=rho.dtype, device=rho.device)
+    v = torch.arange(camera.height, dtype=rho.dtype, device=rho.device)[:, None]
+    moved_u, moved_v = flow[0] + u, flow[1] + v
 
-    rotation, baseline = motion[:3, :3].to(here), motion[:3, 3].to(here)
-    known = view.variance.isfinite()
-    rho = torch.where(known, view.rho, 0)
-    typical = view.rho.reshape(-1)[::7].nanmedian().nan_to_num(nan=1.0)
-    rho_variance = torch.where(known, view.variance + (RELATIVE_FLOOR * rho) ** 2, (3 * typical) ** 2)
-    turned = camera.rays(here) @ rotation.T
-    scaled = turned + rho[..., None] * baseline
-    z = scaled[..., 2].clamp_min(1e-3)
-    focal = scaled.new_tensor((camera.fx, camera.fy))
-    still = scaled[..., :2] / z[..., None] * focal + scaled.new_tensor((camera.cx, camera.cy))
-    by_rho = (baseline[:2] - scaled[..., :2] * (baseline[2] / z)[..., None]) / z[..., None] * focal
+    typical = view.rho.reshape(-1)[::THINNED].nanmedian().nan_to_num(nan=1.0)
+    rho_variance = torch.where(view.known, view.variance + (RELATIVE_FLOOR * rho).square_(), (3 * typical) ** 2)
+    rays = ((u - camera.cx) / camera.fx, (v - camera.cy) / camera.fy)
+    x, y, z = (
+        (turn[0] * rays[0] + turn[2] + turn[1] * rays[1]).add_(rho, alpha=shift) for *turn, shift in motion[:3].tolist()
+    )
+    over_z = z.clamp_min_(1e-3).reciprocal_()
+    x, y = x.mul_(over_z), y.mul_(over_z)
+    still_u, still_v = x * camera.fx + camera.cx, y * camera.fy + camera.cy
+    by_x, by_y, by_z = motion[:3, 3].tolist()
+    by_u = (by_x - by_z * x).mul_(over_z).mul_(camera.fx)
+    by_v = (by_y - by_z * y).mul_(over_z).mul_(camera.fy)
 
-    error = moved - still
-    reach = (still - here).square().sum(-1)
-    variance = (flow_variance + PIXEL_FLOOR**2) / cell**2 + SYSTEMATIC**2 * reach
-    along = (error * by_rho).sum(-1)
-    denominator = variance + rho_variance * by_rho.square().sum(-1)
-    squared = (error.square().sum(-1) - rho_variance * along.square() / denominator) / variance
+    error_u, error_v = moved_u - still_u, moved_v - still_v
+    reach = (still_u - u).square_() + (still_v - v).square_()
+    variance = flow_variance + SYSTEMATIC**2 * reach
+    along = error_u * by_u + error_v * by_v
+    denominator = variance + rho_variance * (by_u * by_u + by_v * by_v)
+    squared = (error_u.square_() + error_v.square_() - rho_variance * along.square_() / denominator) / variance
 
     # Depth counts as different only when nothing about the place has the right one.
-    still_rho = torch.where(known, rho / z, torch.nan)
-    low, high = nearest(other.range, moved).unbind(-1)
-    gap = torch.maximum(low - still_rho, still_rho - high).clamp_min(0).nan_to_num(nan=0.0)
-    squared = squared + gap.square() / (2 * rho_variance)
-    margin = 3 * rho_variance.sqrt() + EDGE * still_rho
-    miss = 2 * (flow_variance - FLOW_NOISE**2)
-    usable = camera.contains(moved) & (miss < MOST_MISS**2)
-    return Stories(moved, still, still_rho, squared, usable, margin, gap)
+    still_rho = view.rho * over_z
+    moved_at = index_of(size, moved_u, moved_v)
+    low, high = (_take(limit, moved_at) for limit in other.range)
+    gap = torch.maximum(low - still_rho, still_rho - high).clamp_min_(0).nan_to_num_(nan=0.0)
+    squared += gap.square_() / (2 * rho_variance)
+    return Stories(
+        places=torch.stack((moved_u, moved_v, still_u, still_v)).reshape(2, 2, *size),
+        moved_at=moved_at,
+        still_at=index_of(size, still_u, still_v),
+        still_rho=still_rho,
+        squared=squared,
+        usable=_inside(size, moved_u, moved_v),
+        margin=3 * rho_variance.sqrt_() + EDGE * still_rho,
+    )
 
 
-def nearest(field: Tensor, pixels: Tensor) -> Tensor:
-    """Returns the (..., C) values of a field (H, W, C) at the pixels nearest to (..., 2) places."""
-    height, width = field.shape[:2]
-    column = pixels[..., 0].round().long().clamp(0, width - 1)
-    row = pixels[..., 1].round().long().clamp(0, height - 1)
-    return field.reshape(height * width, -1)[row * width + column]
+def index_of(size: Sequence[int], u: Tensor, v: Tensor) -> Tensor:
+    """Returns the flat places (...) of the pixels of a grid (height, width) nearest to columns and rows (...)."""
+    height, width = size
+    column, row = u.round().clamp_(0, width - 1), v.round().clamp_(0, height - 1)
+    return torch.add(column, row, alpha=width).long().clamp_(0, height * width - 1)
+
+
+def _take(field: Tensor, index: Tensor) -> Tensor:
+    """Returns the values (...) of a field at flat places (...); faster than ``take``."""
+    return field.reshape(-1).index_select(0, index.reshape(-1)).reshape(index.shape)
+
+
+def _inside(size: Sequence[int], u: Tensor, v: Tensor, border: float = 0.0) -> Tensor:
+    """Returns (...) bool: whether columns and rows (...) lie in a grid (height, width), ``border`` off its edge."""
+    return (u >= border) & (v >= border) & (u <= size[1] - 1 - border) & (v <= size[0] - 1 - border)
+
+
+def _read(layers: Tensor, places: Tensor) -> Tensor:
+    """Returns the (P, C, H, W) values of fields (C, h, w) at (P, 2, H, W) places (u, v), clamped to the border."""
+    last = torch.tensor(layers.shape[:0:-1], dtype=places.dtype, device=places.device) - 1
+    grid = (places * (2 / last)[:, None, None] - 1).permute(0, 2, 3, 1)
+    layers = layers.expand(len(places), *layers.shape)
+    return functional.grid_sample(layers, grid, mode="bilinear", padding_mode="border", align_corners=True)
+
+
+def _backward(flow: FlowField) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns flow to the view before on the grid of ``CELL``.
+
+    Returns:
+        (2, H, W) flow and (H, W) variance with its floors, pixels of the grid, and (H, W) bool, where it is trusted.
+    """
+    variance = shrink(flow.backward_variance, CELL)
+    trusted = 2 * (variance - FLOW_NOISE**2) < MOST_MISS**2
+    return shrink(flow.backward, CELL) / CELL, (variance + PIXEL_FLOOR**2) / CELL**2, trusted
 
 
 def evidence(
-    previous: Surface, current: Surface, stories: Stories, hidden: Tensor, believed: Tensor
+    seen: tuple[Tensor, Tensor], current: Surface, stories: Stories, hidden: Tensor, through: Tensor, believed: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Weighs the two stories against each other.
 
     Args:
-        previous: View before.
+        seen: (H, W) grey levels seen before where each pixel was if it moved, and where it was if it stood still.
         current: View now.
         stories: Where each pixel was.
         hidden: (H, W) bool: where it would have been if it stood still, something nearer was seen.
-        believed: (H, W) probability of moving that each pixel starts with.
+        through: (H, W) bool: there, only something farther was seen.
+        believed: (H, W) log odds of moving that each pixel starts with.
 
     Returns:
         (H, W) log likelihood ratio of moving to standing still, zero where nothing tells them apart, and (H, W) bool
         where something does.
     """
-    typical = stories.usable & current.variance.isfinite() & (believed < 0.5)
-    squared = stories.squared / scatter(stories.squared, typical)
-    distance = (0.5 * (squared - SIGNIFICANT)).clamp(-2, 3)
+    told = stories.usable & current.known
+    squared = stories.squared / scatter(stories.squared, told & (believed < 0))
+    distance = (0.5 * (squared - SIGNIFICANT)).clamp_(-2, 3)
 
-    grey = current.grey
-    seen = sample(previous.grey[..., None], torch.stack((stories.moved, stories.still)))[..., 0] - grey
-    slope = torch.stack(torch.gradient(grey)).square().sum(0)
-    blurred = box(torch.cat((seen.square(), slope[None])), 1)
-    noise = BRIGHTNESS_NOISE**2 + SLOPE**2 * blurred[2]
-    brightness = (0.5 * (blurred[1] - blurred[0]) / noise).clamp(-2, 2)
+    down, right = torch.gradient(current.grey)
+    slope = down.square_() + right.square_()
+    change = (seen[1] - current.grey).square_() - (seen[0] - current.grey).square_()
+    change, slope = box(torch.stack((change, slope)), 1)
+    brightness = (0.5 * change / (BRIGHTNESS_NOISE**2 + SLOPE**2 * slope)).clamp_(-2, 2)
 
-    through = nearest(previous.range, stories.still)[..., 1] < stories.still_rho - stories.margin
-    through &= current.camera.contains(stories.still, border=1.0)
-    told = stories.usable & current.variance.isfinite() & ~hidden
-    ratio = torch.where(told, distance + brightness, 0) + torch.where(through, SEEN_THROUGH, 0)
+    told &= ~hidden
+    ratio = torch.where(told, distance + brightness, 0) + SEEN_THROUGH * through
     return torch.where(hidden, UNCOVERED, ratio), told | through | hidden
 
 
 def scatter(squared: Tensor, typical: Tensor) -> Tensor:
     """Returns by how much, squared, residuals (H, W) scatter more than stated where ``typical``."""
-    thinned = squared.reshape(-1)[::7][typical.reshape(-1)[::7]]
+    thinned = squared.reshape(-1)[::THINNED][typical.reshape(-1)[::THINNED]]
     if len(thinned) < 50:
         return squared.new_tensor(1.0)
     return squared.new_tensor(max(spread(thinned), LEAST_SCATTER))
@@ -276,12 +334,19 @@ def scatter(squared: Tensor, typical: Tensor) -> Tensor:
 
 def box(fields: Tensor, radius: int) -> Tensor:
     """Returns the mean of (C, H, W) fields over square windows, cut off at the border."""
-    width = 2 * radius + 1
-    sums = [
-        cv2.boxFilter(field, -1, (width, width), normalize=False, borderType=cv2.BORDER_CONSTANT)
-        for field in (*fields.cpu().numpy(), np.ones(fields.shape[1:], dtype=np.float32))
-    ]
-    return torch.from_numpy(np.stack(sums[:-1]) / sums[-1]).to(fields)
+    width, values = 2 * radius + 1, fields.cpu().numpy()
+    means = np.empty_like(values)
+    for field, mean in zip(values, means, strict=True):
+        cv2.boxFilter(field, -1, (width, width), dst=mean, normalize=False, borderType=cv2.BORDER_CONSTANT)
+    height, length = (_covered(n, radius) for n in fields.shape[1:])
+    means /= height[:, None] * length
+    return torch.from_numpy(means).to(fields.device)
+
+
+def _covered(length: int, radius: int) -> NDArray[np.float32]:
+    """Returns how many of the ``length`` pixels of a line the window about each covers."""
+    middle = np.arange(length)
+    return (np.minimum(middle + radius, length - 1) - np.maximum(middle - radius, 0) + 1).astype(np.float32)
 
 
 def smooth(values: Tensor, weight: Tensor, guide: Tensor, deviation: Tensor) -> Tensor:
@@ -297,17 +362,17 @@ def smooth(values: Tensor, weight: Tensor, guide: Tensor, deviation: Tensor) -> 
         (H, W) smoothed values, shrunk to zero where little is known; zero where the guide is unknown.
     """
     known = guide.isfinite()
-    g = torch.where(known, guide, 0)
+    g = guide.nan_to_num()
     w = weight * known
-    total, mean_g, mean_v, gg, gv = box(torch.stack((w, w * g, w * values, w * g * g, w * g * values)), RADIUS)
+    wg, wv = w * g, w * values
+    total, mean_g, mean_v, gg, gv = box(torch.stack((w, wg, wv, wg * g, wg * values)), RADIUS)
     n = total.clamp_min(1e-6)
     mean_g, mean_v = mean_g / n, mean_v / n
     variance = (gg / n - mean_g * mean_g).clamp_min(0)
     slope = (gv / n - mean_g * mean_v) / (variance + deviation * deviation)
     constant = mean_v - slope * mean_g
     total, slope, constant = box(torch.stack((total, total * slope, total * constant)), RADIUS)
-    result = (slope * g + constant) / (total + 0.05)
-    return torch.where(known, result, 0)
+    return (slope * g + constant) / (total + 0.05) * known
 
 
 @dataclass(frozen=True)
@@ -333,7 +398,7 @@ class Moving:
     @cached_property
     def share(self) -> float:
         """Share of the pixels of known depth that are likelier to move than to stand still."""
-        known = self.surface.variance.isfinite()
+        known = self.surface.known
         return float(((self.logit > 0) & known).sum() / known.sum().clamp_min(1))
 
     @cached_property
@@ -359,11 +424,13 @@ class Moving:
 
         Movers stand before the world: where it is nearly zero, what moves is the world, and what stands still hides it.
         """
-        known = self.surface.variance.isfinite()
-        moves, still = known & (self.logit > 0), known & (self.logit <= 0)
-        if not bool(moves.any()) or not bool(still.any()):
+        known, logit, rho = (
+            field.reshape(-1)[::THINNED] for field in (self.surface.known, self.logit, self.surface.rho)
+        )
+        moves, still = rho[known & (logit > 0)], rho[known & (logit <= 0)]
+        if not len(moves) or not len(still):
             return 1.0
-        return float((self.surface.rho[still] < self.surface.rho[moves].median()).double().mean())
+        return float((still < moves.median()).double().mean())
 
     def unbiased(self) -> Moving:
         """Returns what is believed where moving and standing still were equally likely before: for a first pair."""
@@ -380,15 +447,19 @@ class Moving:
         return self.logit.sigmoid()
 
     def carried(self, flow: FlowField) -> Moving:
-        """Returns what is believed of the next image before anything of it is known.
+        """Returns what is doubted of the next image before anything of it is known: where the rough flow takes it.
 
         Args:
             flow: Dense flow from this image to the next.
         """
-        backward = functional.avg_pool2d(flow.backward.permute(2, 0, 1), CELL).permute(1, 2, 0) / CELL
-        beliefs = torch.stack((self.logit, self.doubt), dim=-1)
-        logit, doubt = sample(beliefs, self.camera.pixels(device=backward.device) + backward).unbind(-1)
-        return replace(self, logit=logit, doubt=doubt, past=None, stories=None)
+        row, column = (self.doubt > 0).nonzero(as_tuple=True)
+        shift = flow.rough[row * CELL, column * CELL].T / CELL
+        doubt = torch.full_like(self.doubt, -MOST_LOGIT)
+        doubt.view(-1)[index_of(doubt.shape, column + shift[0], row + shift[1])] = self.doubt[row, column]
+        # What comes nearer leaves gaps.
+        closed = cv2.morphologyEx(doubt.cpu().numpy(), cv2.MORPH_CLOSE, np.ones((3, 3), dtype=np.uint8))
+        doubt = torch.from_numpy(closed).to(self.doubt)
+        return replace(self, logit=doubt, doubt=doubt, past=None, stories=None)
 
     def mask(self, size: tuple[int, ...], *, doubted: bool = False) -> NDArray[np.bool_]:
         """Returns which pixels of an image of ``size`` (height, width) are likelier to move than to stand still.
@@ -409,14 +480,14 @@ class Moving:
 
     def doubted(self, camera: PinholeCamera, pixels: Tensor) -> Tensor:
         """Returns (...) bool: what is doubted at (..., 2) pixels of a camera with the same view at any resolution."""
-        return nearest(self.doubt[..., None], self.places(camera, pixels))[..., 0] > 0
+        return self.doubt.take(index_of(self.doubt.shape, *self.places(camera, pixels).unbind(-1))) > 0
 
 
 def glance(previous: Surface, current: Surface, flow: FlowField, motion: Tensor) -> bool:
     """Tells by few, large cells, and by the rough flow alone, whether anything may move at all."""
-    sure = torch.full(flow.rough.shape[:2], FLOW_NOISE**2, device=flow.rough.device)
-    stories = tell(current, previous, flow.rough, sure, motion, GLANCE_CELL)
-    usable = stories.usable & previous.variance.isfinite()
+    sure = torch.full_like(previous.grey, (FLOW_NOISE**2 + PIXEL_FLOOR**2) / GLANCE_CELL**2)
+    stories = tell(current, previous, shrink(flow.rough, GLANCE_CELL) / GLANCE_CELL, sure, motion)
+    usable = stories.usable & previous.known
     squared = stories.squared / scatter(stories.squared, usable)
     moves = (usable & (squared > GLANCE_SIGNIFICANT)).float()
     # Alone it is an error of the flow; with its neighbours it is a thing.
@@ -436,26 +507,35 @@ def decompose(
         motion: (4, 4) float64 ``T_current_previous`` of the camera.
         before: What moved in the view before; None where nothing did.
     """
-    stories = tell(previous, current, flow.backward, flow.backward_variance, se3.inverse(motion), CELL)
-    hidden = nearest(previous.range, stories.still)[..., 1] > stories.still_rho + stories.margin
-    prior = torch.full_like(current.grey, PRIOR).logit()
+    shift, variance, trusted = _backward(flow)
+    stories = tell(previous, current, shift, variance, se3.inverse(motion))
+    stories = replace(stories, usable=stories.usable & trusted)
+    greatest = _take(previous.range[1], stories.still_at)
+    hidden = greatest > stories.still_rho + stories.margin
+    through = greatest < stories.still_rho - stories.margin
+    through &= _inside(through.shape, stories.places[1, 0], stories.places[1, 1], border=1.0)
+
+    # The pixel moves and came with the flow, or it stands still and was where the camera's motion says.
+    layers = [previous.grey] if before is None else [previous.grey, before.logit, before.doubt]
+    moved, still = _read(torch.stack(layers), stories.places)
+    prior = torch.full_like(current.grey, math.log(PRIOR / (1 - PRIOR)))
     doubt = torch.full_like(prior, -MOST_LOGIT)
     if before is not None:
-        places = torch.stack((stories.moved, stories.still))
-        beliefs = sample(torch.stack((before.logit, before.doubt), dim=-1), places)
         # Another surface has no past to go by; whether one without depth is the same is known by its lack of it.
-        blank = ~current.variance.isfinite()
-        seen = nearest(previous.range[..., 1:], places)[..., 0].isfinite()
-        other = (nearest(previous.rho[..., None], stories.moved)[..., 0] - stories.still_rho).abs() > stories.margin
-        new = torch.stack((other, hidden)) | (blank & seen)
-        carried = torch.where(new, PRIOR, (1 - FADING) * beliefs[..., 0].sigmoid() + FADING * PRIOR)
-        # The pixel moves and came with the flow, or it stands still and was where the camera's motion says.
-        prior = carried[0].log() - (1 - carried[1]).log()
-        doubt = torch.where(new[0], doubt, beliefs[0, ..., 1] - RELIEF)
-    ratio, told = evidence(previous, current, stories, hidden, prior.sigmoid())
-    deviation = 2 * current.variance.sqrt().clamp_max(1) + 0.5 * EDGE * current.rho.nan_to_num()
+        blank = ~current.known
+        other = (_take(previous.rho, stories.moved_at) - stories.still_rho).abs_() > stories.margin
+        other |= blank & (_take(previous.range[1], stories.moved_at) > -torch.inf)
+        hid = hidden | (blank & (greatest > -torch.inf))
+        moves, stays = (
+            torch.where(new, PRIOR, (1 - FADING) * logit.sigmoid() + FADING * PRIOR)
+            for new, logit in ((other, moved[1]), (hid, still[1]))
+        )
+        prior = (moves / (1 - stays)).log_()
+        doubt = torch.where(other, doubt, moved[2] - RELIEF)
+    ratio, told = evidence((moved[0], still[0]), current, stories, hidden, through, prior)
+    deviation = 2 * current.variance.sqrt().clamp_max_(1) + 0.5 * EDGE * current.rho.nan_to_num()
     ratio = smooth(ratio, told.to(ratio), current.rho, deviation)
-    logit = (prior + ratio).clamp(-MOST_LOGIT, MOST_LOGIT)
+    logit = (prior + ratio).clamp_(-MOST_LOGIT, MOST_LOGIT)
     return Moving(current.camera, logit, torch.maximum(logit, doubt), current, previous, stories)
 
 

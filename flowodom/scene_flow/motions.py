@@ -17,9 +17,9 @@ from flowodom.flow.points import follow
 from flowodom.geometry import PinholeCamera, se3
 from flowodom.registration.covariance import CORRELATION
 from flowodom.registration.procrustes import procrustes
-from flowodom.registration.refine import CONVERGED, OUTLIER, spread
+from flowodom.registration.refine import CONVERGED, LEAST_SPREAD, MOST_SPREAD, OUTLIER, QUANTILE_OF_TWO, SPREAD_QUANTILE
 from flowodom.registration.reprojection import Reprojection, motion_jacobian, reproject
-from flowodom.scene_flow.decompose import CELL, EDGE, SYSTEMATIC, Moving, Surface, nearest
+from flowodom.scene_flow.decompose import CELL, EDGE, SYSTEMATIC, Moving, Surface
 
 SAMPLES = 90
 """Most points of one motion's fit."""
@@ -83,33 +83,32 @@ class MovingPixels:
         assert moving.stories is not None
         assert moving.past is not None
         camera, surface, stories = moving.camera, moving.surface, moving.stories
-        index = ((moving.doubt > 0) & surface.variance.isfinite()).reshape(-1).nonzero()[:, 0]
+        index = ((moving.doubt > 0) & surface.known).reshape(-1).nonzero()[:, 0]
         here = _places(camera, index).float()
 
-        def at(field: Tensor) -> Tensor:
-            return field.reshape(camera.height * camera.width, -1)[index].cpu().squeeze(-1)
+        def at(field: Tensor, places: Tensor = index) -> Tensor:
+            return field.reshape(-1).index_select(0, places).cpu()
 
-        place, still = at(stories.moved), at(stories.still)
-        low, high = at(surface.range).unbind(-1)
+        place, still = stories.places.reshape(2, 2, -1).index_select(2, index).cpu()
+        low, high = map(at, surface.range)
         rho, variance, usable = at(surface.rho), at(surface.variance), at(stories.usable)
-        seen = nearest(torch.stack((moving.past.rho, moving.past.variance), dim=-1).cpu(), place)
-        same = _on_one_surface(seen[:, 0], rho, variance)
-        column = place[:, 0].round().long().clamp(0, camera.width - 1)
-        row = place[:, 1].round().long().clamp(0, camera.height - 1)
+        origin = at(stories.moved_at)
+        seen, seen_variance = (at(field, origin.to(index)) for field in (moving.past.rho, moving.past.variance))
+        same = _on_one_surface(seen, rho, variance)
         return cls(
             camera=camera,
             index=index.cpu(),
             ray=camera.rays(here).cpu().T,
             rho=rho,
             rho_variance=variance,
-            place=place.T,
-            place_variance=PLACE_NOISE**2 + SYSTEMATIC**2 * (place - still).square().sum(-1),
-            seen_rho=torch.where(same, seen[:, 0], torch.nan),
-            seen_variance=torch.where(same, seen[:, 1], torch.inf),
+            place=place,
+            place_variance=PLACE_NOISE**2 + SYSTEMATIC**2 * (place - still).square().sum(0),
+            seen_rho=torch.where(same, seen, torch.nan),
+            seen_variance=torch.where(same, seen_variance, torch.inf),
             usable=usable,
             moves=at(moving.logit) > 0,
             inner=usable & (high - low < 2 * EDGE * rho),
-            origin=torch.where(same & usable, row * camera.width + column, -1),
+            origin=torch.where(same & usable, origin, -1),
         )
 
     def __len__(self) -> int:
@@ -230,6 +229,12 @@ class Samples:
             valid=valid,
         )
 
+    def spread(self, squared: Tensor) -> Tensor:
+        """Returns the (K, 1) factors, squared, by which residuals (K, n) scatter more than stated, see ``spread``."""
+        ranked = squared.masked_fill(self.valid == 0, torch.inf).sort(dim=-1).values
+        low = ranked.gather(-1, (SPREAD_QUANTILE * (self.valid.sum(-1, keepdim=True) - 1)).long())
+        return (low / QUANTILE_OF_TWO).clamp(LEAST_SPREAD, MOST_SPREAD)
+
     def repeated(self, times: int) -> Samples:
         """Returns the points of one group as so many groups."""
         fields = {name: value.expand(times, *value.shape[1:]) for name, value in vars(self).items() if name != "ray"}
@@ -294,7 +299,7 @@ def fit_motions(camera: PinholeCamera, samples: Samples, starts: Tensor, prior: 
     moved = torch.zeros(groups, 6, 1, dtype=torch.float64)
     for _ in range(ITERATIONS):
         seen, noise, squared = samples.seen_from(camera, motions)
-        scale = _spread(squared, samples.valid)
+        scale = samples.spread(squared)
         kernel = OUTLIER * OUTLIER * scale
         weight = samples.valid * (kernel / (kernel + squared)) ** 2 / (CORRELATION * scale)
         jacobian = motion_jacobian(camera, seen.view)
@@ -312,12 +317,6 @@ def fit_motions(camera: PinholeCamera, samples: Samples, starts: Tensor, prior: 
             break
     covariance = torch.linalg.inv(hessian)
     return motions, 0.5 * (covariance + covariance.mT)
-
-
-def _spread(squared: Tensor, valid: Tensor) -> Tensor:
-    """Returns the (K, 1) factors, squared, by which residuals (K, n) scatter more than stated, see ``spread``."""
-    groups = zip(squared, valid.sum(-1).long().tolist(), strict=True)
-    return torch.tensor([[spread(each[:count])] for each, count in groups], dtype=torch.float64)
 
 
 def propose(camera: PinholeCamera, samples: Samples, expected: Tensor, generator: torch.Generator) -> Tensor:

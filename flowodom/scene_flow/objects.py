@@ -29,7 +29,7 @@ from torch import Tensor
 from flowodom.geometry import PinholeCamera, se3
 from flowodom.registration.covariance import compose
 from flowodom.registration.refine import OUTLIER
-from flowodom.scene_flow.decompose import MOST_LOGIT, Moving, nearest
+from flowodom.scene_flow.decompose import MOST_LOGIT, Moving
 from flowodom.scene_flow.motions import LEAST_SAMPLES, MovingPixels, Samples, even, fit_motions, propose
 
 PROPOSALS = 3
@@ -196,6 +196,11 @@ class _Claims:
         self.belief = torch.cat((self.belief, belief))
         self.owner = _owner(self.belief)
 
+    def raise_belief(self, row: int, belief: Tensor) -> None:
+        """Lets the object of a row claim pixels with a belief (N,) where it is greater than its own."""
+        self.belief[row] = torch.maximum(self.belief[row], belief)
+        self.owner = _owner(self.belief)
+
     def drop(self, numbers: Sequence[int]) -> None:
         """Takes back the claims of objects."""
         keep = [k for k, number in enumerate(self.numbers) if number not in numbers]
@@ -207,7 +212,7 @@ class _Claims:
     def unite(self, smaller: int, larger: int, stays: int) -> None:
         """Gives the pixels of the smaller of two objects to the motion of the larger, under the number that stays."""
         k, j = self.numbers.index(smaller), self.numbers.index(larger)
-        self.belief[j] = torch.maximum(self.belief[j], self.belief[k])
+        self.raise_belief(j, self.belief[k])
         self.drop([smaller])
         self.numbers[self.numbers.index(larger)] = stays
 
@@ -395,6 +400,8 @@ class ObjectTracker:
             if region is None:
                 return
             group = region.reshape(-1)[pixels.index].nonzero()[:, 0]
+            if self._reach_over(claims, group):
+                continue
             samples = Samples.of(pixels, [group], moving)
             start = propose(pixels.camera, samples, still, self._random)
             motions, covariances = fit_motions(pixels.camera, samples, start[None], prior)
@@ -412,6 +419,23 @@ class ObjectTracker:
                 number, self._next = self._next, self._next + 1
                 self._objects.append(_born(number, points, frame.before @ motions[0], frame.stamp))
             claims.add([number], motions, covariances, squared, belief)
+
+    @staticmethod
+    def _reach_over(claims: _Claims, group: Tensor) -> bool:
+        """Gives pixels, an index (M,), to an object beside them whose motion is theirs; tells whether there is one.
+
+        What hides the middle of a thing, or does not show that it moves, parts it in two.
+        """
+        pixels = claims.pixels
+        misses = claims.squared[:, group].median(dim=-1).values.tolist()
+        for k in sorted(range(len(misses)), key=misses.__getitem__):
+            own = ((claims.owner == k) & pixels.inner).nonzero()[:, 0]
+            if misses[k] < MEDIAN_OF_THREE and len(own) and _beside(pixels, group, own):
+                near = pixels.around(pixels.flags(group), REACH)
+                belief = _evidence(pixels, claims.squared[k : k + 1], [own], [near])[0]
+                claims.raise_belief(k, belief)
+                return True
+        return False
 
     def _known_again(
         self,
@@ -455,7 +479,8 @@ class ObjectTracker:
         for pair, frames in alike.items():
             ages = [o.frames for o in self._objects if o.id in pair]
             if len(ages) == 2 and frames >= max(CONFIRMED, ALIKE * min(ages)):
-                stays, goes = sorted(pair, key=lambda n: -self._area.get(n, 0))
+                told = {o.id for o in self.objects}
+                stays, goes = sorted(pair, key=lambda n: (n not in told, -self._area.get(n, 0)))
                 claims.unite(*pair, stays)
                 self._objects = [o for o in self._objects if o.id != goes]
 
@@ -474,8 +499,12 @@ class ObjectTracker:
             return {}
         known = [by_number[claims.numbers[k]] for k in rows]
         found = frame.seen(known, claims.motions[rows], claims.covariances[rows], [points for _, points in groups])
+        # What goes along with another is a thing of its own only once it has gone its own way.
+        along = {min(pair, key=lambda n: by_number[n].frames) for pair in self._alike if by_number.keys() >= set(pair)}
         seen = {}
         for k, o, (own, _) in zip(rows, found, groups, strict=True):
+            if o.id in along and not by_number[o.id].confirmed:
+                o = replace(o, confirmed=False)
             self._beliefs[o.id] = pixels.image(odds[k])
             self._area[o.id] = self._area.get(o.id, 0) + int(own.sum())
             seen[o.id] = replace(o, mask=pixels.image(own).to(moving.logit.device))
@@ -579,7 +608,7 @@ def _likeness(known: MovingObject, mask: Tensor, moving: Moving, local: Tensor) 
     """
     assert moving.stories is not None
     if known.mask is not None and known.mask.shape == mask.shape:
-        carried = nearest(known.mask[..., None], moving.stories.moved)[..., 0].cpu()
+        carried = known.mask.take(moving.stories.moved_at).cpu()
         return float((carried & mask).sum() / (carried | mask).sum().clamp_min(1))
     margin = 0.25 * known.extent.norm()
     inside = ((local > known.box[0] - margin) & (local < known.box[1] + margin)).all(-1)

@@ -10,6 +10,7 @@ from flowodom.depth import InverseDepth
 from flowodom.flow import DenseFlow
 from flowodom.flow.consistency import FLOW_NOISE
 from flowodom.geometry import se3
+from flowodom.scene_flow import objects
 from flowodom.scene_flow.decompose import find_moving
 from flowodom.scene_flow.objects import COASTING, CONFIRMED, ObjectTracker, label
 from flowodom.worlds import pinhole, room, straight
@@ -68,9 +69,9 @@ def body_of(known, view):
 
 def test_objects_are_confirmed_with_masks_and_velocities_of_the_bodies(clip):
     seen, _, _ = clip
-    objects = run(clip)
-    assert not any(objects[: CONFIRMED - 1])
-    last, view, before = objects[-1], seen[-1], seen[-2]
+    found = run(clip)
+    assert not any(found[: CONFIRMED - 1])
+    last, view, before = found[-1], seen[-1], seen[-2]
     assert len(last) == 2
     for known in last:
         body, overlap = body_of(known, view)
@@ -83,14 +84,13 @@ def test_objects_are_confirmed_with_masks_and_velocities_of_the_bodies(clip):
 
 
 def test_numbers_stay(clip):
-    objects = run(clip)
-    numbers = [tuple(sorted(o.id for o in some)) for some in objects if len(some) == 2]
+    numbers = [tuple(sorted(o.id for o in some)) for some in run(clip) if len(some) == 2]
     assert len(set(numbers)) == 1
 
 
 def test_an_object_is_known_again_after_it_was_hidden(clip):
-    objects = run(clip, hide=(6, 7))
-    before, hidden, after = objects[4], objects[6], objects[7]
+    found = run(clip, hide=(6, 7))
+    before, hidden, after = found[4], found[6], found[7]
     assert [o.id for o in hidden] == [o.id for o in before]
     assert all(o.mask is None for o in hidden)
     assert {o.id for o in after} == {o.id for o in before}
@@ -98,6 +98,25 @@ def test_an_object_is_known_again_after_it_was_hidden(clip):
     for was, coasted in zip(before, hidden, strict=True):
         torch.testing.assert_close(coasted.pose, was.pose @ se3.exp(was.twist * 2 / RATE))
         assert torch.linalg.eigvalsh(coasted.twist_covariance - was.twist_covariance).min() > 0
+
+
+def test_a_thing_that_shows_in_two_parts_is_one_object(clip, monkeypatch):
+    monkeypatch.setattr(objects, "REACH", 1)
+    seen, moving, motions = clip
+    body = int(coarse(seen[-1])[coarse(seen[-1]) > 0].mode().values)
+    tracker = ObjectTracker()
+    for k in range(1, 6):
+        on = coarse(seen[k]) == body
+        columns = on.any(0).nonzero()[:, 0].double()
+        first, second = columns.quantile(0.4).round(), columns.quantile(0.6).round()
+        place = torch.arange(on.shape[1])
+        # At first its left part alone is seen to move, at last its right part too; never what is between them.
+        shown = on & ((place < first) | ((place > second) & (k > 4)))
+        hidden = {n: getattr(moving[k], n).masked_fill(~shown, -5.0) for n in ("logit", "doubt")}
+        tracker.update(replace(moving[k], **hidden), seen[k].pose, motions[k - 1], round(k / RATE * 1e9), 1 / RATE)
+    (known,) = tracker.objects
+    assert known.mask[:, : int(first)].any()
+    assert known.mask[:, int(second) :].any()
 
 
 def test_an_object_that_stays_away_is_dropped(clip):
