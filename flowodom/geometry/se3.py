@@ -17,12 +17,11 @@ _SMALL_SQUARED = 1e-6
 """Squared angle below which Taylor series replace the closed forms (truncation error under 1e-19)."""
 
 
-_GENERATORS = torch.zeros(6, 4, 4, dtype=torch.float64)
-"""The derivatives of a motion by its tangent at the identity, later flat: (6, 16)."""
-_GENERATORS[(0, 1, 2), (0, 1, 2), (3, 3, 3)] = 1
-_GENERATORS[(3, 4, 5), (2, 0, 1), (1, 2, 0)] = 1
-_GENERATORS[(3, 4, 5), (1, 2, 0), (2, 0, 1)] = -1
-_GENERATORS = _GENERATORS.flatten(1)
+GENERATORS = torch.zeros(6, 4, 4, dtype=torch.float64)
+"""The derivatives of ``exp(xi)`` by the six parts of ``xi`` at zero."""
+GENERATORS[(0, 1, 2), (0, 1, 2), (3, 3, 3)] = 1
+GENERATORS[(3, 4, 5), (2, 0, 1), (1, 2, 0)] = 1
+GENERATORS[(3, 4, 5), (1, 2, 0), (2, 0, 1)] = -1
 
 
 def hat(phi: Tensor) -> Tensor:
@@ -128,7 +127,7 @@ def identity(*, dtype: torch.dtype = torch.float64, device: torch.device | str =
 
 def exp(xi: Tensor) -> Tensor:
     """Returns the (..., 4, 4) motions of (..., 6) tangents (rho, phi): the matrix exponential of their twists."""
-    twist = (xi @ _GENERATORS.to(xi)).reshape(*xi.shape[:-1], 4, 4)
+    twist = (xi @ GENERATORS.flatten(1).to(xi)).reshape(*xi.shape[:-1], 4, 4)
     return torch.linalg.matrix_exp(twist)
 
 

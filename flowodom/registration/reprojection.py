@@ -83,8 +83,6 @@ def _jacobian_of_products(camera: PinholeCamera) -> Tensor:
     being held at one, what is seen of that is ``h_2 (G_j h)_c - h_c (G_j h)_2``, which is quadratic in h.
     """
     eye = torch.eye(4, dtype=torch.float64)
-    generators = torch.zeros(6, 4, 4, dtype=torch.float64)
-    generators[:3, :3, 3] = eye[:3, :3]
-    generators[3:, :3, :3] = se3.hat(eye[:3, :3])
-    moved = torch.einsum("a,jcb->jcab", eye[2], generators) - torch.einsum("ca,jb->jcab", eye, generators[:, 2])
+    moved = torch.einsum("a,jcb->jcab", eye[2], se3.GENERATORS)
+    moved = moved - torch.einsum("ca,jb->jcab", eye, se3.GENERATORS[:, 2])
     return torch.einsum("ic,jcab->jiab", _projection(camera), moved).reshape(18, 16)
