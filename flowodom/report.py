@@ -87,7 +87,7 @@ class ReportBuilder:
     """Collects a run frame by frame and writes its report.
 
     Args:
-        snapshots: About how many frames are drawn in the report, at even distances over the run.
+        snapshots: About how many frames are drawn in the report, at even distances over the run; 0 for none.
         optical: Whether poses are of a camera's optical frame (z forward, y down); otherwise of a robot's body (x
             forward, z up). The views from above and from the side go by it.
     """
@@ -141,8 +141,10 @@ class ReportBuilder:
             timing={**estimate.timing, **(timing or {})},
         )
         # Properties are lifted when asked for, so only a frame that is to be drawn may ask.
-        if self._previous is not None and (index + 1) % self._stride == 0 and estimate.properties is not None:
-            self._snapshots.append(_snapshot(index, self._previous, estimate.properties, estimate.moving))
+        previous = self._previous
+        drawn = self._wanted > 0 and (index + 1) % self._stride == 0
+        if drawn and previous is not None and estimate.properties is not None:
+            self._snapshots.append(_snapshot(index, previous, estimate.properties, estimate.moving))
             if len(self._snapshots) > 2 * self._wanted:
                 self._stride *= 2
                 self._snapshots = [shot for shot in self._snapshots if (shot.index + 1) % self._stride == 0]

@@ -339,6 +339,14 @@ class TestCollecting:
         assert chosen[-1] >= count / 2
         assert lift.count <= 8 * (1 + np.log2(count))  # most frames never lift their fields
 
+    def test_where_nothing_is_drawn_nothing_is_lifted(self) -> None:
+        lift = Lifted()
+        builder = ReportBuilder(snapshots=0)
+        for frame, estimate in steps(8, lift=lift):
+            builder.add(frame, estimate)
+        assert lift.count == 0
+        assert len(builder) == 8
+
     def test_snapshot_lies_on_the_frame_before(self) -> None:
         builder = ReportBuilder()
         images = []
