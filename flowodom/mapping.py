@@ -168,6 +168,10 @@ def write(path: Path, points: Array, colours: NDArray[np.uint8], voxel: float) -
     cloud = open3d.geometry.PointCloud(open3d.utility.Vector3dVector(points))
     cloud.colors = open3d.utility.Vector3dVector(colours / 255)
     cloud, _ = cloud.remove_radius_outlier(nb_points=3, radius=2.5 * voxel)
+    if cloud.is_empty():
+        raise FlowodomError(
+            f"the map is empty: its {len(points)} points are too far apart for voxels of {voxel:g} m; make them larger"
+        )
     if not open3d.io.write_point_cloud(path, cloud):
         raise FlowodomError(f"cannot write the map to {path}: does its folder exist?")
     return path.resolve()

@@ -166,7 +166,10 @@ def replay(
         files = [out / "odometry.mcap"]
         evaluation = _write_results(out, bag, builder, truth, session.config, report, files)
         if config.map.voxel:
-            files += session.save_map().result()
+            try:
+                files += session.save_map().result()
+            except FlowodomError as error:
+                _log.error("%s", error)
     counts = session.counts
     return Result(
         tuple(files),

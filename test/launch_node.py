@@ -47,7 +47,7 @@ from flowodom.replay import replay
 
 COUNT = 12
 FOLDER = Path(tempfile.mkdtemp(prefix="flowodom-node-"))
-MAP = {"map.voxel": 0.05, "map.file": str(FOLDER / "map.ply")}
+MAP = {"map.voxel": 0.2, "map.file": str(FOLDER / "map.ply")}
 PARAMETERS = f"""
 /**:
   ros__parameters:

@@ -67,6 +67,8 @@ def test_map_is_written_as_ply(tmp_path):
     np.testing.assert_allclose(255 * np.asarray(read.colors), 90)
     with pytest.raises(FlowodomError, match="empty"):
         mapping.write(tmp_path / "map.ply", WALL[:0], GREY[:0], 0.05)
+    with pytest.raises(FlowodomError, match=r"too far apart for voxels of 0\.001 m"):
+        mapping.write(tmp_path / "map.ply", WALL, GREY, 0.001)
     with pytest.raises(FlowodomError, match=r"\.ply"):
         mapping.write(tmp_path / "map.txt", WALL, GREY, 0.05)
     with pytest.raises(FlowodomError, match="does its folder exist"):

@@ -283,6 +283,17 @@ def test_a_real_recording_is_tracked_throughout(recordings: Path, tmp_path: Path
     assert result.evaluation.ate_se3_rmse < 0.01
 
 
+def test_a_map_that_cannot_be_written_costs_nothing_else(
+    make_bag: MakeBag, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = override(SessionConfig(), {"map.file": str(tmp_path / "map.ply"), "map.voxel": 0.05})
+    result = run(make_bag(count=2), tmp_path / "out", config=config)
+    assert result.published == 2
+    assert [path.name for path in result.files][:2] == ["odometry.mcap", "trajectory.tum"]
+    assert not (tmp_path / "map.ply").exists()
+    assert "the map is empty" in caplog.text
+
+
 def test_the_map_of_a_room_with_movers_has_few_ghosts_and_each_mover_has_its_own_cloud(tmp_path: Path) -> None:
     open3d = pytest.importorskip("open3d", exc_type=(ImportError, OSError))
     path = hand_held(301, position=(-0.8, 0.0, 1.35), speed=0.3, turn=10.0)
