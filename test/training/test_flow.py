@@ -68,7 +68,7 @@ def test_a_refiner_learns_to_correct_what_is_always_wrong():
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     found = task.predict(task.model, batch, CPU)[-1].flow
     assert (found - batch.flow).abs().mean() < 0.4 * wrong.abs().mean()
     assert losses[-1] < losses[0]
