@@ -36,8 +36,7 @@ class DepthAlignment:
         self.camera = target.resized(round(coarser * target.width), round(coarser * target.height))
         """The target camera at the resolution of the result."""
         self._source = source
-        c = self.camera
-        matrix = torch.tensor(((c.fx, 0, c.cx), (0, c.fy, c.cy), (0, 0, 1)), dtype=torch.float64)
+        matrix = self.camera.matrix
         rays = source.rays(source.pixels(dtype=torch.float64)).reshape(-1, 3)
         self._rays = (matrix @ motion[:3, :3] @ rays.T).float()
         self._shift = (matrix @ motion[:3, 3:]).float()

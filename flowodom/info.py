@@ -137,7 +137,7 @@ def _rate(bag: BagReader, topic: Topic) -> str:
 
 
 def _sample(bag: BagReader, chosen: Selection) -> dict[str, _Stream]:
-    names = {n for n in (*vars(chosen).values(),) if n}
+    names = {name for name in vars(chosen).values() if name}
     streams = {name: _Stream() for name in names}
     for name, _, message in bag.messages(names, duration=_SAMPLED):
         stream = streams[name]

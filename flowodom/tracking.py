@@ -383,10 +383,7 @@ class Tracker:
         if depth is None:
             blank = torch.full((len(pixels),), torch.nan, dtype=torch.float64)
             return blank, torch.full_like(blank, torch.inf)
-        if closely:
-            return depth.of_points(self._camera, pixels)
-        rho, variance = depth.at(self._camera, pixels.to(depth.mean.device))
-        return rho.cpu(), variance.cpu()
+        return (depth.of_points if closely else depth.read)(self._camera, pixels)
 
     def _learn_shutter(self, shear: Tensor) -> Shutter:
         """Returns the shutter with a new shear, its deviation following how large the shears of this camera are."""

@@ -64,8 +64,13 @@ class InverseDepth:
         known = inside & one_surface
         return torch.where(known, mean, torch.nan), torch.where(known, variance, torch.inf)
 
+    def read(self, camera: PinholeCamera, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Does as ``at``, for pixels (..., 2) on the processor, whose answer is there too."""
+        rho, variance = self.at(camera, pixels.to(self.mean.device))
+        return rho.cpu(), variance.cpu()
+
     def of_points(self, camera: PinholeCamera, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Reads a few points, on the processor: as ``at`` does, or better where their source can.
+        """Reads a few points, on the processor: as ``read`` does, or better where their source can.
 
         Args:
             camera: Camera of the frame, in whose grid the pixels are given.
@@ -74,8 +79,7 @@ class InverseDepth:
         Returns:
             (M,) inverse depth, NaN unknown, and (M,) variance, infinite where unknown.
         """
-        rho, variance = self.at(camera, pixels.to(self.mean.device))
-        return rho.cpu(), variance.cpu()
+        return self.read(camera, pixels)
 
 
 def _bilinear(field: Tensor, index: Tensor, right: Tensor, down: Tensor) -> tuple[list[Tensor], Tensor]:

@@ -28,8 +28,7 @@ from torch.nn import functional
 
 from flowodom.depth import FramePair, InverseDepth
 from flowodom.depth.filter import FilterDepth
-from flowodom.depth.sensor import SensorDepth
-from flowodom.depth.stereo import StereoDepth
+from flowodom.depth.measured import MeasuredDepth
 from flowodom.frame import Frame
 from flowodom.geometry import PinholeCamera
 
@@ -89,7 +88,7 @@ class FusedDepth:
     """
 
     def __init__(
-        self, field: SingleImage, sensor: SensorDepth | StereoDepth | None = None, device: torch.device | str = "cpu"
+        self, field: SingleImage, sensor: MeasuredDepth | None = None, device: torch.device | str = "cpu"
     ) -> None:
         self.metric = sensor is not None
         self._field, self._sensor, self._filter = field, sensor, FilterDepth(device)

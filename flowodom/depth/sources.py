@@ -12,6 +12,7 @@ from flowodom.depth import DepthSource
 from flowodom.depth.field import FieldDepth, load_field
 from flowodom.depth.filter import FilterDepth
 from flowodom.depth.fusion import FusedDepth, SingleImage
+from flowodom.depth.measured import MeasuredDepth
 from flowodom.depth.published import PREFIX, PublishedDepth
 from flowodom.depth.sensor import SensorDepth
 from flowodom.depth.stereo import StereoDepth
@@ -56,7 +57,7 @@ def choose_depth(
         first: The first frame.
         device: Torch device of the fields.
     """
-    measured: SensorDepth | StereoDepth | None = None
+    measured: MeasuredDepth | None = None
     if config.source == "sensor" or measures(config, first):
         stereo = config.source == "auto" and first.depth is None
         measured = StereoDepth(config, device) if stereo else SensorDepth(config, device)

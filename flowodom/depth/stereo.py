@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flowodom.config import DepthConfig
-from flowodom.depth import FramePair, InverseDepth
-from flowodom.depth.filter import FilterDepth
+from flowodom.depth import InverseDepth
+from flowodom.depth.measured import MeasuredDepth
 from flowodom.flow.points import amplify, follow, gain
 from flowodom.frame import Frame, OtherEye
 from flowodom.geometry import PinholeCamera
@@ -262,7 +262,7 @@ class PairDepth(InverseDepth):
 
     def of_points(self, camera: PinholeCamera, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Matches a few points of the frame at full size; see ``InverseDepth``."""
-        rho, variance = super().of_points(camera, pixels)
+        rho, variance = self.read(camera, pixels)
         known = variance.isfinite()
         if not known.any():
             return rho, variance
@@ -298,20 +298,11 @@ def _levelled(other: OtherEye, rig: Rig) -> NDArray[np.uint8]:
     )
 
 
-class StereoDepth:
-    """Inverse depth from the images of two cameras.
-
-    Args:
-        config: Noise, and the range of depths that count as known.
-        device: Torch device of the fields.
-    """
-
-    metric = True
+class StereoDepth(MeasuredDepth):
+    """Inverse depth from the images of two cameras."""
 
     def __init__(self, config: DepthConfig, device: torch.device | str = "cpu") -> None:
-        self._config = config
-        self._device = device
-        self._filter = FilterDepth(device)
+        super().__init__(config, device)
         self._rig: Rig | None = None
 
     def observe(self, frame: Frame) -> InverseDepth | None:
@@ -330,13 +321,6 @@ class StereoDepth:
         mean = (disparity * rig.per_disparity).to(self._device)
         variance = torch.where(known, variance * rig.per_disparity.square(), torch.inf).to(self._device)
         return PairDepth(rig.grid, mean, variance, frame, rig, self._config.disparity, bright)
-
-    def begin(self, frame: Frame) -> None:
-        """Has nothing to do; see ``DepthSource``."""
-
-    def fuse(self, observed: InverseDepth | None, previous: InverseDepth | None, pair: FramePair) -> InverseDepth:
-        """Returns ``observed``: a pair needs no past; without a pair motion tells. See ``DepthSource``."""
-        return observed if observed is not None else self._filter.fuse(None, previous, pair)
 
     def complete(self, known: InverseDepth, frame: Frame) -> InverseDepth:
         """Leaves out what is too far to be told; see ``DepthSource``."""

@@ -19,7 +19,7 @@ from flowodom.registration.covariance import CORRELATION
 from flowodom.registration.procrustes import procrustes
 from flowodom.registration.refine import CONVERGED, LEAST_SPREAD, MOST_SPREAD, OUTLIER, QUANTILE_OF_TWO, SPREAD_QUANTILE
 from flowodom.registration.reprojection import Reprojection, motion_jacobian, reproject
-from flowodom.scene_flow.decompose import CELL, EDGE, SYSTEMATIC, Moving, Surface
+from flowodom.scene_flow.decompose import CELL, EDGE, SYSTEMATIC, Moving
 
 SAMPLES = 90
 """Most points of one motion's fit."""
@@ -210,11 +210,11 @@ class Samples:
         flat = index.reshape(-1)
         here = _places(pixels.camera, pixels.index[flat]).double()
         place, polished = _polish(moving, here, pixels.place[:, flat].T.double())
-        rho, rho_variance = _read(moving.surface, pixels.camera, here)
+        rho, rho_variance = moving.surface.depth.read(pixels.camera, here)
         between = rho.isnan()
         rho = torch.where(between, pixels.rho[flat].double(), rho)
         rho_variance = torch.where(between, pixels.rho_variance[flat].double(), rho_variance)
-        seen, seen_variance = _read(moving.past, pixels.camera, place)
+        seen, seen_variance = moving.past.depth.read(pixels.camera, place)
         same = _on_one_surface(seen, rho, rho_variance)
         return cls(
             ray=pixels.ray[:, index].double(),
@@ -255,12 +255,6 @@ class Samples:
         noise = torch.stack((place, place, variance))
         noise = 1 / (noise + self.rho_variance.reshape(-1) * seen.by_rho * seen.by_rho)
         return seen, noise, (noise * seen.error * seen.error).sum(0).reshape(self.rho.shape)
-
-
-def _read(view: Surface, camera: PinholeCamera, places: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns inverse depth and variance (M,) of a view between the pixels of its grid, at (M, 2) of them."""
-    rho, variance = view.depth.at(camera, places.to(view.depth.mean.device))
-    return rho.cpu(), variance.cpu()
 
 
 def _polish(moving: Moving, here: Tensor, guess: Tensor) -> tuple[Tensor, Tensor]:
