@@ -26,6 +26,7 @@ from flowodom.flow.features import match
 from flowodom.flow.methods import make_flow, method_for
 from flowodom.frame import Frame
 from flowodom.geometry import PinholeCamera, se3
+from flowodom.local_map import LocalMap
 from flowodom.registration.ground import ground_height
 from flowodom.registration.relocation import relocate
 from flowodom.scene_flow import PropertySet, lift
@@ -195,6 +196,7 @@ class Odometry:
         self._origin = se3.identity()
         self._origin_covariance = torch.zeros(6, 6, dtype=torch.float64)
         self._tracker: Tracker | None = None
+        self._known: LocalMap | None = None
         self._depth: DepthSource
         self._scale = Scale.UNKNOWN
         self._scale_variance = 0.0
@@ -212,11 +214,18 @@ class Odometry:
         Args:
             pose: (4, 4) float64 ``T_odom_camera`` of the next frame; the last trusted pose where None.
         """
+        self._restart()
+        self._known = None
+        if pose is not None:
+            self._origin, self._origin_covariance = pose.to(torch.float64), torch.zeros(6, 6, dtype=torch.float64)
+
+    def _restart(self) -> None:
+        """Starts a new segment with the next frame, at the last trusted pose unless its place is recognised."""
         if self._tracker is not None:
             self._origin, self._origin_covariance = self._tracker.pose, self._tracker.covariance
             self._segment += 1
-        if pose is not None:
-            self._origin, self._origin_covariance = pose.to(torch.float64), torch.zeros(6, 6, dtype=torch.float64)
+            if self._known is None or len(self._tracker.local_map) > len(self._known):
+                self._known = self._tracker.local_map
         self._tracker, self._field, self._moving, self._velocity, self._lost_since = None, None, None, None, None
 
     def step(self, frame: Frame, *, fields: bool = False, guess: Tensor | None = None) -> Estimate:
@@ -263,7 +272,7 @@ class Odometry:
             except Parallax as wait:
                 self._previous = view
                 if isinstance(wait, OutOfSight):
-                    self.reset()
+                    self._restart()
                 return self._estimate(view, Status.INITIALIZING, reason=str(wait))
             except NotTracked as loss:
                 lost = lost or str(loss)
@@ -272,11 +281,13 @@ class Odometry:
         tracker, track, self._field, self._moving = opinion
         self._tracker, self._velocity = tracker, se3.log(track.motion) / interval
         to_current = se3.inverse(track.motion)
+        factor = 1.0
         if track.keyframe:
             with self._stage("window"):
-                tracker.add_keyframe(view, self._field, self._moving)
+                factor = tracker.add_keyframe(view, self._field, self._moving)
+            self._rescale(factor)
         self._previous, self._lost_since = view, None
-        factor = self._measure_scale(frame, track.keyframe)
+        factor *= self._measure_scale(frame, track.keyframe)
         now, depth = self._field, self._depth
 
         @one_thread()
@@ -289,7 +300,7 @@ class Odometry:
             view,
             Status.TRACKING,
             pose=tracker.pose,
-            covariance=track.covariance,
+            covariance=tracker.covariance,
             motion=_scaled(track.motion, factor),
             motion_covariance=track.motion_covariance,
             interval=interval,
@@ -524,7 +535,7 @@ class Odometry:
             if view.frame.depth is None and view.frame.other is not None:
                 reason = "the images of the stereo pair do not match: is it their calibration, is a lens covered?"
             return self._estimate(view, Status.INITIALIZING, reason=reason)
-        self._tracker = Tracker(
+        tracker = Tracker(
             self._config.registration,
             view,
             metric=self._depth.metric,
@@ -535,17 +546,34 @@ class Odometry:
         measured = Scale.STEREO if stereo else Scale.SENSOR
         self._scale = measured if self._depth.metric else Scale.UNKNOWN
         self._scale_variance = 0.0
-        self._previous, self._field = view, view.depth
-        return self._estimate(
-            view, Status.TRACKING, pose=self._origin, covariance=self._origin_covariance, keyframe=True
-        )
+        return self._go_on(self._recognised(tracker, view) or tracker, view)
+
+    def _recognised(self, tracker: Tracker, view: View) -> Tracker | None:
+        """Returns a tracker that goes on from a place which the given one or an earlier one has seen; None for none."""
+        maps = [tracker.local_map] if self._known in (None, tracker.local_map) else [tracker.local_map, self._known]
+        with self._stage("features"):
+            return next((found for known in maps if known and (found := tracker.recognise(view, known))), None)
+
+    def _go_on(self, tracker: Tracker, view: View) -> Estimate:
+        """Goes on from the view with which a tracker starts."""
+        self._tracker, self._previous, self._field = tracker, view, view.depth
+        self._moving, self._velocity, self._lost_since = None, None, None
+        return self._estimate(view, Status.TRACKING, pose=tracker.pose, covariance=tracker.covariance, keyframe=True)
 
     def _lose(self, view: View, reason: str) -> Estimate:
-        """Reports LOST; after a while without recovery the next frame starts a new segment."""
+        """Goes on from a place that is recognised; else reports LOST, and after a while starts a new segment.
+
+        A single camera recognises none: what it would see there has no unit.
+        """
+        assert self._tracker is not None
+        if self._lost_since is None:
+            self._tracker.remember_newest()
+        if (found := self._recognised(self._tracker, view)) is not None:
+            return self._go_on(found, view)
         if self._lost_since is None:
             self._lost_since = view.frame.stamp
         if (view.frame.stamp - self._lost_since) * 1e-9 >= PATIENCE:
-            self.reset()
+            self._restart()
         return self._estimate(view, Status.LOST, reason=reason)
 
     def _measure_scale(self, frame: Frame, keyframe: bool) -> float:
@@ -562,12 +590,18 @@ class Odometry:
         if factor is None:
             return 1.0
         self._tracker.rescale(factor, from_start=started)
+        self._rescale(factor)
+        return factor
+
+    def _rescale(self, factor: float) -> None:
+        """Brings all but the tracker to another unit of length."""
+        if factor == 1.0 or self._field is None:
+            return
         if self._velocity is not None:
             self._velocity[:3] *= factor
         self._field = self._field.scaled(factor)
         if isinstance(self._depth, FusedDepth):
             self._depth.rescale(factor)
-        return factor
 
     def _scale_by_height(self) -> float | None:
         """Returns the factor that the camera's height above the ground asks for; None where it tells nothing."""

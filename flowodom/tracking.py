@@ -16,15 +16,18 @@ from flowodom.config import RegistrationConfig
 from flowodom.depth import InverseDepth
 from flowodom.flow import FlowField
 from flowodom.flow.consistency import sample
+from flowodom.flow.features import match
 from flowodom.flow.points import choose, expose, follow, thin, turn
 from flowodom.frame import Frame
 from flowodom.geometry import se3
-from flowodom.registration.covariance import compose, fit_covariance
+from flowodom.local_map import Keyframe, LocalMap
+from flowodom.registration.covariance import compose, fit_covariance, since
 from flowodom.registration.procrustes import procrustes
 from flowodom.registration.refine import ANNEALING, OUTLIER, Fit, Matches, Shutter, refine, residuals, score, spread
+from flowodom.registration.relocation import relocate
 from flowodom.registration.resection import resection
 from flowodom.registration.two_view import triangulate, two_view
-from flowodom.registration.window import KeyframeWindow
+from flowodom.registration.window import KNOWN, KeyframeWindow
 from flowodom.scene_flow.decompose import Moving
 from flowodom.threads import one_thread
 
@@ -95,6 +98,30 @@ MOST_STILL = 2.0
 STILL = 25.0
 """Drop of the robust cost, per noise factor, that translation must earn to be believed."""
 
+RECOGNISED = 3
+"""Most remembered keyframes with which a view is compared where the camera is lost."""
+
+RECOGNISED_SHARE = 0.3
+"""Share of the points of one of them that must agree for it to be recognised."""
+
+WORTH = 16.0
+"""Variance lost since a keyframe was new, in units of that of one look, from which it is looked back at."""
+
+LEAST_LOOK = 60
+"""Points of that keyframe that must agree on where the camera is."""
+
+SURE = 0.1
+"""Deviation of inverse depths, as a share of them, by which a single camera's unit is compared, and ..."""
+
+BESIDE = 0.015
+"""... how far points may lie apart for it, as a share of the image's width."""
+
+SURPRISE = 400.0
+"""Squared deviations, stated, by which the pose may turn out wrong for the look to be believed."""
+
+CORRECTION = 0.002
+"""How far one correction moves what is seen at most, as a share of the image's width: poses do not jump."""
+
 
 @dataclass(frozen=True)
 class View:
@@ -136,6 +163,14 @@ class Track:
     inliers: int
 
 
+class _Key(NamedTuple):
+    """A keyframe of the window, as its image is needed: grey (H, W), shear (3,), and covariance (6, 6) of its pose."""
+
+    grey: NDArray[np.uint8]
+    shear: Tensor
+    covariance: Tensor
+
+
 class Rival(NamedTuple):
     """What lies behind all that agrees with a pose, and agrees on another: the world behind a large mover, maybe.
 
@@ -169,10 +204,18 @@ class Tracker:
         metric: Whether depth is measured.
         pose: (4, 4) float64 ``T_odom_camera`` of the first view.
         covariance: (6, 6) of its right perturbation.
+        known: Keyframes that are remembered from before; None for none.
     """
 
     def __init__(
-        self, config: RegistrationConfig, view: View, *, metric: bool, pose: Tensor, covariance: Tensor
+        self,
+        config: RegistrationConfig,
+        view: View,
+        *,
+        metric: bool,
+        pose: Tensor,
+        covariance: Tensor,
+        known: LocalMap | None = None,
     ) -> None:
         self._config = config
         self._camera = view.frame.camera
@@ -184,8 +227,8 @@ class Tracker:
         self._relative_covariance = torch.zeros(6, 6, dtype=torch.float64)
         self._started = metric
         self._shutter = Shutter(torch.zeros(3, dtype=torch.float64), math.radians(config.shutter))
-        self._key_covariance = covariance
-        self._key_view = view
+        self._keys: list[_Key] = []
+        self._map = LocalMap(self._camera) if known is None else known
         self._places = torch.zeros(0, 2, dtype=torch.float64)
         self._seen, self._found = self._places, torch.zeros(0, dtype=torch.bool)
         self._rival: Rival | None = None
@@ -215,6 +258,11 @@ class Tracker:
         return self._started
 
     @property
+    def local_map(self) -> LocalMap:
+        """The keyframes that lie behind."""
+        return self._map
+
+    @property
     def rival(self) -> Rival | None:
         """Another motion that explains points of the last fit, all of them behind what agrees with its pose."""
         return self._rival
@@ -236,6 +284,7 @@ class Tracker:
         offset[:3, 3] *= factor
         first, last = poses[0][:3, 3].clone(), self._pose[:3, 3].clone()
         self._window.rescale(factor)
+        self._map.rescale(factor)
         shift = first - poses[0][:3, 3] if from_start else last - (poses[-1] @ offset)[:3, 3]
         for pose in poses:
             pose[:3, 3] += shift
@@ -266,7 +315,7 @@ class Tracker:
         """
         carried = self._carry(view, flow)
         start = self._expect(carried, expected)
-        seen, found = self._follow(view, carried, start)
+        seen, found = self._follow(view, self._keys[-1].grey, self._window.places, carried, start)
         if moving is not None:
             found &= ~moving.doubted(self._camera, seen).cpu()
         matches = self._matched(carried, view, seen).subset(found)
@@ -291,7 +340,7 @@ class Tracker:
         relative = fit_covariance(fit)
         motion = se3.inverse(self._pose) @ pose
         motion_covariance = compose(self._relative_covariance, motion, relative)
-        covariance = compose(self._key_covariance, se3.inverse(fit.motion), relative)
+        covariance = compose(self._keys[-1].covariance, se3.inverse(fit.motion), relative)
         self._places = torch.where(found[:, None], seen, torch.nan)
         self._seen, self._found = seen, found
         self._relative_covariance = relative
@@ -300,18 +349,24 @@ class Tracker:
         return Track(pose, covariance, motion, motion_covariance, keyframe, len(matches), inliers)
 
     @one_thread()
-    def add_keyframe(self, view: View, depth: InverseDepth | None, moving: Moving | None = None) -> None:
+    def add_keyframe(self, view: View, depth: InverseDepth | None, moving: Moving | None = None) -> float:
         """Makes the view that was tracked last a keyframe, and refines the window; ``pose`` changes a little.
 
-        A single camera that has not left its place needs only the newest: older ones tell no depth.
+        A single camera that has not left its place needs only the newest: older ones tell no depth. Where an older one
+        than the window's saw the same, the pose is held against it.
 
         Args:
             view: That view.
             depth: Its field, from which new points start.
             moving: What moves on its own in it, where none start; None for nothing.
+
+        Returns:
+            By how much all lengths were multiplied, because a single camera's unit had changed.
         """
+        if self._window.full:
+            self._remember_oldest()
         if not self._started:
-            self._window = self._new_window()
+            self._window, self._keys = self._new_window(), []
             self._seen, self._found = torch.zeros(0, 2, dtype=torch.float64), torch.zeros(0, dtype=torch.bool)
         observed, seen = self._found.clone(), self._seen
         # Points of many keyframes crowd together where the camera looks back; the oldest know their place best.
@@ -325,10 +380,105 @@ class Tracker:
         )  # fmt: skip
         if self._started:
             self._window.optimise(max_iterations=self._config.window_iterations)
-        self._key_view, self._key_covariance = view, self._covariance
         self._pose = self._window.poses[-1]
+        factor = self._recall(view, moving) if self._started and len(self._keys) else 1.0
+        self._keys.append(_Key(view.grey, self._shutter.shear, self._covariance))
         self._relative_covariance = torch.zeros_like(self._covariance)
         self._places = self._window.places
+        return factor
+
+    def _remember_oldest(self) -> None:
+        """Keeps the oldest keyframe, which is about to leave the window."""
+        key = self._keys.pop(0)
+        rays, rho, variance = self._window.oldest()
+        places = self._sheared(self._camera.project(rays), key.shear)
+        self._map.add(Keyframe(key.grey, self._window.poses[0], key.covariance, places, rays, rho, variance))
+
+    def remember_newest(self) -> None:
+        """Keeps the newest keyframe, to which a camera that is lost may come back."""
+        key, places = self._keys[-1], self._window.places
+        rays, rho, variance = self._window.points()
+        sure = variance < (KNOWN * rho) ** 2
+        known = (part[sure] for part in (places, rays, rho, variance))
+        self._map.add(Keyframe(key.grey, self._window.poses[-1], key.covariance, *known))
+
+    def _recall(self, view: View, moving: Moving | None) -> float:
+        """Holds the newest keyframe against the oldest one that saw the same; returns by how much lengths changed."""
+        keyframe = self._map.seen_from(self._pose)
+        if keyframe is None:
+            return 1.0
+        lost = since(self._covariance, self._pose, keyframe.covariance, keyframe.pose)
+        if float(torch.linalg.eigvals(torch.linalg.solve(self._relative_covariance, lost)).real.max()) < WORTH:
+            return 1.0
+        look = self._look_back(keyframe, view, se3.inverse(self._pose) @ keyframe.pose, moving)
+        if look is None:
+            self._map.forget(keyframe)
+            return 1.0
+        fit, matches = look
+        missed = se3.log(se3.inverse(self._pose) @ keyframe.pose @ se3.inverse(fit.motion))
+        uncertain = fit_covariance(fit)
+        total = lost + uncertain
+        if float(missed @ torch.linalg.solve(total, missed)) > SURPRISE:
+            self._map.forget(keyframe)
+            return 1.0
+        gain = torch.linalg.solve(total, lost).T
+        step = gain @ missed
+        shift = self._camera.focal * float(step[:3].norm() * matches.rho.median() + step[3:].norm())
+        gain = gain * min(1.0, CORRECTION * self._camera.width / max(shift, 1e-9))
+        self._window.move(self._pose @ se3.exp(gain @ missed))
+        self._pose = self._window.poses[-1]
+        kept = torch.eye(6, dtype=torch.float64) - gain
+        left = kept @ lost @ kept.T + gain @ uncertain @ gain.T
+        self._covariance = compose(keyframe.covariance, se3.inverse(keyframe.pose) @ self._pose, left)
+        factor = 1.0 if self._metric else self._unit_change(matches, fit.motion)
+        self._window.rescale(factor)
+        return factor
+
+    def _unit_change(self, matches: Matches, motion: Tensor) -> float:
+        """Returns by how much a single camera's unit has grown since matches were known, as the window has it now."""
+        then = matches.rho / (matches.direction @ motion[2, :3] + matches.rho * motion[2, 3])
+        rays, rho, variance = self._window.points()
+        sure = variance < (SURE * rho) ** 2
+        distance, nearest = torch.cdist(self._camera.project(rays[sure]), matches.pixels).min(1)
+        beside = distance < BESIDE * self._camera.width
+        if int(beside.sum()) < LEAST_LOOK:
+            return 1.0
+        return float((rho[sure] / then[nearest])[beside].median())
+
+    def recognise(self, view: View, known: LocalMap) -> Tracker | None:
+        """Returns a tracker that goes on from a view of a place that is known; None where it is not recognised.
+
+        A single camera recognises none: it could not tell how far it is from there in its own unit.
+        """
+        if not self._metric or view.depth is None:
+            return None
+        for keyframe in known.alike(view.grey, RECOGNISED):
+            pixels, there = match(keyframe.grey, view.grey)
+            motion = relocate(self._camera, pixels, there, keyframe.rho_near(pixels))
+            look = None if motion is None else self._look_back(keyframe, view, motion)
+            if look is not None and len(look[1]) > RECOGNISED_SHARE * len(keyframe.rho):
+                motion = se3.inverse(look[0].motion)
+                covariance = compose(keyframe.covariance, motion, fit_covariance(look[0]))
+                pose = keyframe.pose @ motion
+                return Tracker(self._config, view, metric=True, pose=pose, covariance=covariance, known=known)
+        return None
+
+    def _look_back(
+        self, keyframe: Keyframe, view: View, motion: Tensor, moving: Moving | None = None
+    ) -> tuple[Fit, Matches] | None:
+        """Returns a fit of ``T_view_keyframe`` that starts at ``motion``, and the matches that agree; None for none."""
+        unseen = keyframe.matches(self._config.pixel_noise**2)
+        seen, found = self._follow(view, keyframe.grey, keyframe.places, unseen, motion, levels=2)
+        if moving is not None:
+            found &= ~moving.doubted(self._camera, seen).cpu()
+        matches = self._matched(unseen, view, seen).subset(found)
+        if len(matches) < LEAST_LOOK:
+            return None
+        fit = self._refine(matches, motion)
+        agreeing = fit.weight > 0.25
+        if int(agreeing.sum()) < max(LEAST_LOOK, 0.5 * len(matches)):
+            return None
+        return fit, matches.subset(agreeing)
 
     def share_on(self, moving: Moving) -> float:
         """Returns the share of the points of the last fit that lie on what moves on its own."""
@@ -353,15 +503,24 @@ class Tracker:
             return motions[0]
         return self._best(carried.subset(carried.row.isfinite()), motions)
 
-    def _follow(self, view: View, carried: Matches, expected: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns where the keyframe's points are seen (M, 2), and which were found (M,)."""
+    def _follow(
+        self,
+        view: View,
+        grey: NDArray[np.uint8],
+        places: Tensor,
+        carried: Matches,
+        expected: Tensor,
+        *,
+        levels: int = 1,
+    ) -> tuple[Tensor, Tensor]:
+        """Returns where points of a keyframe's image, at (M, 2) places, are seen (M, 2), and which were found (M,)."""
         rotation = expected[:3, :3]
         scaled = (rotation @ (carried.direction + carried.rho[:, None] * carried.offset)[..., None])[..., 0]
         reprojected = self._camera.project(scaled + carried.rho[:, None] * expected[:3, 3])
         start = torch.where(carried.pixels.isnan(), reprojected, carried.pixels)
-        turned = turn(self._key_view.grey, self._camera.homography(rotation))
-        places = self._camera.project(self._camera.rays(self._window.places) @ rotation.T)
-        seen, found = follow(expose(turned, view.grey), view.grey, places, start)
+        turned = turn(grey, self._camera.homography(rotation))
+        places = self._camera.project(self._camera.rays(places) @ rotation.T)
+        seen, found = follow(expose(turned, view.grey), view.grey, places, start, levels=levels)
         found &= self._camera.contains(places)
         if view.frame.ignore is not None:
             column, row = seen.round().long().unbind(-1)
@@ -401,6 +560,11 @@ class Tracker:
         rays = self._camera.rays(pixels)
         turn = self._row(pixels)[:, None] * self._shutter.shear
         return self._camera.project(rays - torch.linalg.cross(turn, rays))
+
+    def _sheared(self, pixels: Tensor, shear: Tensor) -> Tensor:
+        """Returns where pixels (M, 2), exposed with the middle row, lie in an image of such a shear."""
+        rays = self._camera.rays(pixels)
+        return self._camera.project(rays + torch.linalg.cross(self._row(pixels)[:, None] * shear, rays))
 
     def _fit(self, matches: Matches, expected: Tensor) -> Fit:
         """Fits the motion from the newest keyframe; holds the camera in its place where translation earns nothing."""
@@ -445,6 +609,8 @@ class Tracker:
         own = matches.rho <= matches.rho.quantile(FARTHEST)
         start = self._propose(matches.subset(own), expected)
         for _ in range(GROWTHS):
+            if int(own.sum()) < LEAST_INLIERS:
+                return fit
             behind = self._refine(matches.subset(own), start)
             squared = residuals(self._camera, matches, behind.motion, behind.shear)[1]
             start, own = behind.motion, squared < OUTLIER * OUTLIER * spread(squared[own])
@@ -459,7 +625,7 @@ class Tracker:
     def _propose(self, matches: Matches, expected: Tensor) -> Tensor:
         """Returns the best of several guesses of ``T_current_keyframe``: as expected, at rest, and from scene flow."""
         candidates = [expected, se3.inverse(self._pose) @ self._window.poses[-1]]
-        known = matches.subset(matches.rho_variance < (0.3 * matches.rho) ** 2)
+        known = matches.subset(matches.rho_variance < (KNOWN * matches.rho) ** 2)
         points = known.direction / known.rho[:, None] + known.offset
         lifted = known.seen_variance.isfinite()
         if int(lifted.sum()) >= LEAST_INLIERS:
@@ -534,7 +700,7 @@ class Tracker:
     def _find_rival(self, matches: Matches, fit: Fit, share: float) -> Rival | None:
         """Looks among the points that contradict a fit for a motion of their own, where depth is measured."""
         least = max(LEAST_INLIERS, round(share * len(matches)))
-        known = (matches.rho_variance < (0.3 * matches.rho) ** 2) & matches.seen_variance.isfinite()
+        known = (matches.rho_variance < (KNOWN * matches.rho) ** 2) & matches.seen_variance.isfinite()
         agreeing = fit.weight > 0.25
         odd = matches.subset(known & ~agreeing)
         # Most often what contradicts is noise and edges, which lie everywhere: then nothing need be fitted.

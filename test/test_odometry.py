@@ -141,7 +141,8 @@ def test_a_camera_that_changes_its_exposure_keeps_its_way(short):
 def featureless(monkeypatch):
     """Features tell nothing: a scene of blurred or repeated things."""
     none = torch.zeros(0, 2, dtype=torch.float64)
-    monkeypatch.setattr("flowodom.odometry.match", lambda *images: (none, none))
+    for where in ("odometry", "tracking"):
+        monkeypatch.setattr(f"flowodom.{where}.match", lambda *images: (none, none))
 
 
 def test_features_find_what_flow_loses(leaping):
@@ -377,6 +378,7 @@ def test_a_short_blackout_is_lost_and_found_again_without_a_pose_between(short):
     assert se3.log(se3.inverse(estimates[-1].pose) @ truth)[:3].norm() < 0.02
 
 
+@pytest.mark.usefixtures("featureless")
 def test_a_long_blackout_starts_a_new_segment_at_the_last_trusted_pose(short):
     later = [replace(f, stamp=f.stamp + 1_500_000_000) for f in short.frames[12:]]
     dark = [replace(black(short.frames[6]), stamp=short.frames[6].stamp + k * 250_000_000) for k in range(6)]

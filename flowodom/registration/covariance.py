@@ -45,6 +45,23 @@ def compose(covariance: Tensor, motion: Tensor, motion_covariance: Tensor) -> Te
     return adjoint @ covariance @ adjoint.mT + motion_covariance
 
 
+def since(covariance: Tensor, pose: Tensor, past_covariance: Tensor, past: Tensor) -> Tensor:
+    """Returns what a pose has lost since a past one of the same odometry: (6, 6), of its right perturbation.
+
+    The motion between them is what ``compose`` would add. Where it has been corrected since, the pose can be known
+    better than the past one in some directions: there nothing is lost.
+
+    Args:
+        covariance: (6, 6) of the right perturbation of the pose.
+        pose: (4, 4) ``T_odom_camera``.
+        past_covariance: (6, 6) of the past one.
+        past: (4, 4) ``T_odom_camera`` of it.
+    """
+    added = covariance - compose(past_covariance, se3.inverse(past) @ pose, torch.zeros_like(covariance))
+    values, vectors = torch.linalg.eigh(added)
+    return (vectors * values.clamp_min(0)) @ vectors.T
+
+
 def along_parent(covariance: Tensor, pose: Tensor) -> Tensor:
     """Returns a covariance along the axes in which a pose is given, as nav_msgs/Odometry wants it.
 

@@ -23,6 +23,9 @@ from flowodom.registration.two_view import triangulate
 UNKNOWN_DEVIATION = 30.0
 """Deviation of an unknown inverse depth, as a share of the typical one: so large that it says nothing of scale."""
 
+KNOWN = 0.3
+"""Deviation of an inverse depth, as a share of it, up to which it is known at all."""
+
 LEAST_RHO = 1e-4
 """Inverse depths are kept above it, as a share of the typical one: a point at 10,000 times the usual depth."""
 
@@ -149,7 +152,7 @@ class KeyframeWindow:
             fresh_rho: (F,) their inverse depth, NaN unknown.
             fresh_variance: (F,) its variance, infinite for unknown.
         """
-        if len(self.poses) == self._size:
+        if self.full:
             still = self._drop_oldest()
             observed, pixels, places = observed[still], pixels[still], places[still]
             seen_rho, seen_variance = seen_rho[still], seen_variance[still]
@@ -230,6 +233,22 @@ class KeyframeWindow:
         self.active = renumber[self.active[keep[self.active]]]
         self._points.keep(keep)
 
+    @property
+    def full(self) -> bool:
+        """Whether the oldest keyframe leaves when another one comes."""
+        return len(self.poses) == self._size
+
+    def oldest(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns what is well known of what the oldest keyframe sees, as ``points`` does for the newest."""
+        p = self._points
+        own = (p.host == 0) & (p.variance < (KNOWN * p.rho) ** 2)
+        return p.ray[own], p.rho[own], p.variance[own]
+
+    def move(self, pose: Tensor) -> None:
+        """Moves all keyframes together, the newest of them to ``T_odom_keyframe`` (4, 4)."""
+        change = pose @ se3.inverse(self.poses[-1])
+        self.poses = [se3.normalised(change @ each) for each in self.poses]
+
     def rescale(self, factor: float) -> None:
         """Multiplies every length by ``factor``, leaving the newest keyframe where it is."""
         origin = self.poses[-1][:3, 3].clone()
@@ -304,7 +323,7 @@ class KeyframeWindow:
         variance = self._pixel_variance / self.camera.focal**2 / total.clamp_min(1e-18)
         rho = cross / total.clamp_min(1e-18)
         floor = LEAST_RHO * self.typical_rho
-        better = (p.variance > (0.3 * p.rho) ** 2) & (variance < p.variance) & (rho > floor)
+        better = (p.variance > (KNOWN * p.rho) ** 2) & (variance < p.variance) & (rho > floor)
         p.rho = torch.where(better, rho, p.rho)
 
     def _posterior(self, system: _System, problem: _Problem) -> Tensor:
