@@ -32,7 +32,7 @@ from flowodom.registration.relocation import relocate
 from flowodom.scene_flow import PropertySet, lift
 from flowodom.scene_flow.decompose import Moving, find_moving
 from flowodom.threads import one_thread
-from flowodom.tracking import BACKED, RIVAL_SHARE, NotTracked, OutOfSight, Parallax, Track, Tracker, View
+from flowodom.tracking import BACKED, RIVAL_SHARE, NotTracked, OutOfSight, Parallax, Track, Tracker, Undecided, View
 
 _log = logging.getLogger(__name__)
 
@@ -258,7 +258,7 @@ class Odometry:
         dense_camera = frame.camera.resized(*reversed(view.dense.shape))
         interval = (frame.stamp - previous.frame.stamp) * 1e-9
         search = fields or self._is_watching(frame.stamp)
-        lost = ""
+        losses: list[NotTracked] = []
         for start in self._starts(view, dense_camera, interval, guess):
             with self._stage("flow"):
                 flow = self._flow(previous.dense, view.dense, start.flow)
@@ -275,9 +275,9 @@ class Odometry:
                     self._restart()
                 return self._estimate(view, Status.INITIALIZING, reason=str(wait))
             except NotTracked as loss:
-                lost = lost or str(loss)
+                losses.append(loss)
         else:
-            return self._lose(view, lost)
+            return self._lose(view, losses)
         tracker, track, self._field, self._moving = opinion
         self._tracker, self._velocity = tracker, se3.log(track.motion) / interval
         to_current = se3.inverse(track.motion)
@@ -396,7 +396,7 @@ class Odometry:
 
         Raises:
             NotTracked, Parallax: See ``Tracker.track``.
-            NotTracked: Which part of the image stands still is not told.
+            Undecided: Which part of the image stands still is not told.
         """
         before = self._moving
         moving = None if before is None else before.carried(flow)
@@ -446,7 +446,7 @@ class Odometry:
         """Finds pose, depth and what moves where what seemed to move stands still, and the rest moves before it.
 
         Raises:
-            NotTracked: That is no better; the message is ``doubt``.
+            Undecided: That is no better; the message is ``doubt``.
         """
         before = None if self._moving is None else self._moving.swapped()
         rival, moving = opinion.tracker.rival, None if opinion.moving is None else opinion.moving.swapped()
@@ -455,13 +455,13 @@ class Odometry:
             moving = find_moving(camera, past, now, flow, se3.inverse(rival.motion), before, suspected=True)
             expected = (rival.motion, *expected)
         if moving is None or moving.nearness < NEARER:
-            raise NotTracked(doubt)
+            raise Undecided(doubt)
         try:
             turned = self._judge(view, flow, camera, moving, before, search=True, expected=expected)
         except NotTracked:
-            raise NotTracked(doubt) from None
+            raise Undecided(doubt) from None
         if self._behind(turned) or turned.moving is None or turned.moving.nearness < CLEARLY_NEARER:
-            raise NotTracked(doubt)
+            raise Undecided(doubt)
         return turned
 
     def _judge(
@@ -560,21 +560,23 @@ class Odometry:
         self._moving, self._velocity, self._lost_since = None, None, None
         return self._estimate(view, Status.TRACKING, pose=tracker.pose, covariance=tracker.covariance, keyframe=True)
 
-    def _lose(self, view: View, reason: str) -> Estimate:
+    def _lose(self, view: View, losses: Sequence[NotTracked]) -> Estimate:
         """Goes on from a place that is recognised; else reports LOST, and after a while starts a new segment.
 
-        A single camera recognises none: what it would see there has no unit.
+        A single camera recognises none: what it would see there has no unit. Nor is any recognised where it is not told
+        what stands still, by what may be the mover.
         """
         assert self._tracker is not None
         if self._lost_since is None:
             self._tracker.remember_newest()
-        if (found := self._recognised(self._tracker, view)) is not None:
-            return self._go_on(found, view)
-        if self._lost_since is None:
             self._lost_since = view.frame.stamp
+        undecided = any(isinstance(loss, Undecided) for loss in losses)
+        if not undecided and (found := self._recognised(self._tracker, view)) is not None:
+            return self._go_on(found, view)
         if (view.frame.stamp - self._lost_since) * 1e-9 >= PATIENCE:
             self._restart()
-        return self._estimate(view, Status.LOST, reason=reason)
+            self._known = None if undecided else self._known
+        return self._estimate(view, Status.LOST, reason=str(losses[0]))
 
     def _measure_scale(self, frame: Frame, keyframe: bool) -> float:
         """Brings a single camera to metres where something tells them; returns by how much lengths were multiplied."""

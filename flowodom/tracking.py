@@ -187,6 +187,10 @@ class NotTracked(Exception):
     """The frame does not tell where the camera is; the message says why. Never leaves the odometry."""
 
 
+class Undecided(NotTracked):
+    """Which part of the frame stands still is not told: where the camera is seems so in more ways than one."""
+
+
 class Parallax(Exception):
     """A single camera has moved, but not yet far enough to tell how. Never leaves the odometry."""
 

@@ -164,7 +164,7 @@ def test_a_right_guess_finds_what_flow_alone_loses(leaping):
     alone, helped = follow(leaping.frames), wheeled(leaping, lambda motion: motion)
     assert sum(e.status is Status.LOST for e in alone) >= 3
     assert all(e.status is Status.TRACKING for e in helped.estimates)
-    assert helped.errors[:, :3].norm(dim=-1).max() < 0.01
+    assert helped.errors[:, :3].norm(dim=-1).max() < 0.015
 
 
 @pytest.mark.usefixtures("featureless")
