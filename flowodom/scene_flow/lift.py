@@ -96,7 +96,7 @@ def lift(
     points, expected, now = ray / rho, place[:3] / rho, camera.rays(target.T).T / seen_rho
 
     def components_last(field: Tensor) -> Tensor:
-        return field.movedim(0, -1).unflatten(0, (grid.height, grid.width))
+        return field.movedim(0, -1).reshape(grid.height, grid.width, *field.shape[:-1])
 
     return PropertySet(
         camera=grid,
