@@ -54,15 +54,16 @@ class AllPairs:
         first = first.flatten(2).mT / first.shape[1] ** 0.5
         pyramid = _pyramid(second, levels)
         self._sizes = [level.shape[-2:] for level in pyramid]
-        # Multiplied as fast as networks are, kept in single precision: gradients of many look-ups add up.
-        self._volumes = [(first @ level.flatten(2)).flatten(0, 1).float() for level in pyramid]
+        volumes = [(first @ level.flatten(2)).flatten(0, 1) for level in pyramid]
+        # Multiplied in the precision of the networks; but gradients of many look-ups add up.
+        self._volumes = [volume.float() if volume.requires_grad else volume for volume in volumes]
 
     def __call__(self, places: Tensor) -> Tensor:
         """Looks up; see ``Correlation``."""
 
         def read(level: int, u: Tensor, v: Tensor) -> Tensor:
             index = v * self._sizes[level][1] + u
-            return self._volumes[level].gather(1, index.flatten(1)).view(index.shape)
+            return self._volumes[level].gather(1, index.flatten(1)).view(index.shape).float()
 
         return _look_up(places, self._sizes, self._radius, read)
 
