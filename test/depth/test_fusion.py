@@ -160,3 +160,11 @@ def test_a_single_camera_is_not_told_depth_before_its_motion_is_known():
     source = FusedDepth(Guess())
     assert not source.metric
     assert source.observe(Frame(0, np.zeros((36, 48), np.uint8), CAMERA)) is None
+
+
+def test_a_frame_tells_the_ratio_of_the_units_once():
+    source = FusedDepth(Guess())
+    known, now = source.fuse(None, None, pair(1)), frame(1)
+    completed, variance = source.complete(known, now), source._variance
+    assert source.complete(known, now) is completed
+    assert source._variance is variance
