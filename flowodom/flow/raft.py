@@ -6,7 +6,7 @@ Source: Teed and Deng, "RAFT: Recurrent All-Pairs Field Transforms for Optical F
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice, pairwise
 
@@ -62,7 +62,18 @@ SIZES = {
 }
 """The two published networks; large has about 5.3 million weights, small one million."""
 
-NORMS = {"instance": nn.InstanceNorm2d, "batch": nn.BatchNorm2d, "none": nn.Identity}
+
+def _instance_norm(channels: int) -> nn.Module:
+    """Returns an instance norm; one of groups leaves channels where they are in memory."""
+    return nn.GroupNorm(channels, channels, affine=False)
+
+
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "instance": _instance_norm,
+    "batch": nn.BatchNorm2d,
+    "none": nn.Identity,
+}
+"""Normalisations by name, each made for a number of channels."""
 
 
 def _conv(inputs: int, outputs: int, kernel: int | tuple[int, int], *, stride: int = 1) -> nn.Conv2d:
