@@ -66,13 +66,10 @@ def lift(
     Returns:
         The property set of the previous frame's pixels.
     """
-    thin, grid = (slice(stride // 2, None, stride),) * 2, camera.thinned(stride)
-
-    def components_first(field: Tensor) -> Tensor:
-        return field[thin].movedim(-1, 0).flatten(1)
-
-    forward, pixels = map(components_first, (flow.forward, camera.pixels(device=flow.forward.device)))
-    forward_variance, target = flow.forward_variance[thin].flatten(), pixels + forward
+    grid, thin = camera.thinned(stride), slice(stride // 2, None, stride)
+    pixels = camera.pixels(which=thin, device=flow.forward.device).movedim(-1, 0).flatten(1)
+    forward, forward_variance = flow.forward[thin, thin].movedim(-1, 0).flatten(1), flow.forward_variance[thin, thin]
+    target, forward_variance = pixels + forward, forward_variance.flatten()
     rho, rho_variance = previous.at(camera, pixels.T)
     ray, motion = camera.rays(pixels.T).T.contiguous(), motion.to(pixels)
     place = motion @ torch.cat((ray, rho[None]))
