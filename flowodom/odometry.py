@@ -375,7 +375,7 @@ class Odometry:
             stride: Every how manieth row and column is wanted.
         """
         forward = se3.inverse(motion).to(torch.float32)
-        pixels = camera.pixels()[::stride, ::stride]
+        pixels = camera.pixels(which=slice(None, None, stride))
         rho = torch.zeros(pixels.shape[:2])
         if self._field is not None:
             rho = self._field.at(camera, pixels.to(self._field.mean.device))[0].cpu().nan_to_num()

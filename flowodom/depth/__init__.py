@@ -50,19 +50,20 @@ class InverseDepth:
             (...) inverse depth, NaN unknown, and (...) variance, infinite where unknown, in the dtype of ``pixels``.
         """
         height, width = self.mean.shape
-        scale = pixels.new_tensor((width / camera.width, height / camera.height))
-        u, v = ((pixels + 0.5) * scale - 0.5).unbind(-1)
-        inside = (u >= -0.5) & (v >= -0.5) & (u <= width - 0.5) & (v <= height - 0.5)
-        u, v = torch.where(inside, u, 0).clamp(0, width - 1), torch.where(inside, v, 0).clamp(0, height - 1)
-        u0, v0 = u.clamp_max(width - 2).floor(), v.clamp_max(height - 2).floor()
+        u, v = pixels.unbind(-1)
+        u, v = (u + 0.5) * (width / camera.width) - 0.5, (v + 0.5) * (height / camera.height) - 0.5
+        nearest_u, nearest_v = u.clamp(0, width - 1), v.clamp(0, height - 1)
+        inside = torch.maximum((u - nearest_u).abs_(), (v - nearest_v).abs_()) <= 0.5
+        u, v = nearest_u.nan_to_num_(), nearest_v.nan_to_num_()
+        u0, v0 = u.clamp_max(width - 2).floor_(), v.clamp_max(height - 2).floor_()
         index = torch.add(u0, v0, alpha=width).long()
         (a, b, c, d), mean = _bilinear(self.mean, index, u - u0, v - v0)
         _, variance = _bilinear(self.variance, index, u - u0, v - v0)
         nearest = torch.maximum(torch.maximum(a, b), torch.maximum(c, d))
         farthest = torch.minimum(torch.minimum(a, b), torch.minimum(c, d))
         one_surface = nearest - farthest <= EDGE_RATIO * mean.abs() + 3 * variance.sqrt()
-        known = inside & one_surface
-        return torch.where(known, mean, torch.nan), torch.where(known, variance, torch.inf)
+        unknown = ~(inside & one_surface)
+        return mean.masked_fill_(unknown, torch.nan), variance.masked_fill_(unknown, torch.inf)
 
     def read(self, camera: PinholeCamera, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Does as ``at``, for pixels (..., 2) on the processor, whose answer is there too."""
@@ -92,7 +93,10 @@ def _bilinear(field: Tensor, index: Tensor, right: Tensor, down: Tensor) -> tupl
         down: (...) likewise below it.
     """
     width = field.shape[1]
-    a, b, c, d = corners = [field.take(index + step).to(right.dtype) for step in (0, 1, width, width + 1)]
+    flat, index = field.reshape(-1), index.reshape(-1)
+    a, b, c, d = corners = [
+        flat.index_select(0, index + step).reshape(right.shape).to(right.dtype) for step in (0, 1, width, width + 1)
+    ]
     return corners, torch.lerp(torch.lerp(a, b, right), torch.lerp(c, d, right), down)
 
 

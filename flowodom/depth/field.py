@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -287,7 +288,8 @@ class FieldDepth:
 
     def __init__(self, network: FieldNetwork, device: torch.device | str = "cpu") -> None:
         self._device = torch.device(device)
-        self._network = network.to(self._device).eval()
+        network = network.to(self._device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._network: FieldNetwork = network.eval()
 
     @property
     def scale_deviation(self) -> float:
@@ -298,14 +300,14 @@ class FieldDepth:
     def observe(self, frame: Frame) -> InverseDepth | None:
         """Returns what the image alone tells; see ``DepthSource``."""
         config = self._network.config
-        image = torch.from_numpy(np.ascontiguousarray(frame.image)).to(self._device)
-        image = image[..., None].expand(-1, -1, 3) if image.ndim == 2 else image
-        image = image.permute(2, 0, 1)[None].float() / 255
         height, width = frame.camera.height, frame.camera.width
         shrink = min(1.0, math.sqrt(config.pixels / (height * width)))
         size = (max(LEAST_SIZE, round(shrink * height)), max(LEAST_SIZE, round(shrink * width)))
+        small = np.ascontiguousarray(frame.image)
         if size != (height, width):
-            image = functional.interpolate(image, size, mode="area")
+            small = np.asarray(cv2.resize(small, size[::-1], interpolation=cv2.INTER_AREA))
+        image = torch.from_numpy(small).to(self._device).float() / 255
+        image = (image[..., None].expand(-1, -1, 3) if image.ndim == 2 else image).permute(2, 0, 1)[None]
         with torch.autocast(self._device.type, dtype=torch.float16, enabled=self._device.type == "cuda"):
             field = self._network.encode(image, normalised(frame.camera).to(image))
             rows, columns = size[0] // COARSER, size[1] // COARSER
@@ -357,7 +359,7 @@ def project(points: Tensor, intrinsics: Tensor) -> Tensor:
 def sample(maps: Tensor, place: Tensor) -> Tensor:
     """Reads (B, C, h, w) maps bilinearly at (B, N, 2) places, clamping at the border; returns (B, N, C)."""
     grid = (2 * place - 1)[:, None].to(maps.dtype)
-    return functional.grid_sample(maps, grid, padding_mode="border", align_corners=False)[:, :, 0].movedim(1, 2)
+    return functional.grid_sample(maps, grid, padding_mode="border", align_corners=False)[:, :, 0].mT.contiguous()
 
 
 def _norm(channels: int) -> nn.Module:

@@ -14,15 +14,21 @@ import torch
 from torch import Tensor
 
 from flowodom.depth import FramePair, InverseDepth
-from flowodom.flow.consistency import FLOW_NOISE
+from flowodom.flow.consistency import FLOW_NOISE, shrink
 from flowodom.frame import Frame
 from flowodom.geometry import PinholeCamera, se3
+
+CELL = 2
+"""Pixels of the dense grid, each way, that share one depth: flow is hardly found any finer."""
 
 GATE = 3.0
 """Deviations by which a measurement may differ from what was carried, before one of them must be wrong."""
 
 MOST_MISS = 1.5
 """Forward-backward error, pixels, above which a pixel counts as occluded and starts anew."""
+
+OFF_LINE = 0.3
+"""Pixels by which even the surest flow may miss the epipolar line."""
 
 FORGETTING = 1.1
 """Growth of the carried variance per frame, for interpolation and small model errors."""
@@ -33,7 +39,7 @@ LEAST_RELATIVE = 0.01
 MOST_RELATIVE = 0.5
 """Greatest relative deviation at which inverse depth counts as known."""
 
-THINNED = 4
+THINNED = 2
 """Of so many rows and columns one tells how large the innovations are."""
 
 TAIL, TAIL_SQUARE = 0.8, 1.642
@@ -66,13 +72,19 @@ class FilterDepth:
 
     def fuse(self, observed: InverseDepth | None, previous: InverseDepth | None, pair: FramePair) -> InverseDepth:
         """Carries the previous field to the current frame and corrects it; see ``DepthSource``."""
-        camera, flow, motion = pair.camera, pair.flow, pair.motion
-        here = camera.pixels(device=self._device)
-        there = here + flow.backward
-        miss_squared = 2 * (flow.backward_variance - FLOW_NOISE**2)
-        visible = camera.contains(there) & (miss_squared < MOST_MISS**2)
+        dense, motion = pair.camera, pair.motion
+        camera = dense.resized(dense.width // CELL, dense.height // CELL)
+        back, variance = (
+            shrink(field, camera.height, camera.width) for field in (pair.flow.backward, pair.flow.backward_variance)
+        )
+        scale = back.new_tensor((camera.width / dense.width, camera.height / dense.height))
+        here = camera.pixels(device=self._device).movedim(-1, 0)
+        there = back * scale[:, None, None] + here
+        visible = camera.contains(there.movedim(0, -1)) & (2 * (variance - FLOW_NOISE**2) < MOST_MISS**2)
 
-        measured, measured_variance = _triangulate(camera, here, there, flow.backward_variance, motion, pair.covariance)
+        measured, measured_variance = _triangulate(
+            camera, here, there, variance * scale.prod(), motion, pair.covariance
+        )
         if previous is None:
             mean, variance = measured, measured_variance
         else:
@@ -81,9 +93,7 @@ class FilterDepth:
             mean, variance = combine(carried, carried_variance, measured, measured_variance)
         variance = torch.maximum(variance, (LEAST_RELATIVE * mean) ** 2)
         known = visible & (mean > 0) & (variance < (MOST_RELATIVE * mean) ** 2)
-        return InverseDepth(
-            camera, torch.where(known, mean, torch.nan).float(), torch.where(known, variance, torch.inf).float()
-        )
+        return InverseDepth(camera, torch.where(known, mean, torch.nan), torch.where(known, variance, torch.inf))
 
     def complete(self, known: InverseDepth, frame: Frame) -> InverseDepth:
         """Returns ``known``: there is nothing to add. See ``DepthSource``."""
@@ -93,14 +103,14 @@ class FilterDepth:
 def _triangulate(
     camera: PinholeCamera, here: Tensor, there: Tensor, pixel_variance: Tensor, motion: Tensor, covariance: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Returns the inverse depth (H, W) of current pixels ``here`` seen before at ``there``, and its variance.
+    """Returns the inverse depth (H, W) of pixels ``here`` seen before at ``there``, (2, H, W) each, and its variance.
 
     Rows as in ``PinholeCamera.epipolar_rows``, a component at a time.
     """
     back = se3.inverse(motion).to(here)
     shift = back[:3, 3]
     ray = _turned(camera, here, back[:3, :3])
-    x, y = (there[..., 0] - camera.cx) / camera.fx, (there[..., 1] - camera.cy) / camera.fy
+    x, y = (there[0] - camera.cx) / camera.fx, (there[1] - camera.cy) / camera.fy
     a_u, a_v = ray[0] - x * ray[2], ray[1] - y * ray[2]
     b_u, b_v = shift[0] - x * shift[2], shift[1] - y * shift[2]
     bb = (b_u * b_u + b_v * b_v).clamp_min(1e-12)
@@ -110,19 +120,19 @@ def _triangulate(
     off_line = across.abs() * bb.rsqrt() * camera.focal
     baseline = (covariance[:3, :3].trace() / shift.double().square().sum().clamp_min(1e-12)).to(here)
     variance = pixel_variance / camera.focal**2 / bb + rho * rho * baseline
-    good = off_line < GATE * pixel_variance.sqrt() + 0.3
+    good = off_line < GATE * pixel_variance.sqrt() + OFF_LINE / CELL
     return torch.where(good, rho, torch.nan), torch.where(good, variance, torch.inf)
 
 
 def _turned(camera: PinholeCamera, pixels: Tensor, rotation: Tensor) -> list[Tensor]:
-    """Returns the components (H, W), one a row of ``rotation`` (R, 3), of the turned rays of pixels (H, W, 2)."""
-    x, y = (pixels[..., 0] - camera.cx) / camera.fx, (pixels[..., 1] - camera.cy) / camera.fy
+    """Returns the components (H, W), one a row of ``rotation`` (R, 3), of the turned rays of pixels (2, H, W)."""
+    x, y = (pixels[0] - camera.cx) / camera.fx, (pixels[1] - camera.cy) / camera.fy
     return [row[0] * x + row[1] * y + row[2] for row in rotation]
 
 
 def _carry(camera: PinholeCamera, there: Tensor, previous: InverseDepth, motion: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the previous field's inverse depth (H, W) at ``there``, moved to the current camera, and its variance."""
-    rho, variance = previous.at(camera, there)
+    """Returns inverse depth and variance (H, W), now, of what the previous field shows at ``there`` (2, H, W)."""
+    rho, variance = previous.at(camera, there.movedim(0, -1))
     rotation, translation = motion[:3, :3].to(there), motion[:3, 3].to(there)
     (turned,) = _turned(camera, there, rotation[2:])
     stretch = (turned + rho * translation[2]).clamp_min(1e-3)

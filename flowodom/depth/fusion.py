@@ -98,6 +98,7 @@ class FusedDepth:
         # A frame is asked for twice, as the current one and then as the previous.
         thread = ThreadPoolExecutor(1, "field")
         self._asked = lru_cache(2)(lambda frame: thread.submit(self._field.observe, frame))
+        self._completed = lru_cache(2)(self._complete)
 
     @property
     def scale_deviation(self) -> float:
@@ -128,7 +129,10 @@ class FusedDepth:
         return replace(observed, mean=mean, variance=torch.where(there, observed.variance, known.variance))
 
     def complete(self, known: InverseDepth, frame: Frame) -> InverseDepth:
-        """Multiplies what is known with what the field says of the frame; see ``DepthSource``."""
+        """Multiplies what is known with what the field says of the frame, once; see ``DepthSource``."""
+        return self._completed(known, frame)
+
+    def _complete(self, known: InverseDepth, frame: Frame) -> InverseDepth:
         field = self._asked(frame).result()
         if field is None:
             return known

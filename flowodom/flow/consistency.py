@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import cv2
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -27,6 +29,21 @@ def sample(field: Tensor, pixels: Tensor) -> Tensor:
         field.permute(2, 0, 1)[None], grid, mode="bilinear", padding_mode="border", align_corners=True
     )
     return values[0, :, 0].T.reshape(*pixels.shape[:-1], field.shape[-1])
+
+
+def shrink(field: Tensor, height: int, width: int) -> Tensor:
+    """Returns the means of a field over the pixels of a coarser grid.
+
+    Args:
+        field: (H, W) or (H, W, C).
+        height: Rows of the coarser grid.
+        width: Its columns.
+
+    Returns:
+        (height, width) or (C, height, width), of the same type.
+    """
+    means = cv2.resize(field.cpu().numpy(), (width, height), interpolation=cv2.INTER_AREA)
+    return torch.from_numpy(means if means.ndim == 2 else np.stack(cv2.split(means))).to(field.device)
 
 
 def round_trip(forward: Tensor, backward: Tensor, *, stride: int = 1) -> Tensor:

@@ -1,7 +1,8 @@
 """Correlation of two feature maps, looked up around where flow points, at several scales.
 
 Two ways to the same numbers: ``AllPairs`` computes the correlation of every pixel with every other once and reads from
-it; ``OnDemand`` computes only what is read, whose memory grows with the number of pixels instead of its square.
+it; ``OnDemand`` computes only what is read, whose memory grows with the number of pixels instead of its square. Both
+pool the second map, which is pooling the correlation, since both are linear.
 
 Source: Teed and Deng, "RAFT: Recurrent All-Pairs Field Transforms for Optical Flow" (ECCV 2020), section 3.2.
 """
@@ -39,7 +40,7 @@ CorrelationKind = Callable[[Tensor, Tensor, int, int], Correlation]
 
 
 class AllPairs:
-    """The correlation volume of all pairs, pooled over the second map.
+    """The correlation volume of all pairs.
 
     Args:
         first: (B, C, h, w) features.
@@ -49,26 +50,26 @@ class AllPairs:
     """
 
     def __init__(self, first: Tensor, second: Tensor, levels: int, radius: int) -> None:
-        batch, channels, height, width = first.shape
-        with torch.autocast(first.device.type, enabled=False):
-            volume = first.float().flatten(2).mT @ second.float().flatten(2) / channels**0.5
-        volume = volume.view(batch * height * width, 1, height, width)
         self._radius = radius
-        self._pyramid = _pyramid(volume, levels)
+        first = first.flatten(2).mT / first.shape[1] ** 0.5
+        pyramid = _pyramid(second, levels)
+        self._sizes = [level.shape[-2:] for level in pyramid]
+        volumes = [(first @ level.flatten(2)).flatten(0, 1) for level in pyramid]
+        # Multiplied in the precision of the networks; but gradients of many look-ups add up.
+        self._volumes = [volume.float() if volume.requires_grad else volume for volume in volumes]
 
     def __call__(self, places: Tensor) -> Tensor:
         """Looks up; see ``Correlation``."""
 
         def read(level: int, u: Tensor, v: Tensor) -> Tensor:
-            volume = self._pyramid[level]
-            index = v * volume.shape[-1] + u
-            return volume.flatten(1).gather(1, index.flatten(1)).view(index.shape)
+            index = v * self._sizes[level][1] + u
+            return self._volumes[level].gather(1, index.flatten(1)).view(index.shape).float()
 
-        return _look_up(places, [volume.shape[-2:] for volume in self._pyramid], self._radius, read)
+        return _look_up(places, self._sizes, self._radius, read)
 
 
 class OnDemand:
-    """Correlation computed where it is looked up; pooling the second map is pooling the volume, since both are linear.
+    """Correlation computed where it is looked up.
 
     Args:
         first: (B, C, h, w) features.
@@ -102,10 +103,11 @@ class OnDemand:
 
 
 def _pyramid(finest: Tensor, levels: int) -> list[Tensor]:
+    """Returns (B, C, h + 2, w + 2) maps at each scale, within a border of zeros: outside, nothing correlates."""
     pyramid = [finest]
     for _ in range(levels - 1):
         pyramid.append(functional.avg_pool2d(pyramid[-1], 2))
-    return pyramid
+    return [functional.pad(level, (1, 1, 1, 1)) for level in pyramid]
 
 
 def _look_up(
@@ -115,9 +117,9 @@ def _look_up(
 
     Args:
         places: (B, 2, h, w) places at the finest scale.
-        sizes: Height and width of each scale.
+        sizes: Height and width of each scale, border included.
         radius: Neighbours on either side.
-        read: Gives the values (N, k, k) of a level at integer cells u (N, k, 1) and v (N, 1, k).
+        read: Gives the values (N, k, k) of a level at cells u (N, k, 1) and v (N, 1, k), counted from the border on.
     """
     batch, _, height, width = places.shape
     points = places.permute(0, 2, 3, 1).reshape(-1, 2)
@@ -126,14 +128,12 @@ def _look_up(
     for level, (rows, columns) in enumerate(sizes):
         # Beyond the reach of the neighbourhood nothing is found; what diverged must still become an integer.
         limit = points.new_tensor((columns + radius, rows + radius))
-        point = (points / 2**level).nan_to_num().clamp_min(-radius - 2.0).minimum(limit)
+        point = (points / 2**level + 1).nan_to_num().clamp_min(-radius - 1.0).minimum(limit)
         corner = point.floor()
         fraction = (point - corner)[..., None, None]
         cells = corner.long()[..., None] + reach
-        size = cells.new_tensor((columns, rows))[:, None]
-        inside_u, inside_v = ((cells >= 0) & (cells < size)).unbind(1)
-        u, v = cells.clamp_min(0).minimum(size - 1).unbind(1)
-        values = read(level, u[:, :, None], v[:, None, :]) * (inside_u[:, :, None] & inside_v[:, None, :])
+        u, v = cells.clamp_min(0).minimum(cells.new_tensor((columns - 1, rows - 1))[:, None]).unbind(1)
+        values = read(level, u[:, :, None], v[:, None, :])
         values = torch.lerp(values[:, :-1], values[:, 1:], fraction[:, 0])
         values = torch.lerp(values[..., :-1], values[..., 1:], fraction[:, 1])
         found.append(values.flatten(1))

@@ -94,7 +94,7 @@ class RaftFlow:
     """
 
     def __init__(self, model: Raft, *, updates: int = 8, tolerance: float = 0.02, half: bool = True) -> None:
-        self._model = model.eval()
+        self._model: Raft = model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._updates, self._tolerance, self._half = updates, tolerance, half
         self._effort = Effort(AllPairs, 0)
         self._kept: tuple[Tensor, int, Effort, Features] | None = None

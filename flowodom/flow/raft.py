@@ -6,7 +6,7 @@ Source: Teed and Deng, "RAFT: Recurrent All-Pairs Field Transforms for Optical F
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice, pairwise
 
@@ -62,7 +62,18 @@ SIZES = {
 }
 """The two published networks; large has about 5.3 million weights, small one million."""
 
-NORMS = {"instance": nn.InstanceNorm2d, "batch": nn.BatchNorm2d, "none": nn.Identity}
+
+def _instance_norm(channels: int) -> nn.Module:
+    """Returns an instance norm; one of groups leaves channels where they are in memory."""
+    return nn.GroupNorm(channels, channels, affine=False)
+
+
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "instance": _instance_norm,
+    "batch": nn.BatchNorm2d,
+    "none": nn.Identity,
+}
+"""Normalisations by name, each made for a number of channels."""
 
 
 def _conv(inputs: int, outputs: int, kernel: int | tuple[int, int], *, stride: int = 1) -> nn.Conv2d:
@@ -89,7 +100,8 @@ class Block(nn.Module):
         plan += [] if bottleneck else [(outputs, 3, 1)]
         layers, channels = [], inputs
         for width, kernel, step in plan:
-            layers.append(nn.Sequential(_conv(channels, width, kernel, stride=step), NORMS[norm](width), nn.ReLU()))
+            convolution = _conv(channels, width, kernel, stride=step)
+            layers.append(nn.Sequential(convolution, NORMS[norm](width), nn.ReLU(inplace=True)))
             channels = width
         self.branch = nn.Sequential(*layers)
         self.shortcut: nn.Module = nn.Identity()
@@ -98,7 +110,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns (B, outputs, H / stride, W / stride) of (B, inputs, H, W)."""
-        return functional.relu(self.shortcut(x) + self.branch(x))
+        return (self.shortcut(x) + self.branch(x)).relu_()
 
 
 class Encoder(nn.Module):
@@ -113,7 +125,7 @@ class Encoder(nn.Module):
 
     def __init__(self, *, widths: Widths, outputs: int, bottleneck: bool, norm: str) -> None:
         super().__init__()
-        self.stem = nn.Sequential(_conv(3, widths.stem, 7, stride=2), NORMS[norm](widths.stem), nn.ReLU())
+        self.stem = nn.Sequential(_conv(3, widths.stem, 7, stride=2), NORMS[norm](widths.stem), nn.ReLU(inplace=True))
         stages, channels = [], widths.stem
         for width, stride in zip(widths.stages, (1, 2, 2), strict=True):
             blocks = [
@@ -152,7 +164,8 @@ class MotionEncoder(nn.Module):
             correlation = functional.relu(layer(correlation))
         for layer in self.flow:
             seen = functional.relu(layer(seen))
-        return torch.cat((functional.relu(self.merge(torch.cat((correlation, seen), dim=1))), flow), dim=1)
+        merged = functional.relu(self.merge(torch.cat((correlation, seen), dim=1)))
+        return torch.cat((merged, flow.to(merged.dtype)), dim=1)
 
 
 class GatedUnit(nn.Module):

@@ -82,11 +82,17 @@ class PinholeCamera:
             len(range(first, self.height, stride)),
         )
 
-    def pixels(self, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Tensor:
-        """Returns the (H, W, 2) grid of pixel coordinates (u, v)."""
+    def pixels(
+        self,
+        *,
+        which: slice = slice(None),
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """Returns the (H, W, 2) grid of pixel coordinates (u, v), or of the rows and columns that a slice picks."""
         v, u = torch.meshgrid(
-            torch.arange(self.height, device=device, dtype=dtype),
-            torch.arange(self.width, device=device, dtype=dtype),
+            torch.arange(self.height, device=device, dtype=dtype)[which],
+            torch.arange(self.width, device=device, dtype=dtype)[which],
             indexing="ij",
         )
         return torch.stack((u, v), dim=-1)

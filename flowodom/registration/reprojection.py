@@ -24,7 +24,7 @@ LEAST_DEPTH = 1e-3
 
 @dataclass(frozen=True)
 class Reprojection:
-    """N points as the current camera should see them, float64.
+    """N points as the current camera should see them.
 
     Attributes:
         error: (..., 3, N) predicted minus seen: u and v, pixels, and inverse depth.
@@ -44,14 +44,14 @@ def reproject(camera: PinholeCamera, place: Tensor, by_rho: Tensor, seen: Tensor
 
     Args:
         camera: The current camera.
-        place: (..., 4, N) float64 homogeneous place of each point, current camera.
-        by_rho: (..., 4, N) its derivative by the point's own inverse depth.
+        place: (..., 4, N) homogeneous place of each point, current camera.
+        by_rho: (..., 4, N) its derivative by the point's own inverse depth, or (..., 4, 1) that of all.
         seen: (3, N) pixel u and v and inverse depth where each is seen; the last is any number where none is.
     """
     z = place[..., 2:3, :]
     over_z = 1 / z.clamp_min(LEAST_DEPTH)
     view = place * over_z
-    projection = _projection(camera)
+    projection = _projection(camera).to(view)
     error = projection @ view - seen
     slope = projection @ ((by_rho - view * by_rho[..., 2:3, :]) * over_z)
     return Reprojection(error, slope, view, z[..., 0, :] > LEAST_DEPTH)

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from flowodom.depth import InverseDepth
-from flowodom.flow import FlowField
+from flowodom.flow import FlowField, consistency
 from flowodom.flow.consistency import FLOW_NOISE, sample
 from flowodom.geometry import PinholeCamera, se3
 from flowodom.registration.refine import spread
@@ -163,9 +163,7 @@ def shrink(field: Tensor, cell: int) -> Tensor:
         (H // cell, W // cell) or (C, H // cell, W // cell), of the same type.
     """
     height, width = (n // cell for n in field.shape[:2])
-    cut = field[: height * cell, : width * cell].cpu().numpy()
-    means = cv2.resize(cut, (width, height), interpolation=cv2.INTER_AREA)
-    return torch.from_numpy(means if means.ndim == 2 else np.stack(cv2.split(means))).to(field.device)
+    return consistency.shrink(field[: height * cell, : width * cell], height, width)
 
 
 def coarse_camera(camera: PinholeCamera, cell: int) -> PinholeCamera:

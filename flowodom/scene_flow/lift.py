@@ -14,6 +14,7 @@ from flowodom.depth import EDGE_RATIO, InverseDepth
 from flowodom.flow import FlowField
 from flowodom.geometry import PinholeCamera
 from flowodom.registration.refine import OUTLIER
+from flowodom.registration.reprojection import reproject
 
 
 @dataclass(frozen=True)
@@ -65,46 +66,43 @@ def lift(
     Returns:
         The property set of the previous frame's pixels.
     """
-    thin = (slice(stride // 2, None, stride),) * 2
-    forward, forward_variance = flow.forward[thin], flow.forward_variance[thin]
-    pixels = camera.pixels(device=forward.device)[thin]
-    target = pixels + forward
-    rho, rho_variance = previous.at(camera, pixels)
-    points = camera.unproject(pixels, 1 / rho)
-    rotation, translation = motion[:3, :3].to(points), motion[:3, 3].to(points)
-    expected = points @ rotation.T + translation
-    seen_rho, seen_variance = _seen(current, camera, target, forward_variance, 1 / expected[..., 2])
-    now = camera.unproject(target, 1 / seen_rho)
+    grid, thin = camera.thinned(stride), slice(stride // 2, None, stride)
+    pixels = camera.pixels(which=thin, device=flow.forward.device).movedim(-1, 0).flatten(1)
+    forward, forward_variance = flow.forward[thin, thin].movedim(-1, 0).flatten(1), flow.forward_variance[thin, thin]
+    target, forward_variance = pixels + forward, forward_variance.flatten()
+    rho, rho_variance = previous.at(camera, pixels.T)
+    ray, motion = camera.rays(pixels.T).T.contiguous(), motion.to(pixels)
+    place = motion @ torch.cat((ray, rho[None]))
+    seen_rho, seen_variance = _seen(current, camera, target, forward_variance, place[3] / place[2])
 
     # Residuals in pixels and inverse depth, where the noise is nearly Gaussian: the same measure as the pose fit's.
-    pixel_error = camera.project(expected, min_depth=1e-3) - target
-    z = expected[..., 2].clamp_min(1e-3)
-    depth_error = 1 / z - seen_rho
-    # How far the uncertainty of rho moves the expected pixel: translation seen from the point.
-    by_rho = (camera.project(expected + translation, min_depth=1e-3) - camera.project(expected, min_depth=1e-3)) * z[
-        ..., None
-    ]
-    pixel_variance = forward_variance + 0.5 * rho_variance * (by_rho * by_rho).sum(-1)
-    squared = (pixel_error * pixel_error).sum(-1) / pixel_variance
-    squared = squared + depth_error * depth_error / (rho_variance + seen_variance)
+    there = reproject(camera, place, motion[:, 3:], torch.cat((target, seen_rho[None])))
+    square, by_rho = there.error.square(), there.by_rho.square()
+    pixel_variance = forward_variance + 0.5 * rho_variance * (by_rho[0] + by_rho[1])
+    squared = (square[0] + square[1]) / pixel_variance + square[2] / (rho_variance * by_rho[2] + seen_variance)
     kernel = OUTLIER * OUTLIER
-    weight = (kernel / (kernel + squared)) ** 2
-    observed = camera.contains(target) & squared.isfinite()
+    weight = (kernel / (kernel + squared)).square()
+    observed = camera.contains(target.T) & (squared < torch.inf)
 
-    depth, seen_depth = 1 / rho, 1 / seen_rho
+    depth_squared, seen_depth_squared = rho.square().reciprocal(), seen_rho.square().reciprocal()
     variance = (
-        depth**4 * rho_variance
-        + seen_depth**4 * seen_variance
-        + 2 * (seen_depth / camera.focal) ** 2 * forward_variance
+        depth_squared.square() * rho_variance
+        + seen_depth_squared.square() * seen_variance
+        + 2 / camera.focal**2 * seen_depth_squared * forward_variance
     )
+    points, expected, now = ray / rho, place[:3] / rho, camera.rays(target.T).T / seen_rho
+
+    def components_last(field: Tensor) -> Tensor:
+        return field.movedim(0, -1).reshape(grid.height, grid.width, *field.shape[:-1])
+
     return PropertySet(
-        camera=camera.thinned(stride),
-        points=points,
-        scene_flow=now - points,
-        weight=torch.where(observed, weight, 0),
-        confidence=torch.where(observed, 1 / variance, 0),
-        flow=forward / stride,
-        residual=now - expected,
+        camera=grid,
+        points=components_last(points),
+        scene_flow=components_last(now - points),
+        weight=components_last(torch.where(observed, weight, 0)),
+        confidence=components_last(torch.where(observed, 1 / variance, 0)),
+        flow=components_last(forward / stride),
+        residual=components_last(now - expected),
     )
 
 
@@ -119,26 +117,27 @@ def _seen(
     Args:
         depth: Inverse depth of the current frame.
         camera: Camera of the dense grid.
-        target: (..., 2) pixels of the dense grid.
-        target_variance: (...) per component.
-        expected: (...) inverse depth of what stands still.
+        target: (2, N) pixels of the dense grid.
+        target_variance: (N,) per component.
+        expected: (N,) inverse depth of what stands still.
 
     Returns:
-        (...) inverse depth, NaN where none is known at the target itself, and (...) variance.
+        (N,) inverse depth, NaN where none is known at the target itself, and (N,) variance.
     """
-    rho, variance = depth.at(camera, target)
+    rho, variance = depth.at(camera, target.T)
     apart = EDGE_RATIO * rho + 3 * variance.sqrt()
     # Another surface can be nearer only to what lies at least half as far off; that is little of an image.
-    off = (rho - expected).abs() > 0.5 * apart
-    here, reach = target[off], (SLIP + 2 * target_variance[off].sqrt())[..., None]
-    steps = target.new_tensor(((1, 0), (-1, 0), (0, 1), (0, -1)))
-    values, variances = zip(*(depth.at(camera, here + reach * step) for step in steps), strict=True)
-    around, noise = torch.stack((rho[off], *values)), torch.stack((variance[off], *variances))
-    miss = (around - expected[off]).abs().nan_to_num(nan=torch.inf)
-    nearest = miss.argmin(0, keepdim=True)
-    other = around.gather(0, nearest)[0]
-    gap = other - rho[off]
-    slipped = gap.abs() > apart[off]
-    rho[off] = torch.where(slipped, other, rho[off])
-    variance[off] = torch.where(slipped, noise.gather(0, nearest)[0] + gap * gap, variance[off])
+    off = ((rho - expected).abs_() > 0.5 * apart).nonzero()[:, 0]
+    here, mine, noise, expected, apart, reach = (
+        field.index_select(-1, off) for field in (target, rho, variance, expected, apart, target_variance)
+    )
+    steps = target.new_tensor(((1, 0), (-1, 0), (0, 1), (0, -1)))[..., None] * (SLIP + 2 * reach.sqrt())
+    around, noise_around = depth.at(camera, (here + steps).movedim(1, -1))
+    around, noise_around = torch.cat((mine[None], around)), torch.cat((noise[None], noise_around))
+    nearest = (around - expected).abs_().nan_to_num_(nan=torch.inf).min(0, keepdim=True).indices
+    other, noise = around.gather(0, nearest)[0], noise_around.gather(0, nearest)[0]
+    gap = other - mine
+    slipped = gap.abs() > apart
+    off = off[slipped]
+    rho[off], variance[off] = other[slipped], (noise + gap * gap)[slipped]
     return rho, variance

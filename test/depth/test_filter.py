@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from flowodom.depth import FramePair, InverseDepth
-from flowodom.depth.filter import LEAST_RELATIVE, FilterDepth
+from flowodom.depth.filter import CELL, LEAST_RELATIVE, FilterDepth
 from flowodom.flow import DenseFlow
 from flowodom.flow.consistency import FLOW_NOISE
 from flowodom.frame import Frame
@@ -17,6 +17,8 @@ from flowodom.worlds import pinhole
 CAMERA = pinhole(48, 36)
 STEP = torch.tensor([0.05, 0.01, 0.02, 0.004, -0.006, 0.003], dtype=torch.float64)
 FRAME = Frame(0, np.zeros((36, 48), np.uint8), CAMERA)
+MIDDLES = CELL * (CAMERA.resized(48 // CELL, 36 // CELL).pixels(dtype=torch.float64) + 0.5) - 0.5
+"""Where in the camera's image the pixels of the filter's fields lie."""
 CERTAIN = torch.zeros(6, 6, dtype=torch.float64)
 
 
@@ -41,11 +43,12 @@ class Plane:
         return CAMERA.project(se3.act(se3.inverse(self.pose(to)) @ self.pose(k), points)) - pixels
 
     def field(self, k, noise=0.0, seed=0):
-        """Flow from frame ``k - 1`` to ``k``, with noise of the stated kind."""
+        """Flow from frame ``k - 1`` to ``k``, with noise of the stated kind that the pixels of a cell share."""
         generator = torch.Generator().manual_seed(1000 * seed + k)
         forward, backward = self.flow(k - 1, k), self.flow(k, k - 1)
-        forward = forward + noise * torch.randn(forward.shape, generator=generator, dtype=torch.float64)
-        backward = backward + noise * torch.randn(backward.shape, generator=generator, dtype=torch.float64)
+        errors = noise * torch.randn((2, *MIDDLES.shape), generator=generator, dtype=torch.float64)
+        errors = errors.repeat_interleave(CELL, 1).repeat_interleave(CELL, 2)
+        forward, backward = forward + errors[0], backward + errors[1]
         variance = torch.full(forward.shape[:2], FLOW_NOISE**2)
         return DenseFlow(forward.float(), backward.float(), variance, variance.clone())
 
@@ -79,7 +82,7 @@ def test_exact_flow_gives_exact_depth_at_once():
     (field,) = run(1, 0.0)
     known = field.mean.isfinite()
     assert known.double().mean() > 0.8
-    torch.testing.assert_close(field.mean[known].double(), PLANE.rho(1)[known], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(field.mean[known].double(), PLANE.rho(1, MIDDLES)[known], atol=1e-4, rtol=1e-4)
 
 
 def test_it_converges_and_knows_how_well():
@@ -90,7 +93,7 @@ def test_it_converges_and_knows_how_well():
     errors = []
     for k, field in enumerate(fields, start=1):
         known = field.mean.isfinite()
-        miss = (field.mean - PLANE.rho(k))[known].abs()
+        miss = (field.mean - PLANE.rho(k, MIDDLES))[known].abs()
         assert (miss <= 3 * field.variance[known].sqrt()).double().mean() > 0.95
         errors.append(float(miss.median()))
     assert errors[-1] < 0.5 * errors[0]
@@ -112,10 +115,10 @@ def test_what_was_hidden_starts_anew():
     flow = DenseFlow(flow.forward, flow.backward, flow.forward_variance, backward_variance)
     source = FilterDepth()
     field = source.fuse(None, fields[-1], pair(7, flow))
-    assert field.mean[hidden].isnan().all()
-    assert field.variance[hidden].isinf().all()
+    assert field.mean[hidden[::CELL, ::CELL]].isnan().all()
+    assert field.variance[hidden[::CELL, ::CELL]].isinf().all()
     later = source.fuse(None, field, pair(8))
-    middle, beside = later.variance[13:17, 23:27], later.variance[13:17, 8:12]
+    middle, beside = later.variance[7:9, 11:14], later.variance[7:9, 4:6]
     assert middle.isfinite().all()
     assert middle.min() > 1.5 * beside.max()
 
@@ -126,7 +129,7 @@ def test_a_wrong_past_is_given_up_after_a_while():
     for k in range(1, 13):
         field = source.fuse(None, field, pair(k))
     known = field.mean.isfinite()
-    relative = ((field.mean / PLANE.rho(12)).float()[known] - 1).abs()
+    relative = ((field.mean / PLANE.rho(12, MIDDLES)).float()[known] - 1).abs()
     assert relative.median() < 0.05
 
 
@@ -157,14 +160,14 @@ def test_turning_carries_what_was_known():
     turn = se3.exp(torch.tensor([0, 0, 0, 0.0, 0.03, 0.0], dtype=torch.float64))
     known = InverseDepth(CAMERA, PLANE.rho(0).float(), torch.full((36, 48), 0.01**2))
     pixels = CAMERA.pixels(dtype=torch.float64)
-    back_rays = se3.act(se3.inverse(turn), CAMERA.rays(pixels))
     forward = (CAMERA.project(se3.act(turn, CAMERA.rays(pixels))) - pixels).float()
-    backward = (CAMERA.project(back_rays) - pixels).float()
+    backward = (CAMERA.project(se3.act(se3.inverse(turn), CAMERA.rays(pixels))) - pixels).float()
     variance = torch.full((36, 48), FLOW_NOISE**2)
     flow = DenseFlow(forward, backward, variance, variance)
     field = FilterDepth().fuse(None, known, pair(1, flow, motion=turn))
     seen = field.mean.isfinite()
     assert seen.double().mean() > 0.85
     # The point at rho seen along ray r before is at r' now: the same point, by the turned frame's depth.
+    back_rays = se3.act(se3.inverse(turn), CAMERA.rays(MIDDLES))
     expected = PLANE.rho(0, CAMERA.project(back_rays)) / (se3.act(turn, back_rays / back_rays[..., 2:]))[..., 2]
     torch.testing.assert_close(field.mean[seen].double(), expected[seen], atol=1e-4, rtol=1e-3)

@@ -167,7 +167,7 @@ def test_no_past_is_needed_but_where_there_is_no_pair(seen):
     carried = source.fuse(None, field, pair)
     known = carried.mean.isfinite()
     assert known.float().mean() > 0.3
-    rho, variance = field.at(CAMERA, CAMERA.pixels())
+    rho, variance = field.at(carried.camera, carried.camera.pixels())
     torch.testing.assert_close(carried.mean[known], rho[known])
     assert (carried.variance > variance)[known].all()
 

@@ -63,6 +63,10 @@ def test_pixels_are_columns_then_rows():
     assert pixels[7, 11].tolist() == [11, 7]
 
 
+def test_a_slice_picks_rows_and_columns():
+    assert torch.equal(CAMERA.pixels(which=slice(1, None, 3)), CAMERA.pixels()[1::3, 1::3])
+
+
 def test_rays_have_unit_depth():
     rays = CAMERA.rays(CAMERA.pixels(dtype=torch.float64))
     assert (rays[..., 2] == 1).all()
