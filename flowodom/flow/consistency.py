@@ -42,8 +42,12 @@ def shrink(field: Tensor, height: int, width: int) -> Tensor:
     Returns:
         (height, width) or (C, height, width), of the same type.
     """
-    means = cv2.resize(field.cpu().numpy(), (width, height), interpolation=cv2.INTER_AREA)
-    return torch.from_numpy(means if means.ndim == 2 else np.stack(cv2.split(means))).to(field.device)
+    if field.device.type != "cpu":
+        stacked = field[None, None] if field.ndim == 2 else field.movedim(-1, 0)[None]
+        return functional.adaptive_avg_pool2d(stacked, (height, width))[0].reshape(*field.shape[2:], height, width)
+    # On the processor OpenCV is three times as fast.
+    means = cv2.resize(field.numpy(), (width, height), interpolation=cv2.INTER_AREA)
+    return torch.from_numpy(means if means.ndim == 2 else np.stack(cv2.split(means)))
 
 
 def round_trip(forward: Tensor, backward: Tensor, *, stride: int = 1) -> Tensor:

@@ -135,7 +135,7 @@ class Surface:
         columns = ((torch.arange(grid.width, device=device) + 0.5) * (cell * width / camera.width)).long()
         index = rows[:, None] * width + columns
         rho, variance = (_take(field, index) for field in (depth.mean, depth.variance))
-        return cls(grid, shrink(dense, cell).float(), rho, variance, dense, depth)
+        return cls(grid, shrink(dense.float(), cell), rho, variance, dense, depth)
 
     @cached_property
     def known(self) -> Tensor:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from flowodom.flow.consistency import FLOW_NOISE, consistency_variance, round_trip, sample
+from flowodom.flow.consistency import FLOW_NOISE, consistency_variance, round_trip, sample, shrink
 
 
 def ramp(height=5, width=7):
@@ -33,6 +33,16 @@ def test_sampling_a_single_pixel():
 
 def test_sampling_takes_pixels_of_double_precision():
     assert sample(ramp(), torch.zeros(2, 2, dtype=torch.float64)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("shape", [(12, 16), (12, 16, 2)])
+def test_shrinking_takes_means_with_components_first(shape):
+    field = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    means = shrink(field, 6, 8)
+    assert means.shape == (*shape[2:], 6, 8)
+    torch.testing.assert_close(means[..., 2, 3], field[4:6, 6:8].mean((0, 1)))
+    # What other devices do gives the same shape.
+    assert shrink(field.to("meta"), 6, 8).shape == means.shape
 
 
 def test_opposite_flows_meet():
