@@ -69,7 +69,7 @@ GUESS_DEVIATION = 0.06
 STEADY = 0.3
 """Longest time, seconds, for which a camera is expected to go on as before."""
 
-FAR = 0.04
+FAR = 0.02
 """Expected median displacement, as a share of the image's width, from which flow starts from what is expected."""
 
 LOOK_PERIOD = 0.2
