@@ -119,7 +119,8 @@ class Estimate:
     Attributes:
         stamp: Time of the frame, integer nanoseconds.
         status: INITIALIZING, TRACKING or LOST.
-        segment: Counts the new starts after LOST, a reset or a change of camera.
+        segment: Poses of one segment are seen from one place: a new start after LOST, a reset or a change of camera
+            begins another, and what is recognised leads back to the one that saw it.
         reason: Why the frame is not TRACKING; empty where it is.
         pose: (4, 4) float64 ``T_odom_camera``, optical frame; None where no pose is believed.
         covariance: (6, 6) float64 of ``xi = (rho, phi)`` in ``T_true = pose @ exp(xi)``; None with ``pose``.
@@ -192,11 +193,11 @@ class Odometry:
         self._device = torch.device(self._config.device)
         self._flow: FlowMethod = make_flow(self._config.flow)
         self._single_image = find_field(self._config.depth, self._device)
-        self._segment = 0
+        self._segment, self._segments = 0, 1
         self._origin = se3.identity()
         self._origin_covariance = torch.zeros(6, 6, dtype=torch.float64)
         self._tracker: Tracker | None = None
-        self._known: LocalMap | None = None
+        self._known: tuple[LocalMap, int] | None = None
         self._depth: DepthSource
         self._scale = Scale.UNKNOWN
         self._scale_variance = 0.0
@@ -212,20 +213,23 @@ class Odometry:
         """Starts a new segment with the next frame.
 
         Args:
-            pose: (4, 4) float64 ``T_odom_camera`` of the next frame; the last trusted pose where None.
+            pose: (4, 4) float64 ``T_odom_camera`` of the next frame; the last trusted pose where None, unless the frame
+                shows a place that has been seen.
         """
         self._restart()
-        self._known = None
         if pose is not None:
+            self._known = None
             self._origin, self._origin_covariance = pose.to(torch.float64), torch.zeros(6, 6, dtype=torch.float64)
 
-    def _restart(self) -> None:
-        """Starts a new segment with the next frame, at the last trusted pose unless its place is recognised."""
+    def _restart(self, *, forget: bool = False) -> None:
+        """Starts a new segment with the next frame; ``forget`` what has been seen where it is of no use to it."""
         if self._tracker is not None:
             self._origin, self._origin_covariance = self._tracker.pose, self._tracker.covariance
-            self._segment += 1
-            if self._known is None or len(self._tracker.local_map) > len(self._known):
-                self._known = self._tracker.local_map
+            self._tracker.remember_newest()
+            if self._known is None or len(self._tracker.local_map) >= len(self._known[0]):
+                self._known = self._tracker.local_map, self._segment
+            self._segment, self._segments = self._segments, self._segments + 1
+        self._known = None if forget else self._known
         self._tracker, self._field, self._moving, self._velocity, self._lost_since = None, None, None, None, None
 
     def step(self, frame: Frame, *, fields: bool = False, guess: Tensor | None = None) -> Estimate:
@@ -244,10 +248,10 @@ class Odometry:
         self._timing = {}
         if self._tracker is not None and frame.camera != self._previous.frame.camera:
             _log.warning("the camera has changed from %s to %s: new segment", self._previous.frame.camera, frame.camera)
-            self.reset()
+            self._restart(forget=True)
         if self._tracker is not None and not self._depth.metric and measures(self._config.depth, frame):
             _log.info("depth has come: new segment, in metres")
-            self.reset()
+            self._restart(forget=True)
         with self._stage("prepare"):
             view = self._look(frame)
             if fields:
@@ -550,9 +554,12 @@ class Odometry:
 
     def _recognised(self, tracker: Tracker, view: View) -> Tracker | None:
         """Returns a tracker that goes on from a place which the given one or an earlier one has seen; None for none."""
-        maps = [tracker.local_map] if self._known in (None, tracker.local_map) else [tracker.local_map, self._known]
         with self._stage("features"):
-            return next((found for known in maps if known and (found := tracker.recognise(view, known))), None)
+            if (found := tracker.recognise(view, tracker.local_map)) is None and self._known is not None:
+                known, segment = self._known
+                if (found := tracker.recognise(view, known)) is not None:
+                    self._segment = segment
+            return found
 
     def _go_on(self, tracker: Tracker, view: View) -> Estimate:
         """Goes on from the view with which a tracker starts."""
@@ -574,8 +581,7 @@ class Odometry:
         if not undecided and (found := self._recognised(self._tracker, view)) is not None:
             return self._go_on(found, view)
         if (view.frame.stamp - self._lost_since) * 1e-9 >= PATIENCE:
-            self._restart()
-            self._known = None if undecided else self._known
+            self._restart(forget=undecided)
         return self._estimate(view, Status.LOST, reason=str(losses[0]))
 
     def _measure_scale(self, frame: Frame, keyframe: bool) -> float:

@@ -202,11 +202,10 @@ class Session:
         self._extrinsic_given = parse_pose("extrinsic", self.config.extrinsic, euler)
         start = parse_pose("initial_pose", self.config.initial_pose, euler)
         self._start = se3.identity() if start is None else start
-        self._anchor: Tensor | None = None
+        self._anchors: dict[int, Tensor] = {}
         self._base_pose: Tensor | None = None
         self._guess: Tensor | None = None
         self._mounting: _Mounting | None = None
-        self._segment = 0
         self._estimate: Estimate | None = None
         self._map_writer = ThreadPoolExecutor(1, "map")
         self._path: list[Any] = []
@@ -363,7 +362,8 @@ class Session:
         _log.info("reset to %s", [round(x, 3) for x in pose[:3, 3].tolist()])
         self._odometry.reset(se3.identity())
         self._start = pose
-        self._anchor = self._base_pose = self._guess = None
+        self._anchors.clear()
+        self._base_pose = self._guess = None
         self._surroundings.reset()
         self._path.clear()
         self._path_interval = 0.0
@@ -526,7 +526,7 @@ class Session:
         return seen, None if seen is None or self._guess is None else se3.inverse(self._guess) @ seen
 
     def _place(self, estimate: Estimate, extrinsic: Tensor | None, moved: Tensor | None) -> Placement | None:
-        """Finds the base from the camera: ``T_odom_base = anchor T_odom_camera inverse(T_base_camera)``.
+        """Finds the base from the camera: ``T_odom_base = anchor T_odom_camera inverse(T_base_camera)`` of its segment.
 
         Args:
             estimate: What the odometry says.
@@ -540,13 +540,12 @@ class Session:
             return None
         if self._mounting is None or self._mounting.motion is not extrinsic:
             self._mounting = _Mounting(extrinsic, se3.inverse(extrinsic), se3.adjoint(extrinsic))
-        if self._base_pose is not None and estimate.segment != self._segment:
-            start = self._base_pose if moved is None else self._base_pose @ moved
-            self._anchor = start @ extrinsic @ se3.inverse(estimate.pose)
-        elif self._anchor is None:
-            self._anchor = self._start @ extrinsic @ se3.inverse(estimate.pose)
-        self._segment = estimate.segment
-        self._base_pose = self._anchor @ estimate.pose @ self._mounting.inverse
+        if estimate.segment not in self._anchors:
+            start = self._start
+            if self._base_pose is not None:
+                start = self._base_pose if moved is None else self._base_pose @ moved
+            self._anchors[estimate.segment] = start @ extrinsic @ se3.inverse(estimate.pose)
+        self._base_pose = self._anchors[estimate.segment] @ estimate.pose @ self._mounting.inverse
         covariance = None
         if estimate.covariance is not None:
             covariance = self._mounting.adjoint @ estimate.covariance @ self._mounting.adjoint.T

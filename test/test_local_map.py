@@ -206,8 +206,20 @@ def test_after_darkness_a_place_that_was_seen_is_recognised(way, seconds):
     assert all(e.pose is None for e in found[21 : 21 + count])
     for e, truth in zip(found[-4:], se3.inverse(poses[0]) @ poses[4:8], strict=True):
         assert e.status is Status.TRACKING
+        assert e.segment == 0
         assert missed(e, truth)[:3].norm() < 0.01
         assert missed(e, truth)[3:].norm() < 0.005
+
+
+def test_after_a_pause_a_place_that_was_seen_is_recognised(way):
+    frames, poses = way
+    odometry = Odometry()
+    for frame in frames[:21]:
+        odometry.step(frame)
+    odometry.reset()
+    again = odometry.step(replace(frames[4], stamp=frames[20].stamp + 5_000_000_000))
+    assert again.segment == 0
+    assert missed(again, se3.inverse(poses[0]) @ poses[4]).norm() < 0.01
 
 
 def test_nothing_that_was_seen_before_a_reset_is_recognised(way):

@@ -494,6 +494,7 @@ def test_what_is_to_be_ignored_does_not_matter(short):
     assert r.errors[-1, :3].norm() < 0.01
 
 
+@pytest.mark.usefixtures("featureless")
 def test_reset_starts_anew_at_the_pose_that_is_given(short):
     odometry = Odometry()
     for frame in short.frames[:4]:

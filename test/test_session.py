@@ -463,6 +463,16 @@ def test_after_a_reset_the_clock_may_have_gone_back(rig: Rig) -> None:
     torch.testing.assert_close(motion_of(rig.odom()[3].pose.pose), se3.identity())
 
 
+def test_what_is_recognised_leads_back_to_where_it_was_seen_from(mono: Rig) -> None:
+    for i, value in enumerate((100, 100, 255, 100)):
+        mono.image(i * STEP, value=value)
+    mono.odometry.segment, mono.odometry.pose = 0, se3.identity()
+    mono.image(4 * STEP)
+    _, moved, new, back = (motion_of(message.pose.pose) for message in mono.odom())
+    torch.testing.assert_close(new, moved)
+    torch.testing.assert_close(back, EXTRINSIC @ MOTION @ se3.inverse(EXTRINSIC))
+
+
 def test_pause_ignores_images_and_resume_goes_on_at_the_last_pose(mono: Rig) -> None:
     mono.image(0)
     mono.image(STEP)
