@@ -90,7 +90,7 @@ REMEMBERED = 3.0
 SHADES = 8
 """Shades of red, green and blue each that are told apart."""
 
-SIMILAR = 0.9
+SIMILAR = 0.92
 """Bhattacharyya coefficient of the colours of two sights of an object, from which they can be of one."""
 
 UNLIKE = 0.03
@@ -100,7 +100,7 @@ LEAST_COLOURED = 300
 """Pixels of the grid, over all frames, that must have been seen of an object for its colours to tell anything."""
 
 LARGER = 2.5
-"""By how much larger one of the two may show."""
+"""By how much larger it may show than before."""
 
 MEMORY = 20
 """Frames over which the colours of an object are averaged."""
@@ -340,8 +340,9 @@ class _Frame:
         """Tells whether an object can have come to where a new one is, and show as large as that."""
         seconds = self.since(known)
         reach = (float(known.velocity.norm()) + ACCELERATION[0] * seconds) * seconds + float(known.extent.norm())
-        sizes = sorted(float(o.extent.norm()) for o in (known, new))
-        return float((new.centre - known.trail[-1]).norm()) < reach and sizes[1] < LARGER * sizes[0]
+        # What comes back shows in part at first.
+        fits = float(new.extent.norm()) < LARGER * float(known.extent.norm())
+        return fits and float((new.centre - known.trail[-1]).norm()) < reach
 
     def coasted(self, known: MovingObject) -> MovingObject:
         """Returns an object that went on unseen with a constant twist."""
