@@ -187,7 +187,7 @@ def follow(score: Score, odometry: Odometry, tracker: ObjectTracker, frame: Fram
     estimate = odometry.step(frame)
     stepped = time.perf_counter()
     if estimate.pose is not None and estimate.motion is not None:
-        tracker.update(estimate.moving, estimate.pose, estimate.motion, estimate.stamp, estimate.interval)
+        tracker.update(estimate.moving, estimate.pose, estimate.motion, estimate.stamp, estimate.interval, frame.image)
     done = time.perf_counter()
     score.seconds.append(done - begin)
     score.object_seconds.append(done - stepped)

@@ -577,7 +577,7 @@ class Session:
         out: list[Publication] = []
         pose = placement.pose @ placement.extrinsic
         if estimate.motion is not None and estimate.interval > 0:
-            self._surroundings.follow(estimate.moving, pose, estimate.motion, stamp, estimate.interval)
+            self._surroundings.follow(frame, estimate.moving, pose, estimate.motion, estimate.interval)
             out += self._surroundings.publish_objects(stamp, odom)
             out += self._surroundings.publish_forecast(
                 stamp, odom, placement.pose, placement.twist, placement.twist_covariance

@@ -59,10 +59,10 @@ class Surroundings:
         """Forgets the objects."""
         self._tracker.reset()
 
-    def follow(self, moving: Moving | None, pose: Tensor, motion: Tensor, stamp: int, interval: float) -> None:
+    def follow(self, frame: Frame, moving: Moving | None, pose: Tensor, motion: Tensor, interval: float) -> None:
         """Takes in a tracked frame; see ``ObjectTracker.update``."""
         if self._always or any(map(self._wanted, OF_OBJECTS)):
-            self._tracker.update(moving, pose, motion, stamp, interval)
+            self._tracker.update(moving, pose, motion, frame.stamp, interval, frame.image)
 
     def publish_objects(self, stamp: int, odom: str) -> list[Publication]:
         """Returns ``objects`` and ``object_odometry``, where wanted; frames are ``odom`` and ``object_<id>``."""

@@ -46,6 +46,9 @@ KEYFRAME_FLOW = 0.04
 KEYFRAME_SHARE = 0.6
 """Share of the keyframe's points still followed, below which a new one is due."""
 
+SPARSEST = 0.5
+"""Least share of the image over which all points are spread, where the rest holds none: on less they would crowd."""
+
 PARALLAX_QUANTILE = 0.7
 """Quantile of the displacements left after the best rotation that counts as parallax: what is nearer than the rest of
 the scene shows first that a camera has moved sideways, and has not turned."""
@@ -91,6 +94,9 @@ FARTHEST = 0.33
 
 GROWTHS = 3
 """Fits by which it grows to all that agrees."""
+
+PROVEN = 0.25
+"""Share of the points that must have stood still from one keyframe to another for the others to depend on them."""
 
 MOST_STILL = 2.0
 """Displacement of a typical point by translation, pixels, above which the camera has moved beyond doubt."""
@@ -326,7 +332,7 @@ class Tracker:
         if len(matches) < LEAST_INLIERS:
             raise NotTracked(f"only {len(matches)} points could be followed, {LEAST_INLIERS} are needed")
         try:
-            fit = self._fit(matches, start) if self._started else self._start(matches)
+            fit = self._fit(matches, start, self._trusted(seen, found)) if self._started else self._start(matches)
         except Parallax:
             if float(found.double().mean()) < START_SHARE:
                 raise OutOfSight("the first view went out of sight before the baseline was long enough") from None
@@ -373,10 +379,13 @@ class Tracker:
             self._window, self._keys = self._new_window(), []
             self._seen, self._found = torch.zeros(0, 2, dtype=torch.float64), torch.zeros(0, dtype=torch.bool)
         observed, seen = self._found.clone(), self._seen
+        unfit = _unfit(view, moving)
+        # What holds no points leaves all of them to the rest.
+        count = self._config.points if unfit is None else round(self._config.points / max(1 - unfit.mean(), SPARSEST))
         # Points of many keyframes crowd together where the camera looks back; the oldest know their place best.
-        observed[observed.clone()] = thin(seen[observed], self._config.points, view.grey.shape)
+        observed[observed.clone()] = thin(seen[observed], count, view.grey.shape)
         rho, variance = self._read(view.depth, seen, closely=True)
-        fresh = choose(view.grey, self._config.points, taken=seen[observed], ignore=_unfit(view, moving))
+        fresh = choose(view.grey, count, taken=seen[observed], ignore=unfit)
         fresh_rho, fresh_variance = self._read(depth, fresh, closely=True)
         self._window.add(
             self._pose, observed, self._unshear(seen), seen, rho, variance,
@@ -570,9 +579,23 @@ class Tracker:
         rays = self._camera.rays(pixels)
         return self._camera.project(rays + torch.linalg.cross(self._row(pixels)[:, None] * shear, rays))
 
-    def _fit(self, matches: Matches, expected: Tensor) -> Fit:
+    def _trusted(self, seen: Tensor, found: Tensor) -> Tensor:
+        """Returns which of the points that were found stand still beyond doubt, (M,) bool: all, or those proven.
+
+        Just after a keyframe what moves slowly has hardly moved, and new points on it would draw the pose along. Where
+        those that stood still from one keyframe to another suffice, others have a say only as far as they agree.
+
+        Args:
+            seen: (N, 2) where points are seen.
+            found: (N,) bool, which were found there; M of them.
+        """
+        proven = self._window.proven[found]
+        enough = float(proven.double().mean()) > PROVEN and self._moved(seen, found) < KEYFRAME_FLOW
+        return proven if enough else torch.ones_like(proven)
+
+    def _fit(self, matches: Matches, expected: Tensor, trusted: Tensor) -> Fit:
         """Fits the motion from the newest keyframe; holds the camera in its place where translation earns nothing."""
-        fit = self._refine(matches, self._propose(matches, expected))
+        fit = self._refine(matches, self._propose(matches.subset(trusted), expected), trusted)
         if self._metric and not len(self._seen):
             fit = self._unmixed(matches, fit, expected)
         shift = self._camera.focal * float(matches.rho.median() * fit.motion[:3, 3].norm())
@@ -586,13 +609,14 @@ class Tracker:
             shutter=self._shutter,
             rotation_only=True,
             annealing=1.0,
+            trusted=trusted,
         )
-        cost = score(self._camera, matches, torch.stack((fit.motion, still.motion)))
+        cost = score(self._camera, matches.subset(fit.weight > 0), torch.stack((fit.motion, still.motion)))
         if float(cost[1] - cost[0]) < STILL * fit.noise_factor:
             return replace(still, information=fit.information)
         return fit
 
-    def _refine(self, matches: Matches, start: Tensor) -> Fit:
+    def _refine(self, matches: Matches, start: Tensor, trusted: Tensor | None = None) -> Fit:
         return refine(
             self._camera,
             matches,
@@ -601,6 +625,7 @@ class Tracker:
             shutter=self._shutter,
             # Starts from scene flow are good; a wide kernel would only invite a compromise with what moves.
             annealing=1.0 if self._metric else ANNEALING,
+            trusted=trusted,
         )
 
     def _unmixed(self, matches: Matches, fit: Fit, expected: Tensor) -> Fit:
@@ -735,8 +760,11 @@ class Tracker:
             return share < KEYFRAME_SHARE
         if len(self._window.poses) == 1 and not self._metric:
             return True
-        moved = float((seen - self._window.places)[found].norm(dim=-1).median())
-        return moved > KEYFRAME_FLOW * self._camera.width or share < KEYFRAME_SHARE
+        return self._moved(seen, found) > KEYFRAME_FLOW or share < KEYFRAME_SHARE
+
+    def _moved(self, seen: Tensor, found: Tensor) -> float:
+        """Returns the median displacement since the keyframe, as a share of the image's width."""
+        return float((seen - self._window.places)[found].norm(dim=-1).median()) / self._camera.width
 
 
 def _unfit(view: View, moving: Moving | None) -> NDArray[np.bool_] | None:

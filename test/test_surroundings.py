@@ -48,7 +48,7 @@ def clip():
 def follow(clip, wanted=lambda _: True, store=None):
     around = Surroundings(MessageFactory(store), wanted)
     for frame, moving, pose, motion in clip[1:]:
-        around.follow(moving, pose, motion, frame.stamp, 1 / RATE)
+        around.follow(frame, moving, pose, motion, 1 / RATE)
     return around
 
 

@@ -24,6 +24,28 @@ GENERATORS[(3, 4, 5), (2, 0, 1), (1, 2, 0)] = 1
 GENERATORS[(3, 4, 5), (1, 2, 0), (2, 0, 1)] = -1
 
 
+def _quaternion_products() -> Tensor:
+    """Returns (10, 16): four times the products of a quaternion's components, by the entries of a rotation and 1."""
+    products = torch.zeros(10, 4, 4, dtype=torch.float64)
+    for k, signs in enumerate(((1, 1, 1), (1, -1, -1), (-1, 1, -1), (-1, -1, 1))):
+        products[9, k, k] = 1
+        products[(0, 4, 8), k, k] = torch.tensor(signs, dtype=torch.float64)
+    for i, j, above, below, sign in (
+        (0, 1, 7, 5, -1),
+        (0, 2, 2, 6, -1),
+        (0, 3, 3, 1, -1),
+        (1, 2, 1, 3, 1),
+        (1, 3, 2, 6, 1),
+        (2, 3, 5, 7, 1),
+    ):
+        products[above, (i, j), (j, i)] = 1
+        products[below, (i, j), (j, i)] = sign
+    return products.flatten(1)
+
+
+_QUATERNION = _quaternion_products()
+
+
 def hat(phi: Tensor) -> Tensor:
     """Returns the (..., 3, 3) skew matrix of (..., 3) vectors: ``hat(a) @ b = a x b``."""
     x, y, z = phi.unbind(-1)
@@ -62,22 +84,10 @@ def so3_log(rotation: Tensor) -> Tensor:
 
     Goes through the unit quaternion picked by its largest component (Shepperd), so that it is exact at pi as well.
     """
-    r = rotation
-    trace = r[..., 0, 0] + r[..., 1, 1] + r[..., 2, 2]
-    d0, d1, d2 = r[..., 0, 0], r[..., 1, 1], r[..., 2, 2]
-    w = vee(r - r.transpose(-1, -2))
-    s01, s02, s12 = r[..., 0, 1] + r[..., 1, 0], r[..., 0, 2] + r[..., 2, 0], r[..., 1, 2] + r[..., 2, 1]
-    # Each candidate is the quaternion (w, x, y, z) times four times one of its components.
-    candidates = torch.stack(
-        (
-            torch.stack((1 + trace, w[..., 0], w[..., 1], w[..., 2]), dim=-1),
-            torch.stack((w[..., 0], 1 + d0 - d1 - d2, s01, s02), dim=-1),
-            torch.stack((w[..., 1], s01, 1 - d0 + d1 - d2, s12), dim=-1),
-            torch.stack((w[..., 2], s02, s12, 1 - d0 - d1 + d2), dim=-1),
-        ),
-        dim=-2,
-    )
-    best = torch.stack((trace, d0, d1, d2), dim=-1).argmax(-1)
+    # Row k is the quaternion (w, x, y, z) times four times its component k; that component squared is on the diagonal.
+    products = rotation.flatten(-2) @ _QUATERNION[:9].to(rotation) + _QUATERNION[9].to(rotation)
+    candidates = products.reshape(*rotation.shape[:-2], 4, 4)
+    best = candidates.diagonal(dim1=-2, dim2=-1).argmax(-1)
     index = best[..., None, None].expand(*best.shape, 1, 4)
     q = candidates.gather(-2, index).squeeze(-2)
     q = q / q.norm(dim=-1, keepdim=True)

@@ -219,6 +219,7 @@ def refine(
     shutter: Shutter = GLOBAL_SHUTTER,
     rotation_only: bool = False,
     annealing: float = ANNEALING,
+    trusted: Tensor | None = None,
 ) -> Fit:
     """Refines a motion by robust, iteratively reweighted Gauss-Newton.
 
@@ -231,21 +232,26 @@ def refine(
         rotation_only: Keep the current camera at the place where ``start`` has it.
         annealing: By how much the kernel is widened, in deviations squared, at the first step; each step shrinks it
             fourfold.
+        trusted: (N,) bool, which matches tell the scatter. The others have a say once the fit to those has settled,
+            and only as far as they are no outliers to it; elsewhere their weight is zero. None for all.
 
     Returns:
         The fit; its information has zero rows for what was held.
     """
     motion, rho, shear = se3.normalised(start), matches.rho, shutter.shear
     rolling = shutter.deviation > 0
-    final = OUTLIER * OUTLIER * spread(residuals(camera, matches, motion, shear)[1])
+    trusted = torch.ones_like(rho, dtype=torch.bool) if trusted is None else trusted
+    squared = residuals(camera, matches, motion, shear)[1]
+    final = OUTLIER * OUTLIER * spread(squared[trusted])
     kernel = final * annealing
     # The unknowns are translation, rotation and shear, of which a part can be held.
     free = slice(3 if rotation_only else 0, 9 if rolling else 6)
     prior = torch.zeros(9, dtype=start.dtype)
     prior[6:] = 1 / max(shutter.deviation, 1e-9) ** 2
     centre = se3.inverse(start)[:3, 3]
+    say, settled = trusted, bool(trusted.all())
     for _ in range(max_iterations):
-        hessian, gradient, _, squared, rho = _normal_equations(camera, matches, motion, rho, shear, kernel)
+        hessian, gradient, _, squared, rho = _normal_equations(camera, matches, motion, rho, shear, kernel, say)
         hessian.diagonal().add_(prior + 1e-9 * hessian.diagonal().mean())
         gradient[6:] += prior[6:] * shear
         step = torch.zeros(9, dtype=start.dtype)
@@ -255,12 +261,15 @@ def refine(
         if rotation_only:
             motion = se3.matrix(motion[:3, :3], -(motion[:3, :3] @ centre))
         shear = shear + step[6:]
-        final = OUTLIER * OUTLIER * spread(squared)
+        final = OUTLIER * OUTLIER * spread(squared[trusted])
         converged = decrement < CONVERGED**2 * final / OUTLIER**2 and kernel <= final * (1 + CONVERGED)
         kernel = max(kernel / 4, final)
-        if converged:
+        if converged and settled:
             break
-    hessian, _, weight, squared, _ = _normal_equations(camera, matches, motion, rho, shear, final)
+        settled |= converged
+        say = trusted | (squared < final) if settled else trusted
+    say = trusted | (squared < final)
+    hessian, _, weight, squared, _ = _normal_equations(camera, matches, motion, rho, shear, final, say)
     parts = 2 + matches.seen_variance.isfinite().to(squared.dtype)
     noise_factor = (weight * squared).sum() / ((weight * parts).sum() - 6).clamp_min(1)
     information = hessian[:6, :6]
@@ -274,17 +283,24 @@ def refine(
 
 
 def _normal_equations(
-    camera: PinholeCamera, matches: Matches, motion: Tensor, rho: Tensor, shear: Tensor, kernel: float
+    camera: PinholeCamera,
+    matches: Matches,
+    motion: Tensor,
+    rho: Tensor,
+    shear: Tensor,
+    kernel: float,
+    say: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Linearises the pose and every inverse depth, and eliminates the depths.
 
     Returns:
-        Hessian (9, 9) and gradient (9,) of translation, rotation and shear, robust weights (N,), squared Mahalanobis
-        residuals (N,), and the inverse depths (N,) that fit best at ``motion``, from which to linearise next.
+        Hessian (9, 9) and gradient (9,) of translation, rotation and shear, robust weights (N,), zero but for those
+        that have a say, (N,) bool, squared Mahalanobis residuals (N,), and the inverse depths (N,) that fit best at
+        ``motion``, from which to linearise next.
     """
     seen = _look(camera, matches, motion, rho, shear)
     point = _Elimination(matches, seen, matches.rho - rho)
-    weight = (kernel / (kernel + point.squared)) ** 2
+    weight = (kernel / (kernel + point.squared)) ** 2 * say
     by_motion = motion_jacobian(camera, seen.view)
     jacobian = torch.cat((by_motion, matches.row * by_motion[3:]))
     projected = (point.scaled * jacobian).sum(1)

@@ -87,6 +87,11 @@ class KeyframeWindow:
         """(M, 2) pixels at which the newest keyframe's image shows the active points."""
         return self._points.place[self.active]
 
+    @property
+    def proven(self) -> Tensor:
+        """(M,) bool: which of the active points an older keyframe has seen too."""
+        return self._points.host[self.active] < len(self.poses) - 1
+
     def points(self) -> tuple[Tensor, Tensor, Tensor]:
         """Returns what the newest keyframe sees: rays (M, 3) with z = 1, inverse depths (M,), their variances (M,)."""
         p = self._points

@@ -7,12 +7,16 @@ what no object explains are new motions looked for. So an object is known again 
 moment too, and two that pass or touch each other stay two; after an occlusion it is known by where its constant twist
 takes it.
 
+What was out of sight for longer is known again by its colours, if it can have come to where it is, and if nothing else
+looks as much like it.
+
 An object is born unconfirmed, confirmed after ``CONFIRMED`` frames in which it was seen with a velocity beyond its
 noise, and dropped when it has not been seen for as long as it was seen before, or ``COASTING`` seconds (unconfirmed:
 for one frame). Of two that go as one for a while, that of which more has been seen takes in the other.
 
 Source: sf2se3 (Sommer, Schroeppel and Brox, 2022) for motions that cover what moves; DynoSAM (Morris et al., 2024) for
-objects with poses of their own; Bell and Cathey, "The Iterated Kalman Filter Update as a Gauss-Newton Method" (1993).
+objects with poses of their own; Swain and Ballard, "Color Indexing" (1991), for what they are known by; Bell and
+Cathey, "The Iterated Kalman Filter Update as a Gauss-Newton Method" (1993).
 """
 
 from __future__ import annotations
@@ -79,6 +83,27 @@ CONFIRMED = 3
 
 COASTING = 1.0
 """Seconds for which a confirmed object goes on unseen."""
+
+REMEMBERED = 3.0
+"""Seconds for which an object that is out of sight can be known again by its colours."""
+
+SHADES = 8
+"""Shades of red, green and blue each that are told apart."""
+
+SIMILAR = 0.92
+"""Bhattacharyya coefficient of the colours of two sights of an object, from which they can be of one."""
+
+UNLIKE = 0.03
+"""By how much less all others must look like it."""
+
+LEAST_COLOURED = 300
+"""Pixels of the grid, over all frames, that must have been seen of an object for its colours to tell anything."""
+
+LARGER = 2.5
+"""By how much larger it may show than before."""
+
+MEMORY = 20
+"""Frames over which the colours of an object are averaged."""
 
 SIGNIFICANT_SPEED = 3.0
 """Standard deviations by which a velocity must differ from zero."""
@@ -307,6 +332,18 @@ class _Frame:
             )  # fmt: skip
         return result
 
+    def since(self, known: MovingObject) -> float:
+        """Returns for how many seconds an object has not been seen."""
+        return (self.stamp - known.seen) * 1e-9
+
+    def can_be(self, known: MovingObject, new: MovingObject) -> bool:
+        """Tells whether an object can have come to where a new one is, and show as large as that."""
+        seconds = self.since(known)
+        reach = (float(known.velocity.norm()) + ACCELERATION[0] * seconds) * seconds + float(known.extent.norm())
+        # What comes back shows in part at first.
+        fits = float(new.extent.norm()) < LARGER * float(known.extent.norm())
+        return fits and float((new.centre - known.trail[-1]).norm()) < reach
+
     def coasted(self, known: MovingObject) -> MovingObject:
         """Returns an object that went on unseen with a constant twist."""
         covariance = known.twist_covariance + self._drift
@@ -325,6 +362,8 @@ class ObjectTracker:
         self._beliefs: dict[int, Tensor] = {}
         self._alike: dict[tuple[int, int], int] = {}
         self._area: dict[int, int] = {}
+        self._colours: dict[int, Tensor] = {}
+        self._gone: list[MovingObject] = []
         self._resting = 0
         self._random = torch.Generator().manual_seed(0)
         self._next = 1
@@ -336,9 +375,17 @@ class ObjectTracker:
 
     def reset(self) -> None:
         """Forgets all objects; numbers go on."""
-        self._objects, self._beliefs, self._alike = [], {}, {}
+        self._objects, self._beliefs, self._alike, self._gone = [], {}, {}, []
 
-    def update(self, moving: Moving | None, pose: Tensor, motion: Tensor, stamp: int, interval: float) -> None:
+    def update(
+        self,
+        moving: Moving | None,
+        pose: Tensor,
+        motion: Tensor,
+        stamp: int,
+        interval: float,
+        image: NDArray[np.uint8] | None = None,
+    ) -> None:
         """Takes in what moves in the next frame.
 
         Args:
@@ -347,6 +394,7 @@ class ObjectTracker:
             motion: (4, 4) float64 ``T_previous_camera``.
             stamp: Of the frame, nanoseconds.
             interval: Seconds since the frame before it, positive.
+            image: (H, W, 3) uint8 RGB, by whose colours objects are known again; None or grey for none.
         """
         frame = _Frame(pose, pose @ se3.inverse(motion), stamp, interval)
         seen: dict[int, MovingObject] = {}
@@ -357,12 +405,62 @@ class ObjectTracker:
             self._discover(claims, moving, frame)
             self._unite(claims)
             seen = self._look(claims, moving, frame)
-        self._objects = [
-            seen[o.id] if o.id in seen else frame.coasted(o)
-            for o in self._objects
-            if o.id in seen or (o.confirmed and (stamp - o.seen) * 1e-9 <= min(COASTING, o.frames * interval))
-        ]
+            if image is not None and image.ndim == 3:
+                self._note_colours(seen, claims, image)
+        new = [n for n, o in seen.items() if o.confirmed and not next(k for k in self._objects if k.id == n).confirmed]
+        kept, gone = [], self._gone
+        for o in self._objects:
+            if o.id in seen:
+                kept.append(seen[o.id])
+            elif o.confirmed and frame.since(o) <= min(COASTING, o.frames * interval):
+                kept.append(frame.coasted(o))
+            elif o.confirmed:
+                gone = [*gone, o]
+        self._objects, self._gone = kept, [o for o in gone if frame.since(o) <= REMEMBERED]
+        for number in new:
+            self._recognise(number, frame)
+        known = {o.id for o in (*self._objects, *self._gone)}
         self._area = {o.id: self._area.get(o.id, 0) for o in self._objects}
+        self._colours = {n: colours for n, colours in self._colours.items() if n in known}
+
+    def _note_colours(self, seen: dict[int, MovingObject], claims: _Claims, image: NDArray[np.uint8]) -> None:
+        """Keeps the shares (SHADES ** 3,) of an image's colours on each object that is seen."""
+        pixels = claims.pixels
+        height, width = pixels.camera.height, pixels.camera.width
+        row, column = pixels.index // width, pixels.index % width
+        row, column = row * image.shape[0] // height, column * image.shape[1] // width
+        shade = image[row.numpy(), column.numpy()] // (256 // SHADES)
+        code = torch.from_numpy(shade @ np.array([SHADES**2, SHADES, 1]))
+        for number, known in seen.items():
+            own = (claims.owner == claims.numbers.index(number)) & pixels.inner
+            shares = torch.bincount(code[own], minlength=SHADES**3).double() / float(own.sum())
+            before = self._colours.get(number, shares)
+            self._colours[number] = torch.lerp(before, shares, 1 / min(known.frames, MEMORY))
+
+    def _recognise(self, number: int, frame: _Frame) -> None:
+        """Gives an object that has just been confirmed the number of the one that was out of sight, if it is that.
+
+        The frame of the latter has turned meanwhile, by how much is not told: it goes on as it would have by now, about
+        the middle of what is seen.
+        """
+        (new,) = (o for o in self._objects if o.id == number)
+        if number not in self._colours or self._area[number] < LEAST_COLOURED:
+            return
+        others = [o for o in (*self.objects, *self._gone) if o is not new and o.id in self._colours]
+        looks = {o.id: float((self._colours[number] * self._colours[o.id]).sqrt().sum()) for o in others}
+        hidden = [o for o in others if o.seen < frame.stamp]
+        found = [o for o in hidden if looks[o.id] > SIMILAR and frame.can_be(o, new)]
+        if not found:
+            return
+        best = max(found, key=lambda o: looks[o.id])
+        if any(look > looks[best.id] - UNLIKE for n, look in looks.items() if n != best.id):
+            return
+        self._objects = [_returned(best, new) if o is new else o for o in self._objects if o is not best]
+        self._gone = [o for o in self._gone if o is not best]
+        self._beliefs[best.id] = self._beliefs.pop(number)
+        self._area[best.id] = self._area.pop(number)
+        self._colours[best.id] = self._colours.pop(number)
+        self._alike = {pair: n for pair, n in self._alike.items() if number not in pair}
 
     def _follow(self, claims: _Claims, former: dict[int, Tensor], moving: Moving, frame: _Frame) -> None:
         """Carries the beliefs of known objects to the next frame, and refines their motions."""
@@ -595,6 +693,19 @@ def _born(number: int, points: Tensor, back: Tensor, stamp: int) -> MovingObject
         trail=middle[None],
         mask=None,
     )
+
+
+def _returned(known: MovingObject, new: MovingObject) -> MovingObject:
+    """Returns an object that was out of sight, as what is seen of it shows it."""
+    pose = known.pose.clone()
+    pose[:3, 3] = new.centre - pose[:3, :3] @ known.box.mean(0)
+    turn = se3.adjoint(se3.inverse(pose) @ new.pose)
+    unsure = torch.diag(torch.cat((known.extent, torch.ones(3, dtype=torch.float64))) ** 2)
+    return replace(
+        new, id=known.id, pose=pose, covariance=known.covariance + unsure, box=known.box, twist=turn @ new.twist,
+        twist_covariance=turn @ new.twist_covariance @ turn.T, frames=known.frames + new.frames,
+        trail=torch.cat((known.trail, new.trail))[-TRAIL:],
+    )  # fmt: skip
 
 
 def _likeness(known: MovingObject, mask: Tensor, moving: Moving, local: Tensor) -> float:

@@ -104,6 +104,23 @@ def test_forty_percent_outliers_change_little(camera, scatter, observe, seed):
     assert fit.weight[~wild].median() > 0.5
 
 
+def test_a_third_that_moves_by_little_draws_nothing_along_where_the_rest_is_trusted(camera, scatter, observe):
+    matches = observe(scatter(300), MOTION, seed=1)
+    slow = torch.arange(300) % 3 == 0
+    noise = matches.pixel_variance.sqrt()[:, None]
+    shifted = replace(matches, pixels=matches.pixels + torch.where(slow[:, None], 4 * noise, 0))
+    free = refine(camera, shifted, MOTION, max_iterations=20)
+    fit = refine(camera, shifted, MOTION, max_iterations=20, trusted=~slow)
+    alone = refine(camera, matches.subset(~slow), MOTION, max_iterations=20)
+    assert (fit.weight[slow] == 0).double().mean() > 0.7
+    assert miss(fit.motion, alone.motion).norm() < 0.5 * miss(free.motion, alone.motion).norm()
+    # Where they stand still they are heard as well as the others.
+    heard = refine(camera, matches, MOTION, max_iterations=20, trusted=~slow)
+    every = refine(camera, matches, MOTION, max_iterations=20)
+    assert (heard.weight[slow] > 0).double().mean() > 0.95
+    assert miss(heard.motion, every.motion).norm() < 0.5 * miss(alone.motion, every.motion).norm()
+
+
 def test_points_of_unknown_depth_still_tell_the_rotation(camera, scatter, observe):
     turn = se3.exp(torch.tensor([0, 0, 0, 0.02, -0.03, 0.01], dtype=torch.float64))
     matches = observe(scatter(300), turn, seed=1, known=False, seen=False)

@@ -12,7 +12,7 @@ from flowodom.flow.consistency import FLOW_NOISE
 from flowodom.geometry import se3
 from flowodom.scene_flow import objects
 from flowodom.scene_flow.decompose import find_moving
-from flowodom.scene_flow.objects import COASTING, CONFIRMED, ObjectTracker, label
+from flowodom.scene_flow.objects import COASTING, CONFIRMED, REMEMBERED, ObjectTracker, label
 from flowodom.worlds import pinhole, room, straight
 
 CAMERA = pinhole(240, 180)
@@ -128,6 +128,65 @@ def test_an_object_that_stays_away_is_dropped(clip):
     for k in range(round(COASTING * RATE) + 2):
         tracker.update(None, seen[-1].pose, se3.identity(), stamp + round((k + 1) / RATE * 1e9), 1 / RATE)
     assert tracker.objects == []
+
+
+@pytest.fixture
+def painted(clip):
+    """Pictures by frame in which each body has one colour, by its number: {body: (red, green, blue)} by frame."""
+    seen, _, _ = clip
+
+    def paint(k, colours):
+        picture = np.full((*seen[k].object_id.shape, 3), 120, dtype=np.uint8)
+        for body, colour in colours.items():
+            picture[(seen[k].object_id == body).numpy()] = colour
+        return picture
+
+    return paint
+
+
+RED, BLUE, YELLOW, GREEN = (200, 40, 40), (40, 40, 200), (200, 200, 40), (40, 200, 40)
+
+
+def after_seconds_out_of_sight(clip, painted, before, after, away=1.5):
+    """Numbers of the bodies, painted so before and after they are all out of sight for so many seconds."""
+    seen, moving, motions = clip
+    tracker, stamp, numbers = ObjectTracker(), 0, []
+    bodies = [int(b) for b in seen[-1].object_id.unique() if b > 0]
+    for colours in (before, after):
+        picture = dict(zip(bodies, colours, strict=True))
+        for k in range(1, FRAMES):
+            stamp += round(1e9 / RATE)
+            view = painted(k, picture)
+            tracker.update(moving[k], seen[k].pose, motions[k - 1], stamp, 1 / RATE, view)
+        numbers.append({body_of(known, seen[-1])[0]: known.id for known in tracker.objects if known.mask is not None})
+        for _ in range(round(away * RATE)):
+            stamp += round(1e9 / RATE)
+            tracker.update(None, seen[-1].pose, se3.identity(), stamp, 1 / RATE)
+        assert not tracker.objects
+    return numbers
+
+
+def test_objects_that_come_back_are_known_by_their_colours(clip, painted):
+    before, after = after_seconds_out_of_sight(clip, painted, (RED, BLUE), (RED, BLUE))
+    assert len(before) == 2
+    assert after == before
+
+
+def test_another_object_does_not_inherit_a_number(clip, painted):
+    before, after = after_seconds_out_of_sight(clip, painted, (RED, BLUE), (YELLOW, GREEN))
+    assert len(after) == 2
+    assert not set(after.values()) & set(before.values())
+
+
+def test_what_looks_like_two_is_neither(clip, painted):
+    before, after = after_seconds_out_of_sight(clip, painted, (RED, RED), (RED, BLUE))
+    assert len(after) == 2
+    assert not set(after.values()) & set(before.values())
+
+
+def test_after_too_long_nobody_is_known(clip, painted):
+    before, after = after_seconds_out_of_sight(clip, painted, (RED, BLUE), (RED, BLUE), away=REMEMBERED + 0.2)
+    assert not set(after.values()) & set(before.values())
 
 
 def test_nothing_moving_gives_no_objects(clip):
