@@ -555,10 +555,11 @@ class Odometry:
     def _recognised(self, tracker: Tracker, view: View) -> Tracker | None:
         """Returns a tracker that goes on from a place which the given one or an earlier one has seen; None for none."""
         with self._stage("features"):
-            if (found := tracker.recognise(view, tracker.local_map)) is None and self._known is not None:
+            found = tracker.recognise(view, tracker.local_map)
+            if found is None and self._known is not None and self._known[0] is not tracker.local_map:
                 known, segment = self._known
-                if (found := tracker.recognise(view, known)) is not None:
-                    self._segment = segment
+                found = tracker.recognise(view, known)
+                self._segment = self._segment if found is None else segment
             return found
 
     def _go_on(self, tracker: Tracker, view: View) -> Estimate:
