@@ -216,9 +216,8 @@ class Odometry:
             pose: (4, 4) float64 ``T_odom_camera`` of the next frame; the last trusted pose where None, unless the frame
                 shows a place that has been seen.
         """
-        self._restart()
+        self._restart(forget=pose is not None)
         if pose is not None:
-            self._known = None
             self._origin, self._origin_covariance = pose.to(torch.float64), torch.zeros(6, 6, dtype=torch.float64)
 
     def _restart(self, *, forget: bool = False) -> None:

@@ -20,7 +20,7 @@ from flowodom.flow.features import match
 from flowodom.flow.points import choose, expose, follow, thin, turn
 from flowodom.frame import Frame
 from flowodom.geometry import se3
-from flowodom.local_map import Keyframe, LocalMap
+from flowodom.local_map import LEAST_POINTS, Keyframe, LocalMap
 from flowodom.registration.covariance import compose, fit_covariance, since
 from flowodom.registration.procrustes import procrustes
 from flowodom.registration.refine import ANNEALING, OUTLIER, Fit, Matches, Shutter, refine, residuals, score, spread
@@ -112,9 +112,6 @@ RECOGNISED_SHARE = 0.3
 
 WORTH = 16.0
 """Variance lost since a keyframe was new, in units of that of one look, from which it is looked back at."""
-
-LEAST_LOOK = 60
-"""Points of that keyframe that must agree on where the camera is."""
 
 SURE = 0.1
 """Deviation of inverse depths, as a share of them, by which a single camera's unit is compared, and ..."""
@@ -325,9 +322,7 @@ class Tracker:
         """
         carried = self._carry(view, flow)
         start = self._expect(carried, expected)
-        seen, found = self._follow(view, self._keys[-1].grey, self._window.places, carried, start)
-        if moving is not None:
-            found &= ~moving.doubted(self._camera, seen).cpu()
+        seen, found = self._follow(view, self._keys[-1].grey, self._window.places, carried, start, moving)
         matches = self._matched(carried, view, seen).subset(found)
         if len(matches) < LEAST_INLIERS:
             raise NotTracked(f"only {len(matches)} points could be followed, {LEAST_INLIERS} are needed")
@@ -454,7 +449,7 @@ class Tracker:
         sure = variance < (SURE * rho) ** 2
         distance, nearest = torch.cdist(self._camera.project(rays[sure]), matches.pixels).min(1)
         beside = distance < BESIDE * self._camera.width
-        if int(beside.sum()) < LEAST_LOOK:
+        if int(beside.sum()) < LEAST_POINTS:
             return 1.0
         return float((rho[sure] / then[nearest])[beside].median())
 
@@ -481,15 +476,13 @@ class Tracker:
     ) -> tuple[Fit, Matches] | None:
         """Returns a fit of ``T_view_keyframe`` that starts at ``motion``, and the matches that agree; None for none."""
         unseen = keyframe.matches(self._config.pixel_noise**2)
-        seen, found = self._follow(view, keyframe.grey, keyframe.places, unseen, motion, levels=2)
-        if moving is not None:
-            found &= ~moving.doubted(self._camera, seen).cpu()
+        seen, found = self._follow(view, keyframe.grey, keyframe.places, unseen, motion, moving, levels=2)
         matches = self._matched(unseen, view, seen).subset(found)
-        if len(matches) < LEAST_LOOK:
+        if len(matches) < LEAST_POINTS:
             return None
         fit = self._refine(matches, motion)
         agreeing = fit.weight > 0.25
-        if int(agreeing.sum()) < max(LEAST_LOOK, 0.5 * len(matches)):
+        if int(agreeing.sum()) < max(LEAST_POINTS, 0.5 * len(matches)):
             return None
         return fit, matches.subset(agreeing)
 
@@ -523,10 +516,14 @@ class Tracker:
         places: Tensor,
         carried: Matches,
         expected: Tensor,
+        moving: Moving | None,
         *,
         levels: int = 1,
     ) -> tuple[Tensor, Tensor]:
-        """Returns where points of a keyframe's image, at (M, 2) places, are seen (M, 2), and which were found (M,)."""
+        """Returns where points of a keyframe's image, at (M, 2) places, are seen (M, 2), and which were found (M,).
+
+        What a mask leaves out, and what moves on its own, is not found.
+        """
         rotation = expected[:3, :3]
         scaled = (rotation @ (carried.direction + carried.rho[:, None] * carried.offset)[..., None])[..., 0]
         reprojected = self._camera.project(scaled + carried.rho[:, None] * expected[:3, 3])
@@ -540,6 +537,8 @@ class Tracker:
             inside = self._camera.contains(seen)
             index = row.clamp(0, self._camera.height - 1), column.clamp(0, self._camera.width - 1)
             found &= inside & ~torch.from_numpy(view.frame.ignore)[index]
+        if moving is not None:
+            found &= ~moving.doubted(self._camera, seen).cpu()
         return seen, found
 
     def _matched(self, carried: Matches, view: View, seen: Tensor) -> Matches:
@@ -570,9 +569,7 @@ class Tracker:
 
     def _unshear(self, pixels: Tensor) -> Tensor:
         """Returns where pixels (M, 2) of the last frame would lie if all rows had been exposed with the middle one."""
-        rays = self._camera.rays(pixels)
-        turn = self._row(pixels)[:, None] * self._shutter.shear
-        return self._camera.project(rays - torch.linalg.cross(turn, rays))
+        return self._sheared(pixels, -self._shutter.shear)
 
     def _sheared(self, pixels: Tensor, shear: Tensor) -> Tensor:
         """Returns where pixels (M, 2), exposed with the middle row, lie in an image of such a shear."""

@@ -408,14 +408,14 @@ class ObjectTracker:
             if image is not None and image.ndim == 3:
                 self._note_colours(seen, claims, image)
         new = [n for n, o in seen.items() if o.confirmed and not next(k for k in self._objects if k.id == n).confirmed]
-        kept, gone = [], self._gone
+        kept, gone = [], list(self._gone)
         for o in self._objects:
             if o.id in seen:
                 kept.append(seen[o.id])
             elif o.confirmed and frame.since(o) <= min(COASTING, o.frames * interval):
                 kept.append(frame.coasted(o))
             elif o.confirmed:
-                gone = [*gone, o]
+                gone.append(o)
         self._objects, self._gone = kept, [o for o in gone if frame.since(o) <= REMEMBERED]
         for number in new:
             self._recognise(number, frame)
