@@ -28,6 +28,7 @@ from flowodom.frame import Frame
 from flowodom.geometry import PinholeCamera, se3
 from flowodom.local_map import LocalMap
 from flowodom.registration.ground import ground_height
+from flowodom.registration.readout import Readout
 from flowodom.registration.relocation import relocate
 from flowodom.scene_flow import PropertySet, lift
 from flowodom.scene_flow.decompose import Moving, find_moving
@@ -198,6 +199,7 @@ class Odometry:
         self._origin_covariance = torch.zeros(6, 6, dtype=torch.float64)
         self._tracker: Tracker | None = None
         self._known: tuple[LocalMap, int] | None = None
+        self._readout: Readout | None = None
         self._depth: DepthSource
         self._scale = Scale.UNKNOWN
         self._scale_variance = 0.0
@@ -227,8 +229,9 @@ class Odometry:
             self._tracker.remember_newest()
             if self._known is None or len(self._tracker.local_map) >= len(self._known[0]):
                 self._known = self._tracker.local_map, self._segment
+            self._readout = self._tracker.readout
             self._segment, self._segments = self._segments, self._segments + 1
-        self._known = None if forget else self._known
+        self._known, self._readout = (None, None) if forget else (self._known, self._readout)
         self._tracker, self._field, self._moving, self._velocity, self._lost_since = None, None, None, None, None
 
     def step(self, frame: Frame, *, fields: bool = False, guess: Tensor | None = None) -> Estimate:
@@ -544,6 +547,7 @@ class Odometry:
             metric=self._depth.metric,
             pose=self._origin,
             covariance=self._origin_covariance,
+            readout=self._readout,
         )
         stereo = view.frame.depth is None and view.frame.other is not None
         measured = Scale.STEREO if stereo else Scale.SENSOR

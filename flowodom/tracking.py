@@ -23,7 +23,19 @@ from flowodom.geometry import se3
 from flowodom.local_map import LEAST_POINTS, Keyframe, LocalMap
 from flowodom.registration.covariance import compose, fit_covariance, since
 from flowodom.registration.procrustes import procrustes
-from flowodom.registration.refine import ANNEALING, OUTLIER, Fit, Matches, Shutter, refine, residuals, score, spread
+from flowodom.registration.readout import Readout
+from flowodom.registration.refine import (
+    ANNEALING,
+    GLOBAL_SHUTTER,
+    OUTLIER,
+    Fit,
+    Matches,
+    Shutter,
+    refine,
+    residuals,
+    score,
+    spread,
+)
 from flowodom.registration.relocation import relocate
 from flowodom.registration.resection import resection
 from flowodom.registration.two_view import triangulate, two_view
@@ -63,7 +75,7 @@ SHUTTER_RATE = 0.05
 """Share by which one frame's shear changes what is expected of the next."""
 
 LEAST_SHUTTER = 0.1
-"""Share of the configured deviation down to which a camera can show its shutter to be global."""
+"""Least deviation of a shear to expect, as a share of the configured one."""
 
 START_ITERATIONS = 30
 """Most iterations of the fit of the first baseline, whose start is poor."""
@@ -212,6 +224,7 @@ class Tracker:
         pose: (4, 4) float64 ``T_odom_camera`` of the first view.
         covariance: (6, 6) of its right perturbation.
         known: Keyframes that are remembered from before; None for none.
+        readout: What is known of the camera's time of readout from before; None for nothing.
     """
 
     def __init__(
@@ -223,6 +236,7 @@ class Tracker:
         pose: Tensor,
         covariance: Tensor,
         known: LocalMap | None = None,
+        readout: Readout | None = None,
     ) -> None:
         self._config = config
         self._camera = view.frame.camera
@@ -233,7 +247,9 @@ class Tracker:
         self._covariance = covariance
         self._relative_covariance = torch.zeros(6, 6, dtype=torch.float64)
         self._started = metric
-        self._shutter = Shutter(torch.zeros(3, dtype=torch.float64), math.radians(config.shutter))
+        stamp, still = view.frame.stamp * 1e-9, GLOBAL_SHUTTER.shear
+        self._readout = (Readout.of if readout is None else readout.anew)(stamp, still)
+        self._shutter = GLOBAL_SHUTTER if self._readout.short else Shutter(still, math.radians(config.shutter))
         self._keys: list[_Key] = []
         self._map = LocalMap(self._camera) if known is None else known
         self._places = torch.zeros(0, 2, dtype=torch.float64)
@@ -268,6 +284,11 @@ class Tracker:
     def local_map(self) -> LocalMap:
         """The keyframes that lie behind."""
         return self._map
+
+    @property
+    def readout(self) -> Readout:
+        """What is known of the camera's shutter."""
+        return self._readout
 
     @property
     def rival(self) -> Rival | None:
@@ -339,11 +360,11 @@ class Tracker:
             raise NotTracked(f"only {inliers} of {len(matches)} points agree on one motion")
         found[found.clone()] = inlier
         self._rival = self._find_rival(matches, fit, rival)
-        self._shutter = self._learn_shutter(fit.shear)
 
         pose = self._window.poses[-1] @ se3.inverse(fit.motion)
         relative = fit_covariance(fit)
         motion = se3.inverse(self._pose) @ pose
+        self._learn_shutter(se3.inverse(motion), view.frame.stamp * 1e-9, fit)
         motion_covariance = compose(self._relative_covariance, motion, relative)
         covariance = compose(self._keys[-1].covariance, se3.inverse(fit.motion), relative)
         self._places = torch.where(found[:, None], seen, torch.nan)
@@ -391,6 +412,7 @@ class Tracker:
         self._pose = self._window.poses[-1]
         factor = self._recall(view, moving) if self._started and len(self._keys) else 1.0
         self._keys.append(_Key(view.grey, self._shutter.shear, self._covariance))
+        self._readout = self._readout.keyframe()
         self._relative_covariance = torch.zeros_like(self._covariance)
         self._places = self._window.places
         return factor
@@ -468,7 +490,15 @@ class Tracker:
                 motion = se3.inverse(look[0].motion)
                 covariance = compose(keyframe.covariance, motion, fit_covariance(look[0]))
                 pose = keyframe.pose @ motion
-                return Tracker(self._config, view, metric=True, pose=pose, covariance=covariance, known=known)
+                return Tracker(
+                    self._config,
+                    view,
+                    metric=True,
+                    pose=pose,
+                    covariance=covariance,
+                    known=known,
+                    readout=self._readout,
+                )
         return None
 
     def _look_back(
@@ -556,12 +586,24 @@ class Tracker:
             return blank, torch.full_like(blank, torch.inf)
         return (depth.of_points if closely else depth.read)(self._camera, pixels)
 
-    def _learn_shutter(self, shear: Tensor) -> Shutter:
-        """Returns the shutter with a new shear, its deviation following how large the shears of this camera are."""
+    def _learn_shutter(self, motion: Tensor, stamp: float, fit: Fit) -> None:
+        """Learns what shears to expect: none of a shutter that turns out to be global, else such as there were.
+
+        Args:
+            motion: (4, 4) ``T_current_previous``.
+            stamp: Seconds.
+            fit: Of the current image.
+        """
+        # Where depth is not measured, the points' own depths can bend along with a shear.
+        if self._metric:
+            self._readout = self._readout.learn(motion, stamp, fit)
+        if self._readout.short:
+            self._shutter = GLOBAL_SHUTTER
+            return
         widest = math.radians(self._config.shutter)
-        seen = float(shear.square().mean())
+        seen = float(fit.shear.square().mean())
         deviation = math.sqrt((1 - SHUTTER_RATE) * self._shutter.deviation**2 + SHUTTER_RATE * seen)
-        return Shutter(shear, min(max(deviation, LEAST_SHUTTER * widest), widest))
+        self._shutter = Shutter(fit.shear, min(max(deviation, LEAST_SHUTTER * widest), widest))
 
     def _row(self, pixels: Tensor) -> Tensor:
         """Returns the rows (M,) of pixels (M, 2), from -1/2 at the first to 1/2 at the last."""
