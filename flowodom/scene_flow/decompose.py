@@ -101,7 +101,7 @@ THINNED = 23
 RADIUS = 3
 """Half the width of the window of the smoothing, pixels of the grid."""
 
-VICINITY = 4
+VICINITY = 6
 """Half the width of the window in which what moves is compared with what stands still beside it, pixels of the grid."""
 
 
