@@ -56,15 +56,16 @@ def round_trip(forward: Tensor, backward: Tensor, *, stride: int = 1) -> Tensor:
     Args:
         forward: (H, W, 2) flow, pixels.
         backward: (H, W, 2) flow of the other way.
-        stride: Every how manieth row and column is asked for.
+        stride: Every how manieth row and column is asked for, the first being ``stride // 2``.
 
     Returns:
-        (H, W), or (ceil(H / stride), ceil(W / stride)).
+        (H, W), or fewer rows and columns.
     """
     height, width = forward.shape[:2]
-    u = torch.arange(0, width, stride, device=forward.device, dtype=forward.dtype)
-    v = torch.arange(0, height, stride, device=forward.device, dtype=forward.dtype)[:, None]
-    forward_u, forward_v = forward[::stride, ::stride].permute(2, 0, 1).contiguous()
+    first = stride // 2
+    u = torch.arange(first, width, stride, device=forward.device, dtype=forward.dtype)
+    v = torch.arange(first, height, stride, device=forward.device, dtype=forward.dtype)[:, None]
+    forward_u, forward_v = forward[first::stride, first::stride].permute(2, 0, 1).contiguous()
     scale_u, scale_v = 2 / max(width - 1, 1), 2 / max(height - 1, 1)
     grid = torch.stack(((forward_u + u) * scale_u - 1, (forward_v + v) * scale_v - 1))
     back = functional.grid_sample(
@@ -85,10 +86,13 @@ def consistency_variance(forward: Tensor, backward: Tensor, *, stride: int = 1) 
     Args:
         forward: (H, W, 2) flow, pixels.
         backward: (H, W, 2) flow of the other way.
-        stride: Rows and columns that share one variance: that of the first.
+        stride: Rows and columns that share one variance: that in the middle.
     """
     variance = FLOW_NOISE**2 + 0.5 * round_trip(forward, backward, stride=stride)
     if stride == 1:
         return variance
-    height, width = forward.shape[:2]
-    return variance.repeat_interleave(stride, 0)[:height].repeat_interleave(stride, 1)[:, :width]
+    rows, columns = (
+        (torch.arange(length, device=variance.device) // stride).clamp_max_(count - 1)
+        for length, count in zip(forward.shape, variance.shape, strict=False)
+    )
+    return variance.index_select(0, rows).index_select(1, columns)

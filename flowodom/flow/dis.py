@@ -22,6 +22,10 @@ ROUGH_SCALE = 2
 """Pyramid level at which the search for the rough flow ends: a quarter of the size, in a quarter of the time."""
 
 
+PATCH_STRIDE = 2
+"""Pixels of the finest pyramid level for which one variance is enough: patches lie twice as far apart."""
+
+
 class DisFlow:
     """DIS flow. The search at full detail runs on threads of its own, once somebody is going to need it.
 
@@ -39,7 +43,7 @@ class DisFlow:
             made.setVariationalRefinementIterations(variational_iterations)
             return made
 
-        self._cell = 2**finest_scale
+        self._cell = PATCH_STRIDE * 2**finest_scale
         self._rough = search(max(finest_scale, ROUGH_SCALE))
         # A search keeps its buffers, so each direction has a thread that runs one at a time.
         self._searches = [(search(finest_scale), ThreadPoolExecutor(1, f"dis-{way}")) for way in ("there", "back")]
@@ -67,7 +71,7 @@ class DisField:
     Args:
         rough: (H, W, 2) float32, pixels.
         begin: Starts the searches there and back; called at most once.
-        cell: Rows and columns for which the searches find one flow, so that one variance is enough.
+        cell: Rows and columns for which one variance is enough.
     """
 
     def __init__(self, rough: Tensor, begin: Callable[[], tuple[Future[Any], Future[Any]]], *, cell: int) -> None:

@@ -23,6 +23,9 @@ GENERATORS[(0, 1, 2), (0, 1, 2), (3, 3, 3)] = 1
 GENERATORS[(3, 4, 5), (2, 0, 1), (1, 2, 0)] = 1
 GENERATORS[(3, 4, 5), (1, 2, 0), (2, 0, 1)] = -1
 
+_HAT = GENERATORS[3:, :3, :3].flatten(1)
+_BOTTOM = torch.tensor([[0.0, 0.0, 0.0, 1.0]], dtype=torch.float64)
+
 
 def _quaternion_products() -> Tensor:
     """Returns (10, 16): four times the products of a quaternion's components, by the entries of a rotation and 1."""
@@ -48,9 +51,7 @@ _QUATERNION = _quaternion_products()
 
 def hat(phi: Tensor) -> Tensor:
     """Returns the (..., 3, 3) skew matrix of (..., 3) vectors: ``hat(a) @ b = a x b``."""
-    x, y, z = phi.unbind(-1)
-    zero = torch.zeros_like(x)
-    return torch.stack((zero, -z, y, z, zero, -x, -y, x, zero), dim=-1).reshape(*phi.shape[:-1], 3, 3)
+    return (phi @ _HAT.to(phi)).reshape(*phi.shape[:-1], 3, 3)
 
 
 def vee(matrix: Tensor) -> Tensor:
@@ -125,9 +126,7 @@ def so3_left_jacobian_inverse(phi: Tensor) -> Tensor:
 def matrix(rotation: Tensor, translation: Tensor) -> Tensor:
     """Returns the (..., 4, 4) motion with (..., 3, 3) rotation and (..., 3) translation."""
     top = torch.cat((rotation, translation[..., None]), dim=-1)
-    bottom = torch.zeros_like(top[..., :1, :])
-    bottom[..., 0, 3] = 1
-    return torch.cat((top, bottom), dim=-2)
+    return torch.cat((top, _BOTTOM.to(top).expand(*top.shape[:-2], 1, 4)), dim=-2)
 
 
 def identity(*, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Tensor:

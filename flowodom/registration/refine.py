@@ -159,7 +159,7 @@ def residuals(
     return seen.error, _Elimination(matches, seen, 0.0).squared
 
 
-def _look(camera: PinholeCamera, m: Matches, motion: Tensor, rho: Tensor, shear: Tensor | None) -> Reprojection:
+def _look(camera: PinholeCamera, m: Matches, motion: Tensor, rho: Tensor, shear: Tensor | None) -> Reprojection[Tensor]:
     """Predicts where points of inverse depth ``rho`` (N,) are seen from motions (..., 4, 4), each by its row."""
     both = torch.cat((m.ray + rho * m.start, m.start), dim=-1)
     if shear is None:
@@ -186,7 +186,7 @@ class _Elimination:
         shift: The expected inverse depth minus that at which they are linearised.
     """
 
-    def __init__(self, m: Matches, seen: Reprojection, shift: Tensor | float) -> None:
+    def __init__(self, m: Matches, seen: Reprojection[Tensor], shift: Tensor | float) -> None:
         self.scaled = m.information * seen.by_rho
         self.denominator = 1 / m.rho_variance + (self.scaled * seen.by_rho).sum(-2)
         self.error = seen.error + seen.by_rho * shift

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, Generic, TypeVar
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from flowodom.geometry import PinholeCamera, se3
@@ -22,8 +24,12 @@ LEAST_DEPTH = 1e-3
 """Depth below which a point, behind the camera perhaps, is taken to lie at that depth, as a share of its own depth."""
 
 
+Array = TypeVar("Array", Tensor, NDArray[Any])
+"""Of a few points NumPy makes short work, of many or on a GPU torch does."""
+
+
 @dataclass(frozen=True)
-class Reprojection:
+class Reprojection(Generic[Array]):
     """N points as the current camera should see them.
 
     Attributes:
@@ -33,39 +39,44 @@ class Reprojection:
         ahead: (..., N) bool, whether the point lies in front of the camera.
     """
 
-    error: Tensor
-    by_rho: Tensor
-    view: Tensor
-    ahead: Tensor
+    error: Array
+    by_rho: Array
+    view: Array
+    ahead: Array
 
 
-def reproject(camera: PinholeCamera, place: Tensor, by_rho: Tensor, seen: Tensor) -> Reprojection:
+def reproject(camera: PinholeCamera, place: Array, by_rho: Array, seen: Array) -> Reprojection[Array]:
     """Predicts where points are seen.
 
     Args:
         camera: The current camera.
         place: (..., 4, N) homogeneous place of each point, current camera.
         by_rho: (..., 4, N) its derivative by the point's own inverse depth, or (..., 4, 1) that of all.
-        seen: (3, N) pixel u and v and inverse depth where each is seen; the last is any number where none is.
+        seen: (..., 3, N) pixel u and v and inverse depth where each is seen; the last is any number where none is.
     """
     z = place[..., 2:3, :]
-    over_z = 1 / z.clamp_min(LEAST_DEPTH)
+    over_z = 1 / z.clip(min=LEAST_DEPTH)
     view = place * over_z
-    projection = _projection(camera).to(view)
+    projection = _like(_projection(camera), view)
     error = projection @ view - seen
     slope = projection @ ((by_rho - view * by_rho[..., 2:3, :]) * over_z)
     return Reprojection(error, slope, view, z[..., 0, :] > LEAST_DEPTH)
 
 
-def motion_jacobian(camera: PinholeCamera, view: Tensor) -> Tensor:
-    """Returns the (6, 3, N) derivatives of the error by the left perturbation ``exp(xi)`` of the motion.
+def motion_jacobian(camera: PinholeCamera, view: Array) -> Array:
+    """Returns the (..., 6, 3, N) derivatives of the error by the left perturbation ``exp(xi)`` of the motion.
 
     Args:
         camera: The current camera.
-        view: (4, N) float64 predicted views, see ``Reprojection``.
+        view: (..., 4, N) float64 predicted views, see ``Reprojection``.
     """
-    products = (view[:, None] * view).reshape(16, -1)
-    return (_jacobian_of_products(camera) @ products).reshape(6, 3, -1)
+    products = (view[..., :, None, :] * view[..., None, :, :]).reshape(*view.shape[:-2], 16, -1)
+    return (_like(_jacobian_of_products(camera), view) @ products).reshape(*view.shape[:-2], 6, 3, -1)
+
+
+def _like(matrix: Tensor, other: Array) -> Array:
+    """Returns a matrix as an array of the same kind as another one."""
+    return matrix.to(other) if isinstance(other, Tensor) else matrix.numpy()
 
 
 @lru_cache(maxsize=16)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import cv2
 import numpy as np
@@ -30,9 +30,13 @@ from flowodom.flow import FlowField, consistency
 from flowodom.flow.consistency import FLOW_NOISE, sample
 from flowodom.geometry import PinholeCamera, se3
 from flowodom.registration.refine import spread
+from flowodom.registration.reprojection import LEAST_DEPTH
 
-CELL = 2
-"""Pixels of the dense grid, each way, that share one probability."""
+CELLS = 13_000
+"""About how many cells, each of which has one probability, an image is cut into: what it costs hangs on that."""
+
+LEAST_CELL = 2
+"""Fewest pixels of the dense grid, each way, that share one probability."""
 
 GLANCE_CELL = 8
 """Pixels of the dense grid, each way, that share one residual in the first glance."""
@@ -79,8 +83,8 @@ MOST_MISS = 2.0
 BRIGHTNESS_NOISE = 5.0
 """Standard deviation, grey levels, of the difference of two images of one surface."""
 
-SLOPE = 0.5
-"""Misplacement, pixels of the grid, whose brightness error is forgiven."""
+SLOPE = 1.0
+"""Misplacement, pixels of the dense grid, whose brightness error is forgiven."""
 
 SEEN_THROUGH = 3.0
 """Log likelihood ratio of a pixel where something farther away was seen before."""
@@ -94,8 +98,11 @@ EDGE = 0.06
 THINNED = 23
 """Of how many pixels one is asked where all of them together tell one number."""
 
-RADIUS = 4
+RADIUS = 3
 """Half the width of the window of the smoothing, pixels of the grid."""
+
+VICINITY = 6
+"""Half the width of the window in which what moves is compared with what stands still beside it, pixels of the grid."""
 
 
 @dataclass(frozen=True)
@@ -129,13 +136,14 @@ class Surface:
             cell: Pixels of the dense grid each way that become one.
         """
         grid = coarse_camera(camera, cell)
-        height, width = depth.mean.shape
-        device = depth.mean.device
-        rows = ((torch.arange(grid.height, device=device) + 0.5) * (cell * height / camera.height)).long()
-        columns = ((torch.arange(grid.width, device=device) + 0.5) * (cell * width / camera.width)).long()
-        index = rows[:, None] * width + columns
+        index = _middles(grid, cell / camera.height, cell / camera.width, depth.mean.shape, depth.mean.device)
         rho, variance = (_take(field, index) for field in (depth.mean, depth.variance))
         return cls(grid, shrink(dense.float(), cell), rho, variance, dense, depth)
+
+    @property
+    def cell(self) -> int:
+        """Pixels of the dense grid each way that are one here."""
+        return self.dense.shape[1] // self.camera.width
 
     @cached_property
     def known(self) -> Tensor:
@@ -143,13 +151,14 @@ class Surface:
         return self.variance < torch.inf
 
     @cached_property
-    def range(self) -> tuple[Tensor, Tensor]:
-        """(H, W) least and greatest inverse depth in the neighbourhood of each pixel; NaN where none is known."""
-        rho, square = self.rho.cpu(), np.ones((3, 3), dtype=np.uint8)
-        near = torch.from_numpy(cv2.dilate(rho.nan_to_num(nan=-torch.inf).numpy(), square))
-        far = torch.from_numpy(cv2.erode(rho.nan_to_num(nan=torch.inf).numpy(), square))
-        blank = near == -torch.inf
-        return far.masked_fill_(blank, torch.nan).to(self.rho), near.masked_fill_(blank, torch.nan).to(self.rho)
+    def range(self) -> Tensor:
+        """(2, H, W) least and greatest inverse depth in the neighbourhood of each pixel; NaN where none is known."""
+        rho, square = self.rho.cpu().numpy(), np.ones((3, 3), dtype=np.uint8)
+        blank = np.isnan(rho)
+        far = cv2.erode(np.where(blank, np.inf, rho), square)
+        near = cv2.dilate(np.where(blank, -np.inf, rho), square)
+        limits = torch.from_numpy(np.stack((far, near)))
+        return limits.masked_fill_(limits.isinf(), torch.nan).to(self.rho)
 
 
 def shrink(field: Tensor, cell: int) -> Tensor:
@@ -166,6 +175,34 @@ def shrink(field: Tensor, cell: int) -> Tensor:
     return consistency.shrink(field[: height * cell, : width * cell], height, width)
 
 
+@lru_cache(maxsize=16)
+def _middles(grid: PinholeCamera, down: float, right: float, size: tuple[int, int], device: torch.device) -> Tensor:
+    """Returns the (H, W) flat places, in a field of ``size``, of the middles of a grid's cells.
+
+    Args:
+        grid: Camera of the grid (H, W).
+        down: Height of a cell, as a share of the field's.
+        right: Its width, likewise.
+        size: Rows and columns of the field.
+        device: Where they are wanted.
+    """
+    rows = ((torch.arange(grid.height, device=device) + 0.5) * (down * size[0])).long()
+    columns = ((torch.arange(grid.width, device=device) + 0.5) * (right * size[1])).long()
+    return rows[:, None] * size[1] + columns
+
+
+@lru_cache(maxsize=16)
+def _pixels(camera: PinholeCamera, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Returns the (2, H, W) pixels of a camera and their (3, H * W) rays with z = 1."""
+    pixels = camera.pixels(device=device)
+    return pixels.movedim(-1, 0).contiguous(), camera.rays(pixels).flatten(0, 1).T.contiguous()
+
+
+def cell_of(camera: PinholeCamera) -> int:
+    """Returns how many pixels of a camera's dense grid, each way, share one probability."""
+    return max(LEAST_CELL, round((camera.width * camera.height / CELLS) ** 0.5))
+
+
 def coarse_camera(camera: PinholeCamera, cell: int) -> PinholeCamera:
     """Returns the camera of a grid whose pixels are ``cell`` by ``cell`` of another's; what is left over is cut off."""
     return PinholeCamera(
@@ -180,21 +217,21 @@ def coarse_camera(camera: PinholeCamera, cell: int) -> PinholeCamera:
 
 @dataclass(frozen=True)
 class Stories:
-    """Both explanations of where each pixel (H, W) of one view is in another.
+    """Both explanations of where each pixel (H, W) of one view is in another: by the flow, and by the camera's motion.
 
     Attributes:
-        places: (2, 2, H, W) where the flow puts it, and where the camera's motion does; pixels (u, v) of the grid.
-        moved_at: (H, W) flat place of the other view's pixel nearest to where the flow puts it.
-        still_at: (H, W) likewise to where the camera's motion does.
-        still_rho: (H, W) inverse depth there, NaN unknown.
+        places: (2, 2, H, W) where the two put it; pixels (u, v) of the grid.
+        at: (2, H, W) flat places of the other view's pixels nearest to these.
+        nearest: (2, H, W) greatest inverse depth around these, NaN unknown.
+        still_rho: (H, W) inverse depth where the camera's motion puts it, NaN unknown.
         squared: (H, W) squared Mahalanobis distance between the two, in pixels and inverse depth.
         usable: (H, W) bool: the flow can be trusted and stays in the image.
         margin: (H, W) differences of inverse depth up to which two surfaces are one; NaN where depth is unknown.
     """
 
     places: Tensor
-    moved_at: Tensor
-    still_at: Tensor
+    at: Tensor
+    nearest: Tensor
     still_rho: Tensor
     squared: Tensor
     usable: Tensor
@@ -211,19 +248,15 @@ def tell(other: Surface, view: Surface, flow: Tensor, flow_variance: Tensor, mot
         flow_variance: (H, W) its variance per component, pixels squared, of which the floors are part.
         motion: (4, 4) float64 ``T_other_view`` of the camera.
     """
-    camera, rho = view.camera, view.rho.nan_to_num()
-    size = camera.height, camera.width
-    u = torch.arange(camera.width, dtype=rho.dtype, device=rho.device)
-    v = torch.arange(camera.height, dtype=rho.dtype, device=rho.device)[:, None]
+    camera, rho, size = view.camera, view.rho.nan_to_num(), view.rho.shape
+    (u, v), rays = _pixels(camera, rho.device)
     moved_u, moved_v = flow[0] + u, flow[1] + v
 
     typical = view.rho.reshape(-1)[::THINNED].nanmedian().nan_to_num(nan=1.0)
     rho_variance = torch.where(view.known, view.variance + (RELATIVE_FLOOR * rho).square_(), (3 * typical) ** 2)
-    rays = ((u - camera.cx) / camera.fx, (v - camera.cy) / camera.fy)
-    x, y, z = (
-        (turn[0] * rays[0] + turn[2] + turn[1] * rays[1]).add_(rho, alpha=shift) for *turn, shift in motion[:3].tolist()
-    )
-    over_z = z.clamp_min_(1e-3).reciprocal_()
+    motion = motion.to(rho)
+    x, y, z = (motion[:3, :3] @ rays).reshape(3, *size).addcmul_(motion[:3, 3, None, None], rho)
+    over_z = z.clamp_min_(LEAST_DEPTH).reciprocal_()
     x, y = x.mul_(over_z), y.mul_(over_z)
     still_u, still_v = x * camera.fx + camera.cx, y * camera.fy + camera.cy
     by_x, by_y, by_z = motion[:3, 3].tolist()
@@ -231,25 +264,25 @@ def tell(other: Surface, view: Surface, flow: Tensor, flow_variance: Tensor, mot
     by_v = (by_y - by_z * y).mul_(over_z).mul_(camera.fy)
 
     error_u, error_v = moved_u - still_u, moved_v - still_v
-    reach = (still_u - u).square_() + (still_v - v).square_()
-    variance = flow_variance + SYSTEMATIC**2 * reach
+    variance = flow_variance + SYSTEMATIC**2 * ((still_u - u).square_() + (still_v - v).square_())
     along = error_u * by_u + error_v * by_v
-    denominator = variance + rho_variance * (by_u * by_u + by_v * by_v)
+    denominator = variance + rho_variance * (by_u.square_() + by_v.square_())
     squared = (error_u.square_() + error_v.square_() - rho_variance * along.square_() / denominator) / variance
 
     # Depth counts as different only when nothing about the place has the right one.
     still_rho = view.rho * over_z
-    moved_at = index_of(size, moved_u, moved_v)
-    low, high = (_take(limit, moved_at) for limit in other.range)
-    gap = torch.maximum(low - still_rho, still_rho - high).clamp_min_(0).nan_to_num_(nan=0.0)
+    places = torch.stack((moved_u, moved_v, still_u, still_v)).reshape(2, 2, *size)
+    at = index_of(size, places[:, 0], places[:, 1])
+    low, high = (_take(limit, at) for limit in other.range)
+    gap = torch.maximum(low[0] - still_rho, still_rho - high[0]).clamp_min_(0).nan_to_num_(nan=0.0)
     squared += gap.square_() / (2 * rho_variance)
     return Stories(
-        places=torch.stack((moved_u, moved_v, still_u, still_v)).reshape(2, 2, *size),
-        moved_at=moved_at,
-        still_at=index_of(size, still_u, still_v),
+        places=places,
+        at=at,
+        nearest=high,
         still_rho=still_rho,
         squared=squared,
-        usable=_inside(size, moved_u, moved_v),
+        usable=_inside(size, places[0]),
         margin=3 * rho_variance.sqrt_() + EDGE * still_rho,
     )
 
@@ -266,9 +299,11 @@ def _take(field: Tensor, index: Tensor) -> Tensor:
     return field.reshape(-1).index_select(0, index.reshape(-1)).reshape(index.shape)
 
 
-def _inside(size: Sequence[int], u: Tensor, v: Tensor, border: float = 0.0) -> Tensor:
-    """Returns (...) bool: whether columns and rows (...) lie in a grid (height, width), ``border`` off its edge."""
-    return (u >= border) & (v >= border) & (u <= size[1] - 1 - border) & (v <= size[0] - 1 - border)
+def _inside(size: Sequence[int], places: Tensor, border: float = 0.0) -> Tensor:
+    """Returns (...) bool: whether places (2, ...), columns and rows, lie in a grid (height, width) off its border."""
+    u, v = places
+    across, down = 0.5 * (size[1] - 1), 0.5 * (size[0] - 1)
+    return ((u - across).abs_() <= across - border) & ((v - down).abs_() <= down - border)
 
 
 def _read(layers: Tensor, places: Tensor) -> Tensor:
@@ -279,24 +314,30 @@ def _read(layers: Tensor, places: Tensor) -> Tensor:
     return functional.grid_sample(layers, grid, mode="bilinear", padding_mode="border", align_corners=True)
 
 
-def _backward(flow: FlowField) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns flow to the view before on the grid of ``CELL``.
+def _backward(flow: FlowField, cell: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns flow to the view before on a grid of cells.
 
     Returns:
         (2, H, W) flow and (H, W) variance with its floors, pixels of the grid, and (H, W) bool, where it is trusted.
     """
-    variance = shrink(flow.backward_variance, CELL)
-    trusted = 2 * (variance - FLOW_NOISE**2) < MOST_MISS**2
-    return shrink(flow.backward, CELL) / CELL, (variance + PIXEL_FLOOR**2) / CELL**2, trusted
+    backward, variance = _thin(flow.backward, cell).movedim(-1, 0), _thin(flow.backward_variance, cell)
+    trusted = variance < FLOW_NOISE**2 + 0.5 * MOST_MISS**2
+    return backward / cell, (variance + PIXEL_FLOOR**2) / cell**2, trusted
+
+
+def _thin(field: Tensor, cell: int) -> Tensor:
+    """Returns what a dense field (H, W, ...) is in the middles of cells."""
+    height, width = field.shape[0] // cell, field.shape[1] // cell
+    return field[cell // 2 :: cell, cell // 2 :: cell][:height, :width]
 
 
 def evidence(
-    seen: tuple[Tensor, Tensor], current: Surface, stories: Stories, hidden: Tensor, through: Tensor, believed: Tensor
+    seen: Tensor, current: Surface, stories: Stories, hidden: Tensor, through: Tensor, believed: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Weighs the two stories against each other.
 
     Args:
-        seen: (H, W) grey levels seen before where each pixel was if it moved, and where it was if it stood still.
+        seen: (2, H, W) grey levels seen before where each pixel was if it moved, and where it was if it stood still.
         current: View now.
         stories: Where each pixel was.
         hidden: (H, W) bool: where it would have been if it stood still, something nearer was seen.
@@ -311,11 +352,12 @@ def evidence(
     squared = stories.squared / scatter(stories.squared, told & (believed < 0))
     distance = (0.5 * (squared - SIGNIFICANT)).clamp_(-2, 3)
 
-    down, right = torch.gradient(current.grey)
-    slope = down.square_() + right.square_()
-    change = (seen[1] - current.grey).square_() - (seen[0] - current.grey).square_()
-    change, slope = box(torch.stack((change, slope)), 1)
-    brightness = (0.5 * change / (BRIGHTNESS_NOISE**2 + SLOPE**2 * slope)).clamp_(-2, 2)
+    # Of a slope, grey levels vary by two thirds of its square over three pixels each way.
+    grey = current.grey
+    change = (seen[1] - grey).square_() - (seen[0] - grey).square_()
+    change, grey, grey_squared = box(torch.stack((change, grey, grey.square())), 1)
+    slope = 1.5 * (grey_squared - grey.square_())
+    brightness = (0.5 * change / (BRIGHTNESS_NOISE**2 + (SLOPE / current.cell) ** 2 * slope)).clamp_(-2, 2)
 
     told &= ~hidden
     ratio = torch.where(told, distance + brightness, 0) + SEEN_THROUGH * through
@@ -336,15 +378,17 @@ def box(fields: Tensor, radius: int) -> Tensor:
     means = np.empty_like(values)
     for field, mean in zip(values, means, strict=True):
         cv2.boxFilter(field, -1, (width, width), dst=mean, normalize=False, borderType=cv2.BORDER_CONSTANT)
-    height, length = (_covered(n, radius) for n in fields.shape[1:])
-    means /= height[:, None] * length
+    means /= _covered(fields.shape[1], fields.shape[2], radius)
     return torch.from_numpy(means).to(fields.device)
 
 
-def _covered(length: int, radius: int) -> NDArray[np.float32]:
-    """Returns how many of the ``length`` pixels of a line the window about each covers."""
-    middle = np.arange(length)
-    return (np.minimum(middle + radius, length - 1) - np.maximum(middle - radius, 0) + 1).astype(np.float32)
+@lru_cache(maxsize=16)
+def _covered(height: int, width: int, radius: int) -> NDArray[np.float32]:
+    """Returns how many pixels (height, width) the window about each covers."""
+    rows, columns = (
+        np.convolve(np.ones(length), np.ones(2 * radius + 1))[radius:-radius] for length in (height, width)
+    )
+    return (rows[:, None] * columns).astype(np.float32)
 
 
 def smooth(values: Tensor, weight: Tensor, guide: Tensor, deviation: Tensor) -> Tensor:
@@ -363,11 +407,10 @@ def smooth(values: Tensor, weight: Tensor, guide: Tensor, deviation: Tensor) -> 
     g = guide.nan_to_num()
     w = weight * known
     wg, wv = w * g, w * values
-    total, mean_g, mean_v, gg, gv = box(torch.stack((w, wg, wv, wg * g, wg * values)), RADIUS)
-    n = total.clamp_min(1e-6)
-    mean_g, mean_v = mean_g / n, mean_v / n
-    variance = (gg / n - mean_g * mean_g).clamp_min(0)
-    slope = (gv / n - mean_g * mean_v) / (variance + deviation * deviation)
+    sums = box(torch.stack((w, wg, wv, wg * g, wg * values)), RADIUS)
+    total = sums[0]
+    mean_g, mean_v, gg, gv = sums[1:] / total.clamp_min(1e-6)
+    slope = (gv - mean_g * mean_v) / ((gg - mean_g * mean_g).clamp_min_(0) + deviation * deviation)
     constant = mean_v - slope * mean_g
     total, slope, constant = box(torch.stack((total, total * slope, total * constant)), RADIUS)
     return (slope * g + constant) / (total + 0.05) * known
@@ -411,7 +454,7 @@ class Moving:
         moves, known = (self.logit > 0).to(rho), rho.isfinite().to(rho)
         value = rho.nan_to_num()
         near, far = moves * known, (1 - moves) * known
-        sums = box(torch.stack((near, near * value, far, far * value)), 2 * RADIUS)
+        sums = box(torch.stack((near, near * value, far, far * value)), VICINITY)
         beside = (sums[0] > 0.2) & (sums[2] > 0.2)
         ratio = (sums[1] / sums[0] / (sums[3] / sums[2])).log()
         return float(torch.where(beside, ratio, 0).sum() / beside.sum().clamp_min(1))
@@ -450,14 +493,17 @@ class Moving:
         Args:
             flow: Dense flow from this image to the next.
         """
-        row, column = (self.doubt > 0).nonzero(as_tuple=True)
-        shift = flow.rough[row * CELL, column * CELL].T / CELL
-        doubt = torch.full_like(self.doubt, -MOST_LOGIT)
-        doubt.view(-1)[index_of(doubt.shape, column + shift[0], row + shift[1])] = self.doubt[row, column]
+        doubt = self.doubt.cpu().numpy()
+        row, column = np.nonzero(doubt > 0)
+        cell = self.surface.cell
+        u, v = _thin(flow.rough, cell).cpu().numpy()[row, column].T / cell
+        ahead = np.full_like(doubt, -MOST_LOGIT)
+        there = index_of(doubt.shape, *map(torch.from_numpy, (column + u, row + v))).numpy()
+        ahead.reshape(-1)[there] = doubt[row, column]
         # What comes nearer leaves gaps.
-        closed = cv2.morphologyEx(doubt.cpu().numpy(), cv2.MORPH_CLOSE, np.ones((3, 3), dtype=np.uint8))
-        doubt = torch.from_numpy(closed).to(self.doubt)
-        return replace(self, logit=doubt, doubt=doubt, past=None, stories=None)
+        closed = cv2.morphologyEx(ahead, cv2.MORPH_CLOSE, np.ones((3, 3), dtype=np.uint8))
+        carried = torch.from_numpy(closed).to(self.doubt)
+        return replace(self, logit=carried, doubt=carried, past=None, stories=None)
 
     def mask(self, size: tuple[int, ...], *, doubted: bool = False) -> NDArray[np.bool_]:
         """Returns which pixels of an image of ``size`` (height, width) are likelier to move than to stand still.
@@ -465,12 +511,19 @@ class Moving:
         With ``doubted`` those that did so a short while ago are among them.
         """
         belief = (self.doubt if doubted else self.logit).cpu().numpy()
-        return np.asarray(cv2.resize(belief, size[::-1], interpolation=cv2.INTER_LINEAR) > 0)
+        # The grid ends where no whole cell is left.
+        dense, cell = self.surface.dense.shape, self.surface.cell
+        right, down = dense[1] / (cell * size[1]), dense[0] / (cell * size[0])
+        from_image = np.array([[right, 0, 0.5 * right - 0.5], [0, down, 0.5 * down - 0.5]])
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        found = cv2.warpAffine(belief, from_image, size[::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE)
+        return np.asarray(found > 0)
 
     def places(self, camera: PinholeCamera, pixels: Tensor) -> Tensor:
         """Returns where (..., 2) pixels of a camera with the same view at any resolution lie on the grid."""
-        scale = pixels.new_tensor((self.camera.width / camera.width, self.camera.height / camera.height))
-        return ((pixels + 0.5) * scale - 0.5).to(self.logit)
+        right, down = self.camera.fx / camera.fx, self.camera.fy / camera.fy
+        first = pixels.new_tensor((self.camera.cx - right * camera.cx, self.camera.cy - down * camera.cy))
+        return (pixels * pixels.new_tensor((right, down)) + first).to(self.logit)
 
     def at(self, camera: PinholeCamera, pixels: Tensor) -> Tensor:
         """Returns the (...) probability at (..., 2) pixels of a camera with the same view at any resolution."""
@@ -499,38 +552,32 @@ def decompose(
     """Splits what moves on its own from what the camera's motion explains.
 
     Args:
-        previous: View before, on a grid of ``CELL``.
+        previous: View before, on a grid of cells.
         current: View now.
         flow: Dense flow between the two.
         motion: (4, 4) float64 ``T_current_previous`` of the camera.
         before: What moved in the view before; None where nothing did.
     """
-    shift, variance, trusted = _backward(flow)
+    shift, variance, trusted = _backward(flow, current.cell)
     stories = tell(previous, current, shift, variance, se3.inverse(motion))
     stories = replace(stories, usable=stories.usable & trusted)
-    greatest = _take(previous.range[1], stories.still_at)
-    hidden = greatest > stories.still_rho + stories.margin
-    through = greatest < stories.still_rho - stories.margin
-    through &= _inside(through.shape, stories.places[1, 0], stories.places[1, 1], border=1.0)
+    nearest = stories.nearest[1]
+    hidden = nearest > stories.still_rho + stories.margin
+    through = (nearest < stories.still_rho - stories.margin) & _inside(hidden.shape, stories.places[1], border=1.0)
 
     # The pixel moves and came with the flow, or it stands still and was where the camera's motion says.
     layers = [previous.grey] if before is None else [previous.grey, before.logit, before.doubt]
-    moved, still = _read(torch.stack(layers), stories.places)
+    read = _read(torch.stack(layers), stories.places)
     prior = torch.full_like(current.grey, math.log(PRIOR / (1 - PRIOR)))
     doubt = torch.full_like(prior, -MOST_LOGIT)
     if before is not None:
         # Another surface has no past to go by; whether one without depth is the same is known by its lack of it.
-        blank = ~current.known
-        other = (_take(previous.rho, stories.moved_at) - stories.still_rho).abs_() > stories.margin
-        other |= blank & (_take(previous.range[1], stories.moved_at) > -torch.inf)
-        hid = hidden | (blank & (greatest > -torch.inf))
-        moves, stays = (
-            torch.where(new, PRIOR, (1 - FADING) * logit.sigmoid() + FADING * PRIOR)
-            for new, logit in ((other, moved[1]), (hid, still[1]))
-        )
+        other = (_take(previous.rho, stories.at[0]) - stories.still_rho).abs_() > stories.margin
+        new = torch.stack((other, hidden)) | (~current.known & (stories.nearest > -torch.inf))
+        moves, stays = torch.where(new, PRIOR, (1 - FADING) * read[:, 1].sigmoid() + FADING * PRIOR)
         prior = (moves / (1 - stays)).log_()
-        doubt = torch.where(other, doubt, moved[2] - RELIEF)
-    ratio, told = evidence((moved[0], still[0]), current, stories, hidden, through, prior)
+        doubt = torch.where(new[0], doubt, read[0, 2] - RELIEF)
+    ratio, told = evidence(read[:, 0], current, stories, hidden, through, prior)
     deviation = 2 * current.variance.sqrt().clamp_max_(1) + 0.5 * EDGE * current.rho.nan_to_num()
     ratio = smooth(ratio, told.to(ratio), current.rho, deviation)
     logit = (prior + ratio).clamp_(-MOST_LOGIT, MOST_LOGIT)
@@ -569,6 +616,7 @@ def find_moving(
         coarse = [Surface.of(camera, *view, GLANCE_CELL) for view in (previous, current)]
         if not glance(coarse[0], coarse[1], flow, motion):
             return None
-    past = Surface.of(camera, *previous, CELL) if before is None else before.surface
-    moving = decompose(past, Surface.of(camera, *current, CELL), flow, motion, before)
+    cell = cell_of(camera)
+    past = Surface.of(camera, *previous, cell) if before is None else before.surface
+    moving = decompose(past, Surface.of(camera, *current, cell), flow, motion, before)
     return moving if moving.doubted_share > LEAST_SHARE else None

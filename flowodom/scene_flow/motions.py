@@ -6,11 +6,14 @@ prior on the motion: Bell and Cathey, "The Iterated Kalman Filter Update as a Ga
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from flowodom.flow.points import follow
@@ -19,10 +22,12 @@ from flowodom.registration.covariance import CORRELATION
 from flowodom.registration.procrustes import procrustes
 from flowodom.registration.refine import CONVERGED, LEAST_SPREAD, MOST_SPREAD, OUTLIER, QUANTILE_OF_TWO, SPREAD_QUANTILE
 from flowodom.registration.reprojection import Reprojection, motion_jacobian, reproject
-from flowodom.scene_flow.decompose import CELL, EDGE, SYSTEMATIC, Moving
+from flowodom.scene_flow.decompose import EDGE, SYSTEMATIC, Moving
+
+Array = NDArray[Any]
 
 SAMPLES = 90
-"""Most points of one motion's fit."""
+"""Points of one motion's fit."""
 
 LEAST_SAMPLES = 12
 """Fewest points that a motion is looked for in."""
@@ -33,14 +38,14 @@ TRIPLES = 24
 ITERATIONS = 3
 """Gauss-Newton steps of a fit."""
 
-PLACE_NOISE = 0.12
-"""Standard deviation, pixels of the grid, of where the flow puts a point."""
+PLACE_NOISE = 0.24
+"""Standard deviation, pixels of the dense grid, of where the flow puts a point."""
 
-POLISHED_NOISE = 0.05
+POLISHED_NOISE = 0.1
 """The same of a point polished by Lucas-Kanade."""
 
-MOST_POLISH = 1.5
-"""Pixels of the grid by which Lucas-Kanade may differ from the flow."""
+MOST_POLISH = 3.0
+"""Pixels of the dense grid by which Lucas-Kanade may differ from the flow."""
 
 
 @dataclass(frozen=True)
@@ -64,18 +69,18 @@ class MovingPixels:
     """
 
     camera: PinholeCamera
-    index: Tensor
-    ray: Tensor
-    rho: Tensor
-    rho_variance: Tensor
-    place: Tensor
-    place_variance: Tensor
-    seen_rho: Tensor
-    seen_variance: Tensor
-    usable: Tensor
-    moves: Tensor
-    inner: Tensor
-    origin: Tensor
+    index: Array
+    ray: Array
+    rho: Array
+    rho_variance: Array
+    place: Array
+    place_variance: Array
+    seen_rho: Array
+    seen_variance: Array
+    usable: Array
+    moves: Array
+    inner: Array
+    origin: Array
 
     @classmethod
     def of(cls, moving: Moving) -> MovingPixels:
@@ -83,118 +88,109 @@ class MovingPixels:
         assert moving.stories is not None
         assert moving.past is not None
         camera, surface, stories = moving.camera, moving.surface, moving.stories
-        index = ((moving.doubt > 0) & surface.known).reshape(-1).nonzero()[:, 0]
-        here = _places(camera, index).float()
+        index = np.flatnonzero(((moving.doubt > 0) & surface.known).cpu())
 
-        def at(field: Tensor, places: Tensor = index) -> Tensor:
-            return field.reshape(-1).index_select(0, places).cpu()
+        def at(field: Tensor, places: Array = index) -> Array:
+            return field.flatten(-2).cpu().numpy().take(places, axis=-1)
 
-        place, still = stories.places.reshape(2, 2, -1).index_select(2, index).cpu()
-        low, high = map(at, surface.range)
-        rho, variance, usable = at(surface.rho), at(surface.variance), at(stories.usable)
-        origin = at(stories.moved_at)
-        seen, seen_variance = (at(field, origin.to(index)) for field in (moving.past.rho, moving.past.variance))
+        (place, still), (low, high) = at(stories.places), at(surface.range)
+        rho, variance, usable, origin = map(at, (surface.rho, surface.variance, stories.usable, stories.at[0]))
+        seen, seen_variance = at(moving.past.rho, origin), at(moving.past.variance, origin)
         same = _on_one_surface(seen, rho, variance)
         return cls(
             camera=camera,
-            index=index.cpu(),
-            ray=camera.rays(here).cpu().T,
+            index=index,
+            ray=camera.rays(torch.from_numpy(_places(camera, index))).float().numpy().T,
             rho=rho,
             rho_variance=variance,
             place=place,
-            place_variance=PLACE_NOISE**2 + SYSTEMATIC**2 * (place - still).square().sum(0),
-            seen_rho=torch.where(same, seen, torch.nan),
-            seen_variance=torch.where(same, seen_variance, torch.inf),
+            place_variance=(PLACE_NOISE / surface.cell) ** 2 + SYSTEMATIC**2 * np.square(place - still).sum(0),
+            seen_rho=np.where(same, seen, np.float32(np.nan)),
+            seen_variance=np.where(same, seen_variance, np.float32(np.inf)),
             usable=usable,
             moves=at(moving.logit) > 0,
             inner=usable & (high - low < 2 * EDGE * rho),
-            origin=torch.where(same & usable, origin, -1),
+            origin=np.where(same & usable, origin, -1),
         )
 
     def __len__(self) -> int:
         return len(self.index)
 
-    def image(self, values: Tensor) -> Tensor:
+    def image(self, values: Array) -> Array:
         """Returns (..., N) values as (..., H, W) images, zero (False) elsewhere."""
         size = self.camera.height, self.camera.width
-        image = values.new_zeros(*values.shape[:-1], size[0] * size[1])
+        image = np.zeros((*values.shape[:-1], size[0] * size[1]), dtype=values.dtype)
         image[..., self.index] = values
         return image.reshape(*values.shape[:-1], *size)
 
-    def flags(self, which: Tensor) -> Tensor:
+    def flags(self, which: Array) -> Array:
         """Returns an index (M,) as (N,) bool."""
-        flags = torch.zeros(len(self), dtype=torch.bool)
+        flags = np.zeros(len(self), dtype=np.bool_)
         flags[which] = True
         return flags
 
-    def around(self, flags: Tensor, reach: int) -> Tensor:
-        """Returns the (N,) bool pixels that are no farther than ``reach``, in rows and columns, from some of (N,)."""
+    def around(self, flags: Array, reach: int) -> Array:
+        """Returns the (K, N) bool pixels within ``reach``, in rows and columns, of some of each of (K, N)."""
         square = np.ones((2 * reach + 1, 2 * reach + 1), dtype=np.uint8)
-        near = cv2.dilate(self.image(flags.to(torch.uint8)).numpy(), square)
-        return torch.from_numpy(near).reshape(-1)[self.index] > 0
+        images = self.image(flags.astype(np.uint8))
+        return np.stack([cv2.dilate(image, square).reshape(-1)[self.index] for image in images]) > 0
 
-    def points(self, which: Tensor) -> Tensor:
-        """Returns the (M, 3) float64 places, metres, of the pixels of an index (M,)."""
-        return (self.ray[:, which] / self.rho[which]).T.double()
+    def points(self, which: Array) -> Array:
+        """Returns the (..., 3) float64 places, metres, of the pixels of an index (...)."""
+        return np.moveaxis(self.ray[:, which] / self.rho[which], 0, -1).astype(np.float64)
 
-    def squared(self, motions: Tensor) -> Tensor:
-        """Returns the (K, N) squared Mahalanobis distance between where pixels were and where motions put them.
+    def squared(self, motions: Tensor) -> Array:
+        """Returns the (K, N) float32 squared Mahalanobis distance between where pixels were and where motions put them.
 
         Args:
-            motions: (K, 4, 4) ``T_previous_current`` of a camera that would go with each pixel.
+            motions: (K, 4, 4) ``T_previous_current`` of cameras that would go with each pixel.
         """
-        motions = motions.to(self.rho)
-        turned = motions[:, :3, :3] @ self.ray
-        x, y, z = (turned + motions[:, :3, 3:] * self.rho).unbind(1)
-        camera, over_z = self.camera, 1 / z.clamp_min(1e-3)
+        rows = motions[:, :3].to(torch.float32).numpy()
+        x, y, z = np.moveaxis(rows[..., :3] @ self.ray + rows[..., 3:] * self.rho, 1, 0)
+        camera, over_z = self.camera, 1 / np.maximum(z, 1e-3)
         u = camera.fx * (x * over_z) + (camera.cx - self.place[0])
         v = camera.fy * (y * over_z) + (camera.cy - self.place[1])
-        gap = self.rho * over_z - self.seen_rho.nan_to_num()
+        gap = self.rho * over_z - np.nan_to_num(self.seen_rho)
         depth = 1 / (self.rho_variance + self.seen_variance)
         return (u * u + v * v) / self.place_variance + gap * gap * depth
 
 
-def _places(camera: PinholeCamera, index: Tensor) -> Tensor:
-    """Returns the (N, 2) integer pixels (u, v) of flat places (N,) on a camera's grid."""
-    return torch.stack((index % camera.width, index // camera.width), dim=-1)
+def _places(camera: PinholeCamera, index: Array) -> Array:
+    """Returns the (N, 2) float64 pixels (u, v) of flat places (N,) on a camera's grid."""
+    row, column = np.divmod(index, camera.width)
+    return np.stack((column, row), axis=-1).astype(np.float64)
 
 
-def _on_one_surface(seen: Tensor, rho: Tensor, variance: Tensor) -> Tensor:
+def _on_one_surface(seen: Array, rho: Array, variance: Array) -> Array:
     """Tells (N,) where the inverse depth seen before can be that of the same surface as ``rho`` with its variance."""
-    return (seen - rho).abs() < EDGE * rho + 4 * variance.sqrt()
+    return np.abs(seen - rho) < EDGE * rho + 4 * np.sqrt(variance)
 
 
-def even(group: Tensor) -> Tensor:
-    """Returns at most ``SAMPLES`` of an index (N,), evenly spaced."""
-    return group[torch.linspace(0, max(len(group) - 1, 0), min(len(group), SAMPLES)).long()]
+def even(groups: Sequence[Array]) -> Array:
+    """Returns (K, SAMPLES) evenly spaced entries of K indices (N,), none empty: of short ones some more than once."""
+    return np.stack([group[np.arange(SAMPLES) * (len(group) - 1) // (SAMPLES - 1)] for group in groups])
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Points of K groups, n each, as pixels that were seen before; float64, padded with points of no weight.
+    """Points of K groups, n each, as pixels that were seen before; float64.
 
     Attributes:
-        ray: (3, K, n) direction with z = 1, current camera.
-        rho: (K, n) inverse depth.
-        rho_variance: (K, n).
-        place: (K, n, 2) where each was, pixels of the grid.
-        place_variance: (K, n).
-        seen_rho: (K, n) inverse depth seen there; NaN for none.
-        seen_variance: (K, n); infinite for none.
-        valid: (K, n) float64: one, or zero for padding.
+        place: (K, 4, n) homogeneous: direction with z = 1, current camera, and inverse depth.
+        rho_variance: (K, 1, n) that of the inverse depth.
+        seen: (K, 3, n) where each was: pixel u and v of the grid, and inverse depth seen there, zero for none.
+        variance: (K, 3, n) their variances; infinite for none.
+        weight: (K, 1) what each point counts: less than one where a group is so small that some are taken twice.
     """
 
-    ray: Tensor
-    rho: Tensor
-    rho_variance: Tensor
-    place: Tensor
-    place_variance: Tensor
-    seen_rho: Tensor
-    seen_variance: Tensor
-    valid: Tensor
+    place: Array
+    rho_variance: Array
+    seen: Array
+    variance: Array
+    weight: Array
 
     @classmethod
-    def of(cls, pixels: MovingPixels, groups: list[Tensor], moving: Moving) -> Samples:
+    def of(cls, pixels: MovingPixels, groups: Sequence[Array], moving: Moving) -> Samples:
         """Takes points evenly from each group, and polishes where they were by Lucas-Kanade.
 
         Args:
@@ -202,62 +198,43 @@ class Samples:
             groups: K indices into them, none empty.
             moving: What they were taken from, for its images.
         """
-        thinned = [even(group) for group in groups]
-        counts = torch.tensor([len(group) for group in thinned])
-        index = torch.nn.utils.rnn.pad_sequence(thinned, batch_first=True)
-        valid = (torch.arange(index.shape[1]) < counts[:, None]).double()
         assert moving.past is not None
-        flat = index.reshape(-1)
-        here = _places(pixels.camera, pixels.index[flat]).double()
-        place, polished = _polish(moving, here, pixels.place[:, flat].T.double())
-        rho, rho_variance = moving.surface.depth.read(pixels.camera, here)
-        between = rho.isnan()
-        rho = torch.where(between, pixels.rho[flat].double(), rho)
-        rho_variance = torch.where(between, pixels.rho_variance[flat].double(), rho_variance)
-        seen, seen_variance = moving.past.depth.read(pixels.camera, place)
-        same = _on_one_surface(seen, rho, rho_variance)
+        index = even(groups).reshape(-1)
+        here = _places(pixels.camera, pixels.index[index])
+        place, polished = _polish(moving, here, pixels.place[:, index].T)
+        (rho, rho_variance), (seen_rho, seen_variance) = (
+            [field.numpy() for field in view.depth.read(pixels.camera, torch.from_numpy(at))]
+            for view, at in ((moving.surface, here), (moving.past, place))
+        )
+        between = np.isnan(rho)
+        rho = np.where(between, pixels.rho[index], rho)
+        rho_variance = np.where(between, pixels.rho_variance[index], rho_variance)
+        same = _on_one_surface(seen_rho, rho, rho_variance)
+        noise = np.where(polished, (POLISHED_NOISE / moving.surface.cell) ** 2, pixels.place_variance[index])
+
+        def by_group(*rows: Array) -> Array:
+            return np.moveaxis(np.reshape(rows, (len(rows), len(groups), SAMPLES)), 0, 1).astype(np.float64)
+
         return cls(
-            ray=pixels.ray[:, index].double(),
-            rho=rho.reshape(index.shape),
-            rho_variance=rho_variance.reshape(index.shape),
-            place=place.reshape(*index.shape, 2),
-            place_variance=torch.where(polished, POLISHED_NOISE**2, pixels.place_variance[flat].double()).reshape(
-                index.shape
-            ),
-            seen_rho=torch.where(same, seen, torch.nan).reshape(index.shape),
-            seen_variance=torch.where(same, seen_variance, torch.inf).reshape(index.shape),
-            valid=valid,
+            place=by_group(*pixels.ray[:, index], rho),
+            rho_variance=by_group(rho_variance),
+            seen=by_group(*place.T, np.where(same, seen_rho, 0)),
+            variance=by_group(noise, noise, np.where(same, seen_variance, np.inf)),
+            weight=np.array([[min(1.0, len(group) / SAMPLES)] for group in groups]),
         )
 
-    def spread(self, squared: Tensor) -> Tensor:
-        """Returns the (K, 1) factors, squared, by which residuals (K, n) scatter more than stated, see ``spread``."""
-        ranked = squared.masked_fill(self.valid == 0, torch.inf).sort(dim=-1).values
-        low = ranked.gather(-1, (SPREAD_QUANTILE * (self.valid.sum(-1, keepdim=True) - 1)).long())
-        return (low / QUANTILE_OF_TWO).clamp(LEAST_SPREAD, MOST_SPREAD)
-
-    def repeated(self, times: int) -> Samples:
-        """Returns the points of one group as so many groups."""
-        fields = {name: value.expand(times, *value.shape[1:]) for name, value in vars(self).items() if name != "ray"}
-        return Samples(ray=self.ray.expand(3, times, -1), **fields)
-
-    def seen_from(self, camera: PinholeCamera, motions: Tensor) -> tuple[Reprojection, Tensor, Tensor]:
-        """Looks at the points from K motions.
+    def seen_from(self, camera: PinholeCamera, motions: Array) -> tuple[Reprojection[Array], Array, Array]:
+        """Looks at the points from K motions (K, 4, 4), or at those of one group from any number of them.
 
         Returns:
-            The reprojection of all points, (3, K * n) inverse variances of its errors, and (K, n) squared residuals.
+            The reprojection of all points, (K, 3, n) inverse variances of its errors, and (K, n) squared residuals.
         """
-        rho = self.rho.reshape(-1)
-        ray = torch.einsum("kij,jkn->ikn", motions[:, :, :3], self.ray).reshape(4, -1)
-        start = motions[:, :, 3].T[:, :, None].expand(4, *self.rho.shape).reshape(4, -1)
-        seen_rho, variance = self.seen_rho.reshape(1, -1).nan_to_num(), self.seen_variance.reshape(-1)
-        seen = reproject(camera, ray + rho * start, start, torch.cat((self.place.reshape(-1, 2).T, seen_rho)))
-        place = self.place_variance.reshape(-1)
-        noise = torch.stack((place, place, variance))
-        noise = 1 / (noise + self.rho_variance.reshape(-1) * seen.by_rho * seen.by_rho)
-        return seen, noise, (noise * seen.error * seen.error).sum(0).reshape(self.rho.shape)
+        seen = reproject(camera, motions @ self.place, motions[..., 3:], self.seen)
+        noise = 1 / (self.variance + self.rho_variance * np.square(seen.by_rho))
+        return seen, noise, (noise * np.square(seen.error)).sum(-2)
 
 
-def _polish(moving: Moving, here: Tensor, guess: Tensor) -> tuple[Tensor, Tensor]:
+def _polish(moving: Moving, here: Array, guess: Array) -> tuple[Array, Array]:
     """Follows pixels of the grid back by Lucas-Kanade.
 
     Args:
@@ -266,15 +243,16 @@ def _polish(moving: Moving, here: Tensor, guess: Tensor) -> tuple[Tensor, Tensor
         guess: (M, 2) where they were.
 
     Returns:
-        (M, 2) where they were, and (M,) bool, whether they were found there; the others keep their guess.
+        (M, 2) float64 where they were, and (M,) bool, whether they were found there; the others keep their guess.
     """
     assert moving.past is not None
     source, target = (view.dense.cpu().numpy() for view in (moving.surface, moving.past))
-    shift = 0.5 * (CELL - 1)
-    found, good = follow(source, target, here * CELL + shift, guess * CELL + shift, levels=0)
-    place = (found - shift) / CELL
-    good &= (place - guess).norm(dim=-1) < MOST_POLISH
-    return torch.where(good[:, None], place, guess), good
+    cell = moving.surface.cell
+    places = (torch.from_numpy(place * cell + 0.5 * (cell - 1)) for place in (here, guess))
+    found, good = (values.numpy() for values in follow(source, target, *places, levels=0))
+    place = (found - 0.5 * (cell - 1)) / cell
+    good &= np.linalg.norm(place - guess, axis=-1) < MOST_POLISH / cell
+    return np.where(good[:, None], place, guess), good
 
 
 def fit_motions(camera: PinholeCamera, samples: Samples, starts: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
@@ -289,48 +267,46 @@ def fit_motions(camera: PinholeCamera, samples: Samples, starts: Tensor, prior: 
     Returns:
         (K, 4, 4) motions and (K, 6, 6) covariances of their left perturbations, the prior being part of both.
     """
-    motions, groups = se3.normalised(starts), len(starts)
-    moved = torch.zeros(groups, 6, 1, dtype=torch.float64)
+    motions, known = starts.numpy(), prior.numpy()
+    moved, rank = np.zeros((len(motions), 6, 1)), int(SPREAD_QUANTILE * (SAMPLES - 1))
     for _ in range(ITERATIONS):
         seen, noise, squared = samples.seen_from(camera, motions)
-        scale = samples.spread(squared)
+        low = np.partition(squared, rank, axis=-1)[:, rank, None]
+        scale = (low / QUANTILE_OF_TWO).clip(LEAST_SPREAD, MOST_SPREAD)
         kernel = OUTLIER * OUTLIER * scale
-        weight = samples.valid * (kernel / (kernel + squared)) ** 2 / (CORRELATION * scale)
+        weight = samples.weight * np.square(kernel / (kernel + squared)) / (CORRELATION * scale)
         jacobian = motion_jacobian(camera, seen.view)
-        # (6, 3, K n) to (K, 6, 3 n), so that each group has its own normal equations.
-        jacobian, weighted, error = (
-            field.reshape(-1, 3, groups, samples.valid.shape[1]).permute(2, 0, 1, 3).flatten(2)
-            for field in (jacobian, weight.reshape(-1) * noise * jacobian, seen.error)
-        )
-        hessian = weighted @ jacobian.mT + prior
+        weighted = (jacobian * (weight[:, None] * noise)[:, None]).reshape(len(motions), 6, -1)
+        hessian = weighted @ jacobian.reshape(weighted.shape).mT + known
         # The prior is quadratic in the way from the start, which is short enough to add up its steps.
-        gradient = weighted @ error.mT + prior @ moved
-        step = -torch.linalg.solve(hessian, gradient)
-        moved, motions = moved + step, se3.exp(step[..., 0]) @ motions
-        if -float((step * gradient).sum((1, 2)).min()) < CONVERGED**2:
+        gradient = weighted @ seen.error.reshape(len(motions), -1, 1) + known @ moved
+        step = -np.linalg.solve(hessian, gradient)
+        twist = np.tensordot(step[..., 0], se3.GENERATORS.numpy(), 1)
+        # The exponential's series: what four factors of a step add is beyond any noise.
+        moved, motions = moved + step, motions + twist @ (motions + twist @ (motions + twist @ motions / 3) / 2)
+        if -(step * gradient).sum(1).min() < CONVERGED**2:
             break
-    covariance = torch.linalg.inv(hessian)
-    return motions, 0.5 * (covariance + covariance.mT)
+    covariance = torch.from_numpy(np.linalg.inv(hessian))
+    return torch.from_numpy(motions), 0.5 * (covariance + covariance.mT)
 
 
-def propose(camera: PinholeCamera, samples: Samples, expected: Tensor, generator: torch.Generator) -> Tensor:
+def propose(camera: PinholeCamera, samples: Samples, expected: Tensor, random: np.random.Generator) -> Tensor:
     """Returns the (4, 4) motion, of the expected one and some from three points each, that explains most points.
 
     Args:
         camera: Camera of the grid.
         samples: One group of points.
         expected: (4, 4) float64 one candidate.
-        generator: Source of randomness.
+        random: Source of randomness.
     """
-    both = samples.seen_variance[0].isfinite() & (samples.valid[0] > 0)
+    both = np.isfinite(samples.variance[0, 2])
     candidates = expected[None]
-    if int(both.sum()) >= LEAST_SAMPLES:
-        points = (samples.ray[:, 0] / samples.rho[0]).T[both]
-        targets = camera.unproject(samples.place[0], 1 / samples.seen_rho[0])[both]
-        triples = torch.randint(len(points), (TRIPLES, 3), generator=generator)
+    if both.sum() >= LEAST_SAMPLES:
+        place, seen = (torch.from_numpy(field[0][:, both].T) for field in (samples.place, samples.seen))
+        points, targets = place[:, :3] / place[:, 3:], camera.unproject(seen[:, :2], 1 / seen[:, 2])
+        triples = torch.from_numpy(random.integers(len(points), size=(TRIPLES, 3)))
         ones = torch.ones(TRIPLES, 3, dtype=torch.float64)
-        every = procrustes(points, targets, samples.rho[0][both] ** 4)
+        every = procrustes(points, targets, place[:, 3] ** 4)
         candidates = torch.cat((candidates, every[None], procrustes(points[triples], targets[triples], ones)))
-    squared = samples.repeated(len(candidates)).seen_from(camera, candidates)[2]
-    cost = squared.clamp(max=OUTLIER * OUTLIER).sum(-1)
-    return candidates[cost.argmin()]
+    squared = samples.seen_from(camera, candidates.numpy())[2]
+    return candidates[int(squared.clip(max=OUTLIER * OUTLIER).sum(-1).argmin())]

@@ -34,7 +34,7 @@ from flowodom.geometry import PinholeCamera, se3
 from flowodom.registration.covariance import compose
 from flowodom.registration.refine import OUTLIER
 from flowodom.scene_flow.decompose import MOST_LOGIT, Moving
-from flowodom.scene_flow.motions import LEAST_SAMPLES, MovingPixels, Samples, even, fit_motions, propose
+from flowodom.scene_flow.motions import LEAST_SAMPLES, Array, MovingPixels, Samples, even, fit_motions, propose
 
 PROPOSALS = 3
 """Most new motions that are looked for in a frame."""
@@ -42,7 +42,7 @@ PROPOSALS = 3
 FADING = 0.02
 """Share of the beliefs that gets lost from one frame to the next."""
 
-STRIP = 4
+STRIP = 3
 """Width, pixels of the grid, up to which a strip is a fault of the flow beside an edge."""
 
 RESTING = 3
@@ -57,10 +57,10 @@ MEDIAN_OF_THREE = 2.366
 MOST_SCATTER = 2.0
 """Greatest factor, squared, by which the pixels of an object are believed to scatter more than stated."""
 
-BLUR = 5
+BLUR = 3
 """Width of the window over which neighbours share evidence, pixels of the grid."""
 
-REACH = 8
+REACH = 5
 """Distance in the image from an object's pixels up to which it can claim others, pixels of the grid."""
 
 BESIDE = 0.1
@@ -96,7 +96,7 @@ SIMILAR = 0.92
 UNLIKE = 0.03
 """By how much less all others must look like it."""
 
-LEAST_COLOURED = 300
+LEAST_COLOURED = 130
 """Pixels of the grid, over all frames, that must have been seen of an object for its colours to tell anything."""
 
 LARGER = 2.5
@@ -199,31 +199,29 @@ class _Claims:
     numbers: list[int]
     motions: Tensor
     covariances: Tensor
-    squared: Tensor
-    belief: Tensor
-    owner: Tensor
+    squared: Array
+    belief: Array
+    owner: Array
 
     @classmethod
     def none(cls, pixels: MovingPixels) -> _Claims:
         """Returns the claims of nobody."""
         motions, covariances = (torch.zeros(0, n, n, dtype=torch.float64) for n in (4, 6))
-        empty = torch.zeros(0, len(pixels))
+        empty = np.zeros((0, len(pixels)), dtype=np.float32)
         return cls(pixels, [], motions, covariances, empty, empty, _owner(empty))
 
-    def add(
-        self, numbers: Sequence[int], motions: Tensor, covariances: Tensor, squared: Tensor, belief: Tensor
-    ) -> None:
+    def add(self, numbers: Sequence[int], motions: Tensor, covariances: Tensor, squared: Array, belief: Array) -> None:
         """Adds claims of more objects."""
         self.numbers += numbers
         self.motions = torch.cat((self.motions, motions))
         self.covariances = torch.cat((self.covariances, covariances))
-        self.squared = torch.cat((self.squared, squared))
-        self.belief = torch.cat((self.belief, belief))
+        self.squared = np.concatenate((self.squared, squared))
+        self.belief = np.concatenate((self.belief, belief))
         self.owner = _owner(self.belief)
 
-    def raise_belief(self, row: int, belief: Tensor) -> None:
+    def raise_belief(self, row: int, belief: Array) -> None:
         """Lets the object of a row claim pixels with a belief (N,) where it is greater than its own."""
-        self.belief[row] = torch.maximum(self.belief[row], belief)
+        self.belief[row] = np.maximum(self.belief[row], belief)
         self.owner = _owner(self.belief)
 
     def drop(self, numbers: Sequence[int]) -> None:
@@ -242,21 +240,30 @@ class _Claims:
         self.numbers[self.numbers.index(larger)] = stays
 
     @property
-    def odds(self) -> Tensor:
+    def groups(self) -> list[Array]:
+        """K indices of the inner pixels that go with each object."""
+        return _groups(self.owner, self.pixels.inner, len(self.numbers))
+
+    @property
+    def odds(self) -> Array:
         """(K, N) log odds that a pixel goes with an object rather than with the likeliest other, or with none."""
         if len(self.belief) < 2:
-            return self.belief.clamp(-MOST_LOGIT, MOST_LOGIT)
-        first, second = self.belief.clamp_min(0).topk(2, dim=0).values
-        rival = torch.where(self.belief < first, first, second)
-        return (self.belief - rival).clamp(-MOST_LOGIT, MOST_LOGIT)
+            return self.belief.clip(-MOST_LOGIT, MOST_LOGIT)
+        second, first = np.partition(self.belief.clip(min=0), -2, axis=0)[-2:]
+        rival = np.where(self.belief < first, first, second)
+        return (self.belief - rival).clip(-MOST_LOGIT, MOST_LOGIT)
 
 
-def _owner(belief: Tensor) -> Tensor:
+def _owner(belief: Array) -> Array:
     """Returns the (N,) row of the greatest positive of beliefs (K, N), -1 where none is positive."""
     if not len(belief):
-        return torch.full(belief.shape[1:], -1)
-    most, owner = belief.max(dim=0)
-    return torch.where(most > 0, owner, -1)
+        return np.full(belief.shape[1:], -1)
+    return np.where((belief > 0).any(0), belief.argmax(0), -1)
+
+
+def _groups(owner: Array, among: Array, count: int) -> list[Array]:
+    """Returns the indices of the pixels ``among`` (N,) bool that belong to each of so many rows, by ``owner`` (N,)."""
+    return [np.flatnonzero((owner == k) & among) for k in range(count)]
 
 
 @dataclass(frozen=True)
@@ -292,10 +299,10 @@ class _Frame:
     @property
     def _drift(self) -> Tensor:
         """(6, 6) covariance of what twists change by between two frames."""
-        return torch.diag((_deviation(ACCELERATION) * self.interval) ** 2)
+        return torch.diag((_ACCELERATION * self.interval) ** 2)
 
     def seen(
-        self, known: Sequence[MovingObject], motions: Tensor, covariances: Tensor, points: Sequence[Tensor]
+        self, known: Sequence[MovingObject], motions: Tensor, covariances: Tensor, points: Tensor
     ) -> list[MovingObject]:
         """Returns K objects after one more frame that shows them.
 
@@ -303,9 +310,9 @@ class _Frame:
             known: The objects.
             motions: (K, 4, 4) ``T_previous_current`` of cameras that would go with them, what was expected being part.
             covariances: (K, 6, 6) of their left perturbations.
-            points: K times (N, 3) on them, metres, current camera.
+            points: (K, N, 3) on them, metres, current camera.
         """
-        poses = torch.stack([o.pose for o in known])
+        poses, boxes = torch.stack([o.pose for o in known]), torch.stack([o.box for o in known])
         back = se3.inverse(poses)
         # Points fixed to an object go from here, odom, to there, between the two frames.
         moved = self.pose @ se3.inverse(motions) @ se3.inverse(self.before)
@@ -315,22 +322,23 @@ class _Frame:
         now = se3.normalised(poses @ ways)
         spread = compose(torch.stack([o.covariance for o in known]), ways, unsure * self.interval**2)
         local = se3.inverse(now) @ self.pose
-        significance = (twists[:, :3] * torch.linalg.solve(unsure[:, :3, :3], twists[:, :3])).sum(-1).tolist()
-        result = []
-        for k, o in enumerate(known):
-            extent = _extent(se3.act(local[k], points[k]))
-            larger = torch.stack((torch.minimum(o.box[0], extent[0]), torch.maximum(o.box[1], extent[1])))
-            box = torch.lerp(o.box, larger, SETTLING)
-            centre = se3.act(now[k], box.mean(0))
-            confirmed = significance[k] > SIGNIFICANT_SPEED**2 and o.frames + 1 >= CONFIRMED
-            result.append(
-                replace(
-                    o, pose=now[k], covariance=spread[k], twist=twists[k], twist_covariance=unsure[k], box=box,
-                    frames=o.frames + 1, confirmed=o.confirmed or confirmed, seen=self.stamp, stamp=self.stamp,
-                    trail=torch.cat((o.trail, centre[None]))[-TRAIL:],
-                )
-            )  # fmt: skip
-        return result
+        shown = points @ local[:, :3, :3].mT + local[:, None, :3, 3]
+        low, high = torch.from_numpy(_extent(shown.numpy())).unbind(1)
+        larger = torch.stack((torch.minimum(boxes[:, 0], low), torch.maximum(boxes[:, 1], high)), dim=1)
+        boxes = boxes.lerp(larger, SETTLING)
+        centres = se3.act(now, boxes.mean(1))
+        linear = twists[:, :3]
+        significance = (linear * torch.linalg.solve(unsure[:, :3, :3], linear)).sum(-1) / SIGNIFICANT_SPEED**2
+        return [
+            replace(
+                o, pose=pose, covariance=covariance, twist=twist, twist_covariance=twist_covariance, box=box,
+                frames=o.frames + 1, confirmed=o.confirmed or (significant > 1 and o.frames + 1 >= CONFIRMED),
+                seen=self.stamp, stamp=self.stamp, trail=torch.cat((o.trail[1 - TRAIL :], centre[None])),
+            )
+            for o, pose, covariance, twist, twist_covariance, box, significant, centre in zip(
+                known, now, spread, twists, unsure, boxes, significance.tolist(), centres, strict=True
+            )
+        ]  # fmt: skip
 
     def since(self, known: MovingObject) -> float:
         """Returns for how many seconds an object has not been seen."""
@@ -359,13 +367,13 @@ class ObjectTracker:
 
     def __init__(self) -> None:
         self._objects: list[MovingObject] = []
-        self._beliefs: dict[int, Tensor] = {}
+        self._beliefs: dict[int, Array] = {}
         self._alike: dict[tuple[int, int], int] = {}
         self._area: dict[int, int] = {}
-        self._colours: dict[int, Tensor] = {}
+        self._colours: dict[int, Array] = {}
         self._gone: list[MovingObject] = []
         self._resting = 0
-        self._random = torch.Generator().manual_seed(0)
+        self._random = np.random.default_rng(0)
         self._next = 1
 
     @property
@@ -426,16 +434,17 @@ class ObjectTracker:
     def _note_colours(self, seen: dict[int, MovingObject], claims: _Claims, image: NDArray[np.uint8]) -> None:
         """Keeps the shares (SHADES ** 3,) of an image's colours on each object that is seen."""
         pixels = claims.pixels
-        height, width = pixels.camera.height, pixels.camera.width
-        row, column = pixels.index // width, pixels.index % width
-        row, column = row * image.shape[0] // height, column * image.shape[1] // width
-        shade = image[row.numpy(), column.numpy()] // (256 // SHADES)
-        code = torch.from_numpy(shade @ np.array([SHADES**2, SHADES, 1]))
-        for number, known in seen.items():
-            own = (claims.owner == claims.numbers.index(number)) & pixels.inner
-            shares = torch.bincount(code[own], minlength=SHADES**3).double() / float(own.sum())
-            before = self._colours.get(number, shares)
-            self._colours[number] = torch.lerp(before, shares, 1 / min(known.frames, MEMORY))
+        own = np.flatnonzero(pixels.inner & (claims.owner >= 0))
+        row, column = np.divmod(pixels.index[own], pixels.camera.width)
+        row, column = row * image.shape[0] // pixels.camera.height, column * image.shape[1] // pixels.camera.width
+        shade = image[row, column] // (256 // SHADES)
+        code = shade @ np.array([SHADES**2, SHADES, 1]) + SHADES**3 * claims.owner[own]
+        counts = np.bincount(code, minlength=SHADES**3 * len(claims.numbers)).reshape(-1, SHADES**3)
+        for number, count in zip(claims.numbers, counts, strict=True):
+            if number in seen:
+                shares = count / count.sum()
+                before = self._colours.get(number, shares)
+                self._colours[number] = before + (shares - before) / min(seen[number].frames, MEMORY)
 
     def _recognise(self, number: int, frame: _Frame) -> None:
         """Gives an object that has just been confirmed the number of the one that was out of sight, if it is that.
@@ -447,7 +456,7 @@ class ObjectTracker:
         if number not in self._colours or self._area[number] < LEAST_COLOURED:
             return
         others = [o for o in (*self.objects, *self._gone) if o is not new and o.id in self._colours]
-        looks = {o.id: float((self._colours[number] * self._colours[o.id]).sqrt().sum()) for o in others}
+        looks = {o.id: float(np.sqrt(self._colours[number] * self._colours[o.id]).sum()) for o in others}
         hidden = [o for o in others if o.seen < frame.stamp]
         found = [o for o in hidden if looks[o.id] > SIMILAR and frame.can_be(o, new)]
         if not found:
@@ -462,16 +471,15 @@ class ObjectTracker:
         self._colours[best.id] = self._colours.pop(number)
         self._alike = {pair: n for pair, n in self._alike.items() if number not in pair}
 
-    def _follow(self, claims: _Claims, former: dict[int, Tensor], moving: Moving, frame: _Frame) -> None:
+    def _follow(self, claims: _Claims, former: dict[int, Array], moving: Moving, frame: _Frame) -> None:
         """Carries the beliefs of known objects to the next frame, and refines their motions."""
         pixels = claims.pixels
         known = [o for o in self._objects if o.id in former and former[o.id].shape == moving.logit.shape]
         if not known:
             return
-        carried = torch.stack([former[o.id].reshape(-1) for o in known])[:, pixels.origin.clamp_min(0)]
-        carried = torch.where(pixels.origin >= 0, (1 - FADING) * carried, 0)
-        owner = _owner(carried)
-        groups = [((owner == k) & pixels.inner).nonzero()[:, 0] for k in range(len(known))]
+        carried = np.stack([former[o.id].take(pixels.origin) for o in known])
+        carried = np.where(pixels.origin >= 0, (1 - FADING) * carried, np.float32(0))
+        groups = _groups(_owner(carried), pixels.inner, len(known))
         kept = [k for k, group in enumerate(groups) if len(group) >= LEAST_SAMPLES]
         if not kept:
             return
@@ -480,38 +488,38 @@ class ObjectTracker:
         samples = Samples.of(pixels, groups, moving)
         motions, covariances = fit_motions(pixels.camera, samples, starts, torch.linalg.inv(unsure))
         squared = pixels.squared(motions)
-        belief = carried + _evidence(pixels, squared, groups, [pixels.around(had > 0, REACH) for had in carried])
+        belief = carried + _evidence(pixels, squared, groups, pixels.around(carried > 0, REACH))
         claims.add([o.id for o in known], motions, covariances, squared, belief)
-        lost = [o.id for k, o in enumerate(known) if not _is_thing(pixels.image(claims.owner == k))]
-        if lost:
+        masks = pixels.image(claims.owner == np.arange(len(known))[:, None])
+        if lost := [o.id for o, mask in zip(known, masks, strict=True) if not _is_thing(mask)]:
             claims.drop(lost)
 
     def _discover(self, claims: _Claims, moving: Moving, frame: _Frame) -> None:
         """Looks for new motions in what no object explains, and for missed objects that they may be."""
         pixels = claims.pixels
-        still = se3.inverse(frame.before) @ frame.pose
-        prior = torch.diag(1 / (_deviation(UNKNOWN_TWIST) * frame.interval) ** 2)[None]
         self._resting = max(self._resting - 1, 0)
         for _ in range(PROPOSALS if self._resting == 0 else 0):
             free = pixels.inner & pixels.moves & (claims.owner < 0)
             region = _pick(pixels.image(free), self._random)
             if region is None:
                 return
-            group = region.reshape(-1)[pixels.index].nonzero()[:, 0]
+            group = np.flatnonzero(region.take(pixels.index))
             if self._reach_over(claims, group):
                 continue
             samples = Samples.of(pixels, [group], moving)
+            still = se3.inverse(frame.before) @ frame.pose
             start = propose(pixels.camera, samples, still, self._random)
+            prior = torch.diag((_UNKNOWN_TWIST * frame.interval) ** -2)[None]
             motions, covariances = fit_motions(pixels.camera, samples, start[None], prior)
             squared = pixels.squared(motions)
             explained = group[squared[0, group] < OUTLIER * OUTLIER]
             # What no motion explains to within the noise is a fault of the flow, or not rigid.
-            if 2 * len(explained) < len(group) or float(squared[0, explained].median()) > MEDIAN_OF_THREE:
+            if 2 * len(explained) < len(group) or np.median(squared[0, explained]) > MEDIAN_OF_THREE:
                 self._resting = RESTING
                 return
-            points = pixels.points(even(explained))
-            near = pixels.around(pixels.flags(explained), REACH)
-            belief = _evidence(pixels, squared, [explained], [near])
+            points = torch.from_numpy(pixels.points(even([explained])[0]))
+            near = pixels.around(pixels.flags(explained)[None], REACH)
+            belief = _evidence(pixels, squared, [explained], near)
             number = self._known_again(claims, belief[0] > 0, points, motions[0], covariances[0], moving, frame)
             if number is None:
                 number, self._next = self._next, self._next + 1
@@ -519,18 +527,17 @@ class ObjectTracker:
             claims.add([number], motions, covariances, squared, belief)
 
     @staticmethod
-    def _reach_over(claims: _Claims, group: Tensor) -> bool:
+    def _reach_over(claims: _Claims, group: Array) -> bool:
         """Gives pixels, an index (M,), to an object beside them whose motion is theirs; tells whether there is one.
 
         What hides the middle of a thing, or does not show that it moves, parts it in two.
         """
         pixels = claims.pixels
-        misses = claims.squared[:, group].median(dim=-1).values.tolist()
-        for k in sorted(range(len(misses)), key=misses.__getitem__):
-            own = ((claims.owner == k) & pixels.inner).nonzero()[:, 0]
-            if misses[k] < MEDIAN_OF_THREE and len(own) and _beside(pixels, group, own):
-                near = pixels.around(pixels.flags(group), REACH)
-                belief = _evidence(pixels, claims.squared[k : k + 1], [own], [near])[0]
+        misses, groups = np.median(claims.squared[:, group], axis=-1), claims.groups
+        for k in np.argsort(misses):
+            if misses[k] < MEDIAN_OF_THREE and len(groups[k]) and _beside(pixels, group, groups[k]):
+                near = pixels.around(pixels.flags(group)[None], REACH)
+                belief = _evidence(pixels, claims.squared[k : k + 1], [groups[k]], near)[0]
                 claims.raise_belief(k, belief)
                 return True
         return False
@@ -538,7 +545,7 @@ class ObjectTracker:
     def _known_again(
         self,
         claims: _Claims,
-        mine: Tensor,
+        mine: Array,
         points: Tensor,
         motion: Tensor,
         covariance: Tensor,
@@ -563,16 +570,15 @@ class ObjectTracker:
     def _unite(self, claims: _Claims) -> None:
         """Makes one of two objects that have gone as one for a while; the one of which more has been seen stays."""
         alike: dict[tuple[int, int], int] = {}
-        groups = {n: ((claims.owner == k) & claims.pixels.inner).nonzero()[:, 0] for k, n in enumerate(claims.numbers)}
-        by_size = sorted((n for n, group in groups.items() if len(group)), key=lambda n: len(groups[n]))
+        groups = claims.groups
+        by_size = sorted((k for k, group in enumerate(groups) if len(group)), key=lambda k: len(groups[k]))
         for rank, smaller in enumerate(by_size[:-1]):
-            misses = claims.squared[:, groups[smaller]].median(dim=-1).values
-            explained = max(WORSE * float(misses[claims.numbers.index(smaller)]), MEDIAN_OF_THREE)
+            misses = np.median(claims.squared[:, groups[smaller]], axis=-1)
+            explained = max(WORSE * misses[smaller], MEDIAN_OF_THREE)
             for larger in by_size[rank + 1 :]:
-                goes_along = float(misses[claims.numbers.index(larger)]) < explained
-                if goes_along and _beside(claims.pixels, groups[smaller], groups[larger]):
-                    before = max(self._alike.get((smaller, larger), 0), self._alike.get((larger, smaller), 0))
-                    alike[smaller, larger] = before + 1
+                if misses[larger] < explained and _beside(claims.pixels, groups[smaller], groups[larger]):
+                    pair = claims.numbers[smaller], claims.numbers[larger]
+                    alike[pair] = 1 + max(self._alike.get(pair, 0), self._alike.get(pair[::-1], 0))
         self._alike = alike
         for pair, frames in alike.items():
             ages = [o.frames for o in self._objects if o.id in pair]
@@ -584,28 +590,24 @@ class ObjectTracker:
 
     def _look(self, claims: _Claims, moving: Moving, frame: _Frame) -> dict[int, MovingObject]:
         """Returns the objects that are seen after one more frame, by number, and keeps what is believed of them."""
-        pixels, owner, odds = claims.pixels, claims.owner, claims.odds
-        by_number = {o.id: o for o in self._objects}
-        rows, groups = [], []
-        for k in range(len(claims.numbers)):
-            own = owner == k
-            inner = (own & pixels.inner).nonzero()[:, 0]
-            if len(inner) >= LEAST_SAMPLES:
-                rows.append(k)
-                groups.append((own, pixels.points(even(inner))))
+        pixels, groups = claims.pixels, claims.groups
+        rows = [k for k, group in enumerate(groups) if len(group) >= LEAST_SAMPLES]
         if not rows:
             return {}
+        by_number = {o.id: o for o in self._objects}
         known = [by_number[claims.numbers[k]] for k in rows]
-        found = frame.seen(known, claims.motions[rows], claims.covariances[rows], [points for _, points in groups])
+        points = torch.from_numpy(pixels.points(even([groups[k] for k in rows])))
+        found = frame.seen(known, claims.motions[rows], claims.covariances[rows], points)
+        own = claims.owner == np.array(rows)[:, None]
+        masks, beliefs, areas = torch.from_numpy(pixels.image(own)), pixels.image(claims.odds[rows]), own.sum(1)
         # What goes along with another is a thing of its own only once it has gone its own way.
         along = {min(pair, key=lambda n: by_number[n].frames) for pair in self._alike if by_number.keys() >= set(pair)}
         seen = {}
-        for k, o, (own, _) in zip(rows, found, groups, strict=True):
-            if o.id in along and not by_number[o.id].confirmed:
-                o = replace(o, confirmed=False)
-            self._beliefs[o.id] = pixels.image(odds[k])
-            self._area[o.id] = self._area.get(o.id, 0) + int(own.sum())
-            seen[o.id] = replace(o, mask=pixels.image(own).to(moving.logit.device))
+        for o, mask, belief, area in zip(found, masks.to(moving.logit.device), beliefs, areas, strict=True):
+            confirmed = o.confirmed and (o.id not in along or by_number[o.id].confirmed)
+            self._beliefs[o.id] = belief
+            self._area[o.id] = self._area.get(o.id, 0) + int(area)
+            seen[o.id] = replace(o, confirmed=confirmed, mask=mask)
         return seen
 
 
@@ -614,58 +616,58 @@ def _deviation(pair: tuple[float, float]) -> Tensor:
     return torch.tensor([pair[0]] * 3 + [pair[1]] * 3, dtype=torch.float64)
 
 
-def _evidence(pixels: MovingPixels, squared: Tensor, groups: Sequence[Tensor], near: Sequence[Tensor]) -> Tensor:
+_ACCELERATION, _UNKNOWN_TWIST = _deviation(ACCELERATION), _deviation(UNKNOWN_TWIST)
+
+
+def _evidence(pixels: MovingPixels, squared: Array, groups: Sequence[Array], near: Array) -> Array:
     """Weighs how well motions explain pixels.
 
     Args:
         pixels: N pixels.
         squared: (K, N) by how much they miss the motions.
         groups: K indices of the pixels whose scatter is each motion's own.
-        near: K times (N,) bool, the pixels that each may claim.
+        near: (K, N) bool, the pixels that each may claim.
 
     Returns:
         (K, N) log likelihood ratios of going with an object to going with none, shared with neighbours.
     """
-    own = torch.stack([squared[k, group].median() for k, group in enumerate(groups)])
-    scale = (own / MEDIAN_OF_THREE).clamp(1.0, MOST_SCATTER)
-    evidence = (0.5 * (OUTLIER * OUTLIER - squared / scale[:, None])).clamp_min(LEAST_EVIDENCE)
-    evidence = torch.where(torch.stack(list(near)), evidence, LEAST_EVIDENCE)
-    told = pixels.usable.float()
-    layers = pixels.image(torch.cat((evidence * told, told[None])))
-    shared = torch.stack([torch.from_numpy(cv2.blur(layer, (BLUR, BLUR))) for layer in layers.numpy()])
-    shared = shared.reshape(len(layers), -1)[:, pixels.index]
-    return shared[:-1] / shared[-1].clamp_min(0.1)
+    own = np.median(np.take_along_axis(squared, even(groups), axis=1), axis=1, keepdims=True)
+    scale = (own / MEDIAN_OF_THREE).clip(1.0, MOST_SCATTER)
+    evidence = (0.5 * (OUTLIER * OUTLIER - squared / scale)).clip(min=LEAST_EVIDENCE)
+    told = pixels.usable.astype(np.float32)
+    layers = pixels.image(np.concatenate((np.where(near, evidence, LEAST_EVIDENCE) * told, told[None])))
+    shared = np.stack([cv2.blur(layer, (BLUR, BLUR)).take(pixels.index) for layer in layers])
+    return shared[:-1] / shared[-1].clip(min=0.1)
 
 
 _STRIP = np.ones((STRIP + 1, STRIP + 1), dtype=np.uint8)
 
 
-def _is_thing(mask: Tensor) -> bool:
+def _is_thing(mask: Array) -> bool:
     """Tells whether a mask (H, W) is more than strips, see ``_pick``."""
-    return bool(cv2.erode(mask.numpy().astype(np.uint8), _STRIP).any())
+    return bool(cv2.erode(mask.astype(np.uint8), _STRIP).any())
 
 
-def _pick(mask: Tensor, generator: torch.Generator) -> Tensor | None:
+def _pick(mask: Array, random: np.random.Generator) -> Array | None:
     """Returns one (H, W) bool connected region of a mask (H, W) that is no mere strip, None where all are strips.
 
     Flow bleeds over the edges of things by half of its patch: what is no wider tells of no motion of its own. Chance
     picks the region, by its size, so that one that no motion explains does not stand before others for ever.
     """
-    whole = mask.numpy().astype(np.uint8)
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(cv2.erode(whole, _STRIP), connectivity=4)
+    thick = cv2.erode(mask.astype(np.uint8), _STRIP)
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(thick, connectivity=4)
     if count < 2:
         return None
-    area = torch.from_numpy(stats[1:, cv2.CC_STAT_AREA]).double()
-    chosen = 1 + int(torch.multinomial(area, 1, generator=generator))
-    region = torch.from_numpy(cv2.dilate((labels == chosen).astype(np.uint8), _STRIP))
-    return mask & (region > 0)
+    area = stats[1:, cv2.CC_STAT_AREA]
+    chosen = 1 + random.choice(len(area), p=area / area.sum())
+    return mask & (cv2.dilate((labels == chosen).astype(np.uint8), _STRIP) > 0)
 
 
-def _beside(pixels: MovingPixels, a: Tensor, b: Tensor) -> bool:
+def _beside(pixels: MovingPixels, a: Array, b: Array) -> bool:
     """Tells whether the boxes of two groups of pixels, indices (N,) and (M,), (nearly) touch."""
-    (low_a, high_a), (low_b, high_b) = (_extent(pixels.points(even(group))) for group in (a, b))
-    gap = torch.maximum(low_a - high_b, low_b - high_a).amax()
-    return float(gap) < BESIDE / float(pixels.rho[a].median())
+    (low_a, high_a), (low_b, high_b) = _extent(pixels.points(even((a, b))))
+    gap = np.maximum(low_a - high_b, low_b - high_a).max()
+    return bool(gap < BESIDE / np.median(pixels.rho[a]))
 
 
 def _born(number: int, points: Tensor, back: Tensor, stamp: int) -> MovingObject:
@@ -684,8 +686,8 @@ def _born(number: int, points: Tensor, back: Tensor, stamp: int) -> MovingObject
         pose=se3.matrix(torch.eye(3, dtype=torch.float64), middle),
         covariance=torch.zeros(6, 6, dtype=torch.float64),
         twist=torch.zeros(6, dtype=torch.float64),
-        twist_covariance=torch.diag(_deviation(UNKNOWN_TWIST) ** 2),
-        box=_extent(was - middle),
+        twist_covariance=torch.diag(_UNKNOWN_TWIST**2),
+        box=torch.from_numpy(_extent((was - middle).numpy())),
         frames=0,
         confirmed=False,
         seen=stamp,
@@ -708,7 +710,7 @@ def _returned(known: MovingObject, new: MovingObject) -> MovingObject:
     )  # fmt: skip
 
 
-def _likeness(known: MovingObject, mask: Tensor, moving: Moving, local: Tensor) -> float:
+def _likeness(known: MovingObject, mask: Array, moving: Moving, local: Tensor) -> float:
     """Returns how far (0 to 1) something new is a missed object: by its pixels, or by its place if it was hidden.
 
     Args:
@@ -719,17 +721,18 @@ def _likeness(known: MovingObject, mask: Tensor, moving: Moving, local: Tensor) 
     """
     assert moving.stories is not None
     if known.mask is not None and known.mask.shape == mask.shape:
-        carried = known.mask.take(moving.stories.moved_at).cpu()
-        return float((carried & mask).sum() / (carried | mask).sum().clamp_min(1))
+        carried = known.mask.take(moving.stories.at[0]).cpu().numpy()
+        return float((carried & mask).sum() / max((carried | mask).sum(), 1))
     margin = 0.25 * known.extent.norm()
     inside = ((local > known.box[0] - margin) & (local < known.box[1] + margin)).all(-1)
     return 0.9 * float(inside.double().mean())
 
 
-def _extent(points: Tensor) -> Tensor:
-    """Returns the (2, 3) least and greatest coordinates of (N, 3) points, without the outermost."""
-    rank = 1 + round(0.02 * (len(points) - 1))
-    return torch.stack([points.kthvalue(k, dim=0).values for k in (rank, len(points) + 1 - rank)])
+def _extent(points: Array) -> Array:
+    """Returns the (..., 2, 3) least and greatest coordinates of (..., N, 3) points, without the outermost."""
+    last = points.shape[-2] - 1
+    ends = round(0.02 * last), last - round(0.02 * last)
+    return np.partition(points, ends, axis=-2)[..., ends, :]
 
 
 def label(objects: Iterable[MovingObject], camera: PinholeCamera, size: tuple[int, int]) -> NDArray[np.int32]:

@@ -12,7 +12,7 @@ from flowodom.flow import DenseFlow
 from flowodom.flow.consistency import FLOW_NOISE
 from flowodom.geometry import se3
 from flowodom.odometry import Odometry, Status
-from flowodom.scene_flow.decompose import CELL, Surface, coarse_camera, decompose, find_moving, glance, smooth
+from flowodom.scene_flow.decompose import Surface, cell_of, coarse_camera, decompose, find_moving, glance, smooth
 from flowodom.worlds import Sensor, hand_held, pinhole, room, sequence
 
 CAMERA = pinhole(160, 120)
@@ -71,7 +71,9 @@ def test_nothing_moves_where_the_world_stands_still(views):
     truth = world.flow_between(a, b)
     past, now = ((v.image.float().mean(-1).to(torch.uint8), inverse(v.depth)) for v in (a, b))
     assert find_moving(CAMERA, past, now, exact(truth), truth.motions[0], None) is None
-    closer = decompose(*(Surface.of(CAMERA, *view, CELL) for view in (past, now)), exact(truth), truth.motions[0], None)
+    closer = decompose(
+        *(Surface.of(CAMERA, *view, cell_of(CAMERA)) for view in (past, now)), exact(truth), truth.motions[0], None
+    )
     assert (closer.logit > 0).double().mean() < 0.002
 
 
@@ -97,7 +99,10 @@ def test_unknown_depth_is_not_moving(views):
     hole[ids > 0] = torch.nan
     holed = InverseDepth(CAMERA, hole, torch.where(hole.isnan(), torch.inf, depth.variance))
     found = decompose(
-        Surface.of(CAMERA, *past, CELL), Surface.of(CAMERA, grey, holed, CELL), exact(truth), truth.motions[0]
+        Surface.of(CAMERA, *past, cell_of(CAMERA)),
+        Surface.of(CAMERA, grey, holed, cell_of(CAMERA)),
+        exact(truth),
+        truth.motions[0],
     )
     assert found.share < 0.03
 

@@ -11,11 +11,12 @@ from flowodom.flow import DenseFlow
 from flowodom.flow.consistency import FLOW_NOISE
 from flowodom.geometry import se3
 from flowodom.scene_flow import objects
-from flowodom.scene_flow.decompose import find_moving
+from flowodom.scene_flow.decompose import cell_of, find_moving
 from flowodom.scene_flow.objects import COASTING, CONFIRMED, REMEMBERED, ObjectTracker, label
 from flowodom.worlds import pinhole, room, straight
 
 CAMERA = pinhole(240, 180)
+CELL = cell_of(CAMERA)
 RATE = 30
 FRAMES = 9
 
@@ -47,7 +48,7 @@ def look(view):
 
 
 def coarse(view):
-    return view.object_id[1::2, 1::2]
+    return view.object_id[CELL // 2 :: CELL, CELL // 2 :: CELL]
 
 
 def run(clip, count=FRAMES, hide=()):
