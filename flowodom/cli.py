@@ -215,7 +215,7 @@ def _train(options: argparse.Namespace) -> int:
     )
     train = train_field if options.model == "field" else partial(train_flow, model=options.model)
     device, progress = resolve_device(options.device), sys.stderr.isatty()
-    done = train(options.out, plan, device=device, resume=options.resume, progress=progress)
+    done = train(options.out, plan, device=device, start=options.start, resume=options.resume, progress=progress)
     state = "finished" if done else "stopped, --resume goes on"
     print(f"{state}: {options.out / options.model}.safetensors; figures on unseen worlds in {options.out / 'log.csv'}")
     return 0
@@ -445,6 +445,7 @@ def _add_training(model: argparse.ArgumentParser, *, batch: int, rate: float, si
     """Adds what the training of every model is told; the values are those of one where nothing is said."""
     model.set_defaults(run=_train)
     model.add_argument("--out", type=Path, required=True, help="folder for weights, log, pictures and checkpoints")
+    model.add_argument("--start", type=Path, metavar="WEIGHTS", help="weights to begin with (default: random ones)")
     model.add_argument("--steps", type=int, default=20_000, help="steps of the whole training (%(default)s)")
     model.add_argument("--batch", type=int, default=batch, help="pairs a step, all processes together (%(default)s)")
     model.add_argument("--rate", type=_positive, default=rate, help="greatest learning rate (%(default)s)")
