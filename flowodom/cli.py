@@ -185,6 +185,7 @@ def _render(options: argparse.Namespace) -> int:
         frames=options.frames,
         rate=options.rate,
         size=options.size,
+        field_of_view=options.field_of_view,
         depth=options.depth,
         baseline=options.stereo,
         compressed=options.compressed,
@@ -400,6 +401,9 @@ def _parser() -> argparse.ArgumentParser:
     render.add_argument("--frames", type=int, default=240, help="number of images (%(default)s)")
     render.add_argument("--rate", type=_positive, default=30.0, help="images a second (%(default)s)")
     render.add_argument("--size", type=_size, default=(320, 240), metavar="WxH", help="size of the images (320x240)")
+    render.add_argument(
+        "--field-of-view", type=_positive, metavar="DEG", help="across the width (default: room 62.7, street 80)"
+    )
     render.add_argument(
         "--noise", type=float, default=1.5, help="deviation of the image noise, grey levels (%(default)s)"
     )
