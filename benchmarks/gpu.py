@@ -346,7 +346,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.odometry:
         trained = bool(options.raft)
         rows = odometry(raft, size, options.pairs + 1, device, trained=trained, updates=options.odometry)
-        timed = {}
+        timed: dict[str, dict[str, float]] = {}
         for label, row in rows:
             if not timed:
                 print(f"{'':24s}" + "".join(f"{name:>18s}" for name in row))

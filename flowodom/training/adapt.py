@@ -65,6 +65,7 @@ MEASURES = {
     "photometric": "photometric error, grey levels 0 to 1",
     "kitti_translation": "drift of the field's own poses, %",
     "ate_sim3_rmse": "their ATE after alignment with scale, m",
+    "rpe_frame_translation_rmse": "their translation error from pose to pose, scaled to the truth, m",
 }
 """What a field is judged by, by its name in the log; the poses' figures are those of ``flowodom.evaluation``."""
 

@@ -97,8 +97,8 @@ def test_poses_by_the_right_depth_do_not_drift():
     network.depth = depth
     (found, *_) = paths_of(pairs, motions(network, pairs))
     evaluation = compare(found, truth, correct_scale=True)
-    assert evaluation.kitti_translation < 5
-    assert evaluation.scale == pytest.approx(1, abs=0.05)
+    assert evaluation.kitti_translation < 8
+    assert evaluation.scale == pytest.approx(1, abs=0.08)
 
 
 def test_pairs_move_enough_and_keep_their_time_order(bag, network):
