@@ -14,9 +14,11 @@ import itertools
 import json
 import sys
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -29,9 +31,9 @@ from peers import shots
 
 from flowodom import weights
 from flowodom.config import OdometryConfig
-from flowodom.depth import DepthSource, FramePair, InverseDepth
+from flowodom.depth import FramePair, InverseDepth
 from flowodom.depth.field import FieldDepth, FieldNetwork, load_field
-from flowodom.depth.filter import FilterDepth
+from flowodom.depth.filter import TAIL, TAIL_SQUARE, FilterDepth
 from flowodom.depth.fusion import FusedDepth
 from flowodom.flow.dis import DisFlow
 from flowodom.frame import Frame
@@ -48,6 +50,8 @@ MEASURES = {
     "delta-1 filter %": "the same as delta-1, on the pixels that the filter knows",
     "scale %": "by how much the source's depths are too large, median",
     "ms": "time of a frame",
+    "ln claimed": "mean logarithm of the filter's squared errors over what it claims; 0 is right, above is too sure",
+    "ln shown": "mean logarithm of the same over what its innovations show (exp of it is fusion.ALIKE)",
 }
 """What is printed, and what it is."""
 
@@ -73,7 +77,7 @@ def world_frames(world: str, motion: str, seed: int, size: tuple[int, int], fram
 def compare(frames: Iterable[Frame], network: FieldNetwork | None, every: int) -> dict[str, dict[str, float]]:
     """Runs all sources on the frames and returns the measures of each."""
     odometry, flow = Odometry(OdometryConfig()), DisFlow()
-    sources: dict[str, DepthSource] = {"filter": FilterDepth()}
+    sources: dict[str, Any] = {"filter": FilterDepth()}
     if network is not None:
         sources |= {"field": FieldDepth(network), "fusion": FusedDepth(FieldDepth(network))}
     known: dict[str, InverseDepth | None] = dict.fromkeys(sources)
@@ -97,11 +101,15 @@ def compare(frames: Iterable[Frame], network: FieldNetwork | None, every: int) -
                 truth = on_grid(frame, camera)
                 read = {name: at(field, camera) for name, field in fields.items()}
                 filtered = read["filter"].isfinite()
-                for name, depth in read.items():
+                for (name, depth), source in zip(read.items(), sources.values(), strict=True):
                     rows[name].append([*judge(depth, truth), *judge(depth, truth, filtered)[1:3], *scale(depth, truth)])
                     rows[name][-1].append(1e3 * seconds[name])
+                    rows[name][-1] += trust(source, fields[name], frame) if name == "filter" else [np.nan, np.nan]
         previous = frame, dense
-    return {name: dict(zip(MEASURES, np.nanmean(part, axis=0).tolist(), strict=True)) for name, part in rows.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # what only the filter tells is NaN for the others
+        means = {name: np.nanmean(part, axis=0).tolist() for name, part in rows.items()}
+    return {name: dict(zip(MEASURES, values, strict=True)) for name, values in means.items()}
 
 
 def shrink(frame: Frame, pixels: int = 120_000) -> tuple[PinholeCamera, Tensor]:
@@ -145,6 +153,21 @@ def scale(depth: Tensor, truth: Tensor) -> list[float]:
     return [100 * (float((depth[both] / truth[both]).median()) - 1) if both.any() else float("nan")]
 
 
+def trust(source: FilterDepth, field: InverseDepth, frame: Frame) -> list[float]:
+    """Returns the logarithms of squared errors of a field over its variance, and over what its innovations show.
+
+    Errors have heavy tails, so both are told where four fifths of the errors end, as for the innovations.
+    """
+    truth = 1 / on_grid(frame, field.camera)
+    known = truth.isfinite() & field.mean.isfinite() & (field.mean > 0)
+    if not known.any():
+        return [float("nan")] * 2
+    rho, variance, truth = field.mean[known], field.variance[known], truth[known]
+    unit = (truth / rho).median()
+    excess = ((unit * rho - truth).square() / (unit**2 * variance)).quantile(TAIL) / TAIL_SQUARE
+    return [float(excess.log()), float((excess / source.innovation).log())]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures, prints the table and writes the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -167,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for seed in range(options.seeds)
         ]
         mean = {
-            source: {m: float(np.nanmean([part[source][m] for part in parts])) for m in MEASURES} for source in parts[0]
+            source: {m: float(np.mean([part[source][m] for part in parts])) for m in MEASURES} for source in parts[0]
         }
         results[f"{world} {motion}"] = mean
         show(f"{world} {motion}", mean)

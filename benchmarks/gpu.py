@@ -1,6 +1,7 @@
 """What a GPU makes of the learned pipeline, against the plain published design, and how near it comes to its limits.
 
-    python benchmarks/gpu.py [--device cuda] [--size 640x480] [--pairs 50] [--raft FILE] [--out FILE]
+    python benchmarks/gpu.py [--device cuda] [--size 640x480] [--pairs 50] [--raft FILE] [--threads N] [--out FILE]
+    python benchmarks/gpu.py --odometry 2 3 4 8 --device cpu --size 320x240 --threads 2
 
 A pair of frames becomes flow both ways (RAFT-small), inverse depth of both (the single-image field), points of both
 times, and the camera's motion by a weighted SE(3) fit. The plain design does all of it anew for every pair, in single
@@ -10,21 +11,29 @@ features and fields of an image kept for the next pair, updates from the flow be
 The limit is what the device's own measured speed of arithmetic and of memory would allow: of every operation that is
 run, whichever of both takes longer, summed. Training pairs are those of ``train flow``, with a camera's faults.
 
+With ``--odometry`` it is the whole odometry instead, from frames to poses, with a depth camera and with one camera
+alone, for so many updates of the flow at most. Movers and noise are those of a rendered room.
+
 Without ``--raft``, and with none shipped, the weights are random: speed is the same, but for updates that settle, of
-which all 8 are then run.
+which all are then run. The odometry would be lost with such flow: there the network does all of its work, and what it
+finds is then exchanged for the true flow, which was made before.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -36,18 +45,27 @@ sys.path.insert(0, str(Path(__file__).parent))
 from worlds import measure_pairs
 
 from flowodom import weights
+from flowodom.config import FlowConfig, OdometryConfig, override
 from flowodom.depth import InverseDepth
 from flowodom.depth.field import FieldDepth, FieldNetwork, load_field, normalised, places
+from flowodom.flow import DenseFlow
 from flowodom.flow.checkpoint import load_raft
-from flowodom.flow.consistency import consistency_variance
+from flowodom.flow.consistency import FLOW_NOISE, consistency_variance
 from flowodom.flow.learned import RaftFlow
+from flowodom.flow.methods import METHODS
+from flowodom.flow.pyramid import resize
 from flowodom.flow.raft import Raft
 from flowodom.frame import Frame
-from flowodom.odometry import resolve_device
+from flowodom.odometry import Odometry, resolve_device
 from flowodom.precision import half_precision
+from flowodom.process import prepare
 from flowodom.registration.procrustes import procrustes
 from flowodom.worlds import Sensor, pinhole, sequence
 from flowodom.worlds.recording import scene
+from flowodom.worlds.sequence import Step
+
+PERCENTILES = {"median ms": 50, "best tenth ms": 10}
+"""How the times of the frames are summed up; other work on the machine lengthens the median more than the best."""
 
 UPDATES = 8
 """Of the flow, at most."""
@@ -239,6 +257,70 @@ def compared(
         yield "ours", Ours(raft, field, device, tolerance=0.02)
 
 
+class Exchanged:
+    """RAFT in full, but for what it says: that is the truth.
+
+    Args:
+        network: RAFT with any weights; None for what the odometry costs without it.
+        truth: By the address of the later image, which the odometry hands over as it has made it.
+    """
+
+    def __init__(self, network: RaftFlow | None) -> None:
+        self._network = network
+        self.truth: DenseFlow | None = None
+
+    def __call__(self, previous: Tensor, current: Tensor, initial: Tensor | None = None) -> DenseFlow:
+        """Finds flow, and returns the true one; see ``FlowMethod``."""
+        if self._network is not None:
+            self._network(previous, current, initial)
+        assert self.truth is not None
+        return self.truth
+
+
+def true_flow(step: Step, size: tuple[int, int], device: torch.device) -> DenseFlow | None:
+    """Returns the exact flow to a step from the one before, at the (height, width) of the dense grid."""
+    if step.flow is None:
+        return None
+    there, back = (
+        resize(flow.nan_to_num().float().permute(2, 0, 1)[None], size)[0].permute(1, 2, 0).contiguous().to(device)
+        for flow in (step.flow.forward, step.flow.backward)
+    )
+    spread = torch.full(size, FLOW_NOISE**2, device=device)
+    return DenseFlow(there, back, spread, spread)
+
+
+def odometry(
+    raft: Raft, size: tuple[int, int], count: int, device: torch.device, *, trained: bool, updates: Sequence[int]
+) -> Iterator[tuple[str, dict[str, float]]]:
+    """Yields what the odometry takes for a frame, with RAFT of so many updates at most."""
+    world, path = scene("room", "hand_held", seed=1, movers=1)
+    steps = list(
+        sequence(world, path, pinhole(*size), frames=count, sensor=Sensor(image_noise=1.5, seed=1), flow=not trained)
+    )
+    factor = min(1.0, (FlowConfig().max_pixels / (size[0] * size[1])) ** 0.5)
+    dense = steps[0].frame.camera.scaled(factor)
+    truths = [true_flow(step, (dense.height, dense.width), device) for step in steps]
+    for depth, rounds in itertools.product((True, False), (0, *updates)):
+        network = RaftFlow(raft, updates=rounds, tolerance=0.02 if trained else 0.0) if rounds else None
+        method = Exchanged(network)
+        chosen: Any = network if trained and network is not None else method
+        with mock.patch.dict(METHODS, {"raft": lambda _, chosen=chosen: chosen}):
+            tracker = Odometry(override(OdometryConfig(), {"flow.method": "raft", "device": str(device)}))
+        times, lost = [], 0
+        begun = time.process_time()
+        for step, truth in zip(steps, truths, strict=True):
+            method.truth = truth
+            frame = step.frame if depth else replace(step.frame, depth=None)
+            start = time.perf_counter()
+            lost += tracker.step(frame).pose is None
+            synchronise(device)
+            times.append(1e3 * (time.perf_counter() - start))
+        spent = 1e3 * (time.process_time() - begun) / len(steps)
+        row = {name: float(np.percentile(times[1:], q)) for name, q in PERCENTILES.items()}
+        row |= {"frames a second": 1e3 / row["best tenth ms"], "cpu ms": spent, "no pose %": 100 * lost / len(steps)}
+        yield f"{'RGB-D' if depth else 'one camera'}, {rounds or 'no'} updates", row
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures, prints the table and writes the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -248,14 +330,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--raft", type=Path, default=weights.shipped("raft_small"), help="weights of RAFT-small")
     parser.add_argument("--training-size", default="320x240", help="of training pairs (%(default)s)")
     parser.add_argument("--batch", type=int, default=32, help="training pairs at a time (%(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch (%(default)s)")
+    parser.add_argument(
+        "--odometry", type=int, nargs="+", metavar="N", help="time the odometry, by updates of the flow"
+    )
     parser.add_argument("--out", type=Path, help="also write the figures to this file")
     options = parser.parse_args(arguments)
     device = resolve_device(options.device)
     size, training_size = (
         (int(w), int(h)) for w, h in (text.split("x") for text in (options.size, options.training_size))
     )
+    prepare(options.threads)
     torch.manual_seed(0)
     raft = load_raft(options.raft) if options.raft else Raft(size="small")
+    if options.odometry:
+        trained = bool(options.raft)
+        rows = odometry(raft, size, options.pairs + 1, device, trained=trained, updates=options.odometry)
+        timed: dict[str, dict[str, float]] = {}
+        for label, row in rows:
+            if not timed:
+                print(f"{'':24s}" + "".join(f"{name:>18s}" for name in row))
+            print(f"{label:24s}" + "".join(f"{value:18.1f}" for value in row.values()), flush=True)
+            timed[label] = row
+        _write(options.out, {"size": options.size, "threads": options.threads, "trained": trained, "results": timed})
+        return
     file = weights.shipped("field")
     field = load_field(file) if file else FieldNetwork()
     rates, bandwidth = limits = peaks(device)
@@ -274,11 +372,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"training pairs a second, {options.training_size}: {rendered['photometric_hz']:.1f}")
     for measured, meaning in MEASURES.items():
         print(f"  {measured}: {meaning}")
-    if options.out:
-        figures = {"device": name, "flops": {str(k): v for k, v in rates.items()}, "bandwidth": bandwidth}
-        figures |= {"results": results, "ratio": ratio, "training pairs": rendered, "definitions": MEASURES}
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(figures, indent=2) + "\n")
+    figures = {"device": name, "flops": {str(k): v for k, v in rates.items()}, "bandwidth": bandwidth}
+    figures |= {"results": results, "ratio": ratio, "training pairs": rendered, "definitions": MEASURES}
+    _write(options.out, figures)
+
+
+def _write(path: Path | None, figures: Mapping[str, Any]) -> None:
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -185,6 +185,7 @@ def _render(options: argparse.Namespace) -> int:
         frames=options.frames,
         rate=options.rate,
         size=options.size,
+        field_of_view=options.field_of_view,
         depth=options.depth,
         baseline=options.stereo,
         compressed=options.compressed,
@@ -215,7 +216,7 @@ def _train(options: argparse.Namespace) -> int:
     )
     train = train_field if options.model == "field" else partial(train_flow, model=options.model)
     device, progress = resolve_device(options.device), sys.stderr.isatty()
-    done = train(options.out, plan, device=device, resume=options.resume, progress=progress)
+    done = train(options.out, plan, device=device, start=options.start, resume=options.resume, progress=progress)
     state = "finished" if done else "stopped, --resume goes on"
     print(f"{state}: {options.out / options.model}.safetensors; figures on unseen worlds in {options.out / 'log.csv'}")
     return 0
@@ -401,6 +402,9 @@ def _parser() -> argparse.ArgumentParser:
     render.add_argument("--rate", type=_positive, default=30.0, help="images a second (%(default)s)")
     render.add_argument("--size", type=_size, default=(320, 240), metavar="WxH", help="size of the images (320x240)")
     render.add_argument(
+        "--field-of-view", type=_positive, metavar="DEG", help="across the width (default: room 62.7, street 80)"
+    )
+    render.add_argument(
         "--noise", type=float, default=1.5, help="deviation of the image noise, grey levels (%(default)s)"
     )
     render.add_argument("--no-depth", dest="depth", action="store_false", help="a single camera without depth")
@@ -445,6 +449,7 @@ def _add_training(model: argparse.ArgumentParser, *, batch: int, rate: float, si
     """Adds what the training of every model is told; the values are those of one where nothing is said."""
     model.set_defaults(run=_train)
     model.add_argument("--out", type=Path, required=True, help="folder for weights, log, pictures and checkpoints")
+    model.add_argument("--start", type=Path, metavar="WEIGHTS", help="weights to begin with (default: random ones)")
     model.add_argument("--steps", type=int, default=20_000, help="steps of the whole training (%(default)s)")
     model.add_argument("--batch", type=int, default=batch, help="pairs a step, all processes together (%(default)s)")
     model.add_argument("--rate", type=_positive, default=rate, help="greatest learning rate (%(default)s)")

@@ -36,6 +36,17 @@ def test_it_compares_with_the_plain_design_and_its_limits(gpu, tmp_path, capsys)
     assert f"{figures['ratio']:.2f} times as fast" in capsys.readouterr().out
 
 
+def test_it_times_the_odometry_where_flow_is_random(gpu, tmp_path):
+    out = tmp_path / "odometry.json"
+    gpu.main(["--device", "cpu", "--size", "160x128", "--pairs", "3", "--odometry", "1", "--out", str(out)])
+    figures = json.loads(out.read_text())
+    assert not figures["trained"]
+    assert len(figures["results"]) == 4, "with a depth camera and without, with the network and without"
+    for row in figures["results"].values():
+        assert row["cpu ms"] > 0
+    assert figures["results"]["RGB-D, 1 updates"]["no pose %"] == 0
+
+
 def test_the_limit_is_the_slower_of_arithmetic_and_memory(gpu):
     a, b = torch.ones(64, 32), torch.ones(32, 16)
     rates, many = {torch.float32: 1000.0}, 1e12

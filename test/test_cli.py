@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from flowodom import cli
+from flowodom.bags import BagReader
 from flowodom.config import OdometryConfig, SessionConfig, to_yaml
 
 MakeBag = Callable[..., Path]
@@ -38,6 +39,12 @@ def test_render_writes_a_bag_that_replays(tmp_path: Path, capsys: pytest.Capture
     assert bag.exists()
     assert "2 frames" in capsys.readouterr().out
     assert cli.main(["render", str(bag), "--frames", "2"]) == 2
+    wide = ["render", str(tmp_path / "wide.mcap"), "--frames", "2", "--size", "64x48", "--field-of-view"]
+    assert cli.main([*wide, "180"]) == 2
+    assert cli.main([*wide, "90"]) == 0
+    with BagReader(tmp_path / "wide.mcap") as reader:
+        _, _, info = next(reader.messages(["/camera/color/camera_info"]))
+    assert info.k[0] == pytest.approx(32)
     pair = ["render", str(bag), "--frames", "2", "--size", "64x48", "--movers", "0", "--stereo", "0.1", "--overwrite"]
     assert cli.main(pair) == 0
     capsys.readouterr()

@@ -50,9 +50,9 @@ WANDER = 0.003
 TRUST_RATE = 0.05
 """Share by which one frame changes how far the field is trusted."""
 
-ALIKE = 4.3
+ALIKE = 4.1
 """Variance of the filter over what its innovations show of it: errors of flow are alike in neighbouring frames, and
-what they share does not show. Measured on eight rendered worlds, the geometric mean."""
+what they share does not show. Measured on sixteen rendered worlds, the geometric mean."""
 
 MEMORY = 0.2
 """Share by which one frame changes how far the filter is trusted, as much as it changes the filter."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,14 +20,21 @@ from flowodom.bags import BagReader
 from flowodom.calibration import Calibration
 from flowodom.depth.field import COARSER, FieldDepth, FieldNetwork, load_field, normalised, places, save_field
 from flowodom.drawing import inverse_depth_picture
-from flowodom.errors import BagError, FlowodomError
+from flowodom.errors import BagError, FlowodomError, TrajectoryError
+from flowodom.evaluation import compare
 from flowodom.flow import FlowField
+from flowodom.flow.consistency import shrink
 from flowodom.flow.dis import DisFlow
 from flowodom.frame import Frame
+from flowodom.frames import clean
+from flowodom.geometry import se3
 from flowodom.messages import decode_image, stamp
 from flowodom.training.samples import together
-from flowodom.training.self_supervised import VideoPairs, losses, photometric_error, total
+from flowodom.training.self_supervised import NOISE, VideoPairs, losses, motions, photometric_error, total
 from flowodom.training.supervised import Group, Plan, Run
+from flowodom.trajectory import Trajectory, read_bag
+
+log = logging.getLogger(__name__)
 
 HELD_OUT = 0.2
 """Share of each recording, at its end, that is not learned from but measured on."""
@@ -34,17 +42,32 @@ HELD_OUT = 0.2
 GAPS = (1, 2, 3, 4, 6, 8, 12, 16, 24)
 """How many frames may lie between the two of a pair."""
 
-LEAST_FLOW = 0.05
-"""Median displacement, as a share of the image's width, that a pair should have to tell depth."""
+ENOUGH_FLOW, LEAST_FLOW = 0.05, 0.02
+"""Median displacement, as a share of the image's width, that a pair should have to tell depth, and that it must have
+where flow between frames farther apart is lost."""
+
+LEAST_SURE = 0.5
+"""Share of the pixels whose flow must be known to a pixel or so, for a pair to be learned from."""
 
 LEAST_PAIRS = 10
 """Pairs below which there is nothing to learn."""
+
+FLOW_PIXELS = 120_000
+"""Most pixels of the images between which flow is found: the motion is no better than that."""
 
 BATCH = 4
 """Pairs in a step."""
 
 AVERAGE = 0.98
 """Share of the average of the weights that a step keeps: there may be few."""
+
+MEASURES = {
+    "photometric": "photometric error, grey levels 0 to 1",
+    "kitti_translation": "drift of the field's own poses, %",
+    "ate_sim3_rmse": "their ATE after alignment with scale, m",
+    "rpe_frame_translation_rmse": "their translation error from pose to pose, scaled to the truth, m",
+}
+"""What a field is judged by, by its name in the log; the poses' figures are those of ``flowodom.evaluation``."""
 
 SHOWN = 6
 """Pairs on the picture sheet."""
@@ -57,23 +80,36 @@ class Adapted:
     Attributes:
         weights: The new weights.
         pairs: Pairs learned from.
-        before: Photometric error on the held-out pairs before, 0 to 1.
+        before: The ``MEASURES`` on what was held out, before.
         after: And after.
     """
 
     weights: Path
     pairs: int
-    before: float
-    after: float
+    before: Mapping[str, float]
+    after: Mapping[str, float]
 
     def summary(self) -> str:
         """Returns it in words, for a terminal."""
-        change = 100 * (self.after / self.before - 1) if self.before > 0 else 0.0
-        return (
-            f"learned from {self.pairs} pairs of frames; photometric error on what was held out: "
-            f"{self.before:.4f} before, {self.after:.4f} after ({change:+.1f} %)\n"
-            f"wrote {self.weights}; use it with --set depth.field={self.weights}"
-        )
+        lines = [f"learned from {self.pairs} pairs of frames; on what was held out, before and after:"]
+        for name, before in self.before.items():
+            after = self.after[name]
+            change = f" ({100 * (after / before - 1):+.1f} %)" if before > 0 else ""
+            lines.append(f"  {MEASURES[name]}: {before:.4g}, {after:.4g}{change}")
+        return "\n".join((*lines, f"wrote {self.weights}; use it with --set depth.field={self.weights}"))
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The end of a recording.
+
+    Attributes:
+        pairs: What a field is judged by.
+        truth: True poses of the camera; nothing is learned from them. None where the recording has none.
+    """
+
+    pairs: VideoPairs
+    truth: Trajectory | None = None
 
 
 @dataclass(frozen=True)
@@ -90,13 +126,13 @@ class VideoTask:
     Args:
         network: The field to begin with; it learns.
         learned: Pairs to learn from, of each recording.
-        held_out: Pairs to judge by, of each recording that has enough.
+        held_out: What to judge by, of each recording that has enough.
     """
 
     name = "field"
     model: nn.Module
 
-    def __init__(self, network: FieldNetwork, learned: Sequence[VideoPairs], held_out: Sequence[VideoPairs]) -> None:
+    def __init__(self, network: FieldNetwork, learned: Sequence[VideoPairs], held_out: Sequence[HeldOut]) -> None:
         self.model, self._learned, self._held_out = network, learned, held_out
         self._share = torch.tensor([len(clip) for clip in learned], dtype=torch.float)
 
@@ -114,10 +150,11 @@ class VideoTask:
         return total(losses(model, batch.pairs.to(device), generator=generator))
 
     def validate(self, model: nn.Module, device: torch.device) -> dict[str, float]:
-        """Returns the photometric error on the held-out pairs; see ``Task``."""
+        """Returns the ``MEASURES`` that can be told, means over the recordings; see ``Task``."""
         assert isinstance(model, FieldNetwork)
-        errors = [photometric_error(model, clip.to(device)) * len(clip) for clip in self._held_out]
-        return {"photometric": sum(errors) / max(1, sum(map(len, self._held_out)))}
+        rows = [judge(model, part, device) for part in self._held_out]
+        known = {name: [row[name] for row in rows if name in row] for name in MEASURES}
+        return {name: float(np.mean(values)) for name, values in known.items() if values}
 
     def sheet(self, model: nn.Module, device: torch.device) -> NDArray[np.uint8]:
         """Draws image and found depth of pairs that are learned from, in rows; see ``Task``."""
@@ -181,17 +218,16 @@ def adapt(
     """
     device = torch.device(device)
     clips = [pairs_of(video(bag, topics, frames), network.to(device)) for bag in bags]
-    kept = [round((1 - HELD_OUT) * len(clip)) for clip in clips]
-    count = sum(kept)
+    learned, ends = zip(*map(cut, clips), strict=True)
+    count = sum(map(len, learned))
     if count < LEAST_PAIRS:
         raise BagError(
             f"only {count} pairs of frames with enough motion in {', '.join(map(str, bags))}; "
             f"at least {LEAST_PAIRS} are needed"
         )
-    learned = [clip[:k] for clip, k in zip(clips, kept, strict=True)]
-    held_out = [clip[k:] for clip, k in zip(clips, kept, strict=True) if k < len(clip)]
+    held_out = [HeldOut(end, true_poses(bag, topics)) for bag, end in zip(bags, ends, strict=True) if len(end)]
     task = VideoTask(network, learned, held_out)
-    before = task.validate(network, device)["photometric"]
+    before = task.validate(network, device)
     plan = Plan(steps=steps, batch=BATCH, rate=rate, average=AVERAGE, validate=max(1, steps // 10), seed=seed)
     try:
         # The loss fits motions, for which half precision is too coarse.
@@ -199,7 +235,74 @@ def adapt(
     except OSError as error:
         raise FlowodomError(f"cannot write to {out}: {error.strerror or error}") from error
     weights = out / "field.safetensors"
-    return Adapted(weights, count, before, task.validate(load_field(weights).to(device), device)["photometric"])
+    return Adapted(weights, count, before, task.validate(load_field(weights).to(device), device))
+
+
+def cut(clip: VideoPairs) -> tuple[VideoPairs, VideoPairs]:
+    """Returns what is learned from, and the end, which shares no frame with it."""
+    if not len(clip):
+        return clip, clip
+    begin = clip.stamps[min(len(clip) - 1, round((1 - HELD_OUT) * len(clip))), 0]
+    return clip[clip.stamps[:, 1] < begin], clip[clip.stamps[:, 0] >= begin]
+
+
+def judge(network: FieldNetwork, held_out: HeldOut, device: torch.device) -> dict[str, float]:
+    """Returns the ``MEASURES`` of a field on the end of a recording; drift only where true poses are there."""
+    pairs = held_out.pairs.to(device)
+    figures = {"photometric": photometric_error(network, pairs)}
+    if held_out.truth is not None:
+        try:
+            paths = paths_of(pairs, motions(network, pairs))
+            found = [compare(path, held_out.truth, correct_scale=True) for path in paths]
+        except TrajectoryError as error:
+            log.warning("no drift: %s", error)
+            return figures
+        for name in MEASURES:
+            known = [value for one in found if (value := getattr(one, name, None)) is not None]
+            if known:
+                figures[name] = float(np.mean(known))
+    return figures
+
+
+def paths_of(pairs: VideoPairs, motions: Tensor) -> list[Trajectory]:
+    """Chains motions, each pair beginning where the one before ended; where none begins, the camera stands still.
+
+    Args:
+        pairs: B pairs of one recording, in order.
+        motions: (B, 4, 4) ``T_second_first`` of each.
+
+    Returns:
+        A path from each frame before the first one's partner on, so that all motions are made use of.
+    """
+    steps = list(zip(pairs.stamps.tolist(), se3.inverse(motions).cpu().numpy(), strict=True))
+    paths = []
+    for start in (k for k, ((first, _), _) in enumerate(steps) if first < steps[0][0][1]):
+        stamps, poses = [steps[start][0][0]], [np.eye(4)]
+        for (first, second), motion in steps[start:]:
+            if first >= stamps[-1]:
+                stamps.append(second)
+                poses.append(poses[-1] @ motion)
+        paths.append(Trajectory(np.array(stamps, dtype=np.int64), np.stack(poses)))
+    return paths
+
+
+def true_poses(bag: Path, topics: Mapping[str, str | None] | None = None) -> Trajectory | None:
+    """Returns the true poses of a recording's camera, as of its optical frame; None where there are none to be used.
+
+    Args:
+        bag: The recording.
+        topics: Topics that are not to be found automatically, see ``selection.select``.
+    """
+    with BagReader(bag) as reader:
+        chosen = reader.select(topics)
+        if chosen.ground_truth is None:
+            return None
+        _, _, image = next(reader.messages([chosen.image]))
+    try:
+        return read_bag(bag, chosen.ground_truth, body=clean(image.header.frame_id))
+    except FlowodomError as error:
+        log.warning("the truth on %s cannot be used: %s", chosen.ground_truth, error)
+        return None
 
 
 def video(bag: Path, topics: Mapping[str, str | None] | None = None, count: int | None = None) -> Iterator[Frame]:
@@ -226,25 +329,42 @@ def video(bag: Path, topics: Mapping[str, str | None] | None = None, count: int 
 
 
 def pairs_of(frames: Iterator[Frame], network: FieldNetwork) -> VideoPairs:
-    """Returns pairs of frames between which the image moves enough, as far apart as that takes.
+    """Returns pairs of frames between which the image moves enough, as far apart as that takes and flow can follow.
 
     Args:
         frames: Of one camera, in order.
         network: The field before it learns; says at which size images are encoded, and in which unit.
     """
-    shots = [_shrunk(frame, network.config.pixels) for frame in frames]
+    shots = [
+        _Shot(_shrunk(frame, network.config.pixels), torch.from_numpy(_shrunk(frame, FLOW_PIXELS).grey))
+        for frame in frames
+    ]
     source = FieldDepth(network, next(network.parameters()).device)
     search = DisFlow()
     parts = []
-    for k, frame in enumerate(shots):
+    for k, shot in enumerate(shots):
+        best, moved = None, 0.0
+        focal = shot.frame.camera.focal * shot.grey.shape[1] / shot.frame.camera.width
         for other in (shots[k + gap] for gap in GAPS if k + gap < len(shots)):
-            found = search(torch.from_numpy(frame.grey), torch.from_numpy(other.grey))
-            if float(found.forward.norm(dim=-1).median()) > LEAST_FLOW * frame.camera.width:
-                parts.append(_pair(frame, other, found, source))
+            found = search(shot.grey, other.grey)
+            if float((found.forward_variance < (NOISE * focal) ** 2).float().mean()) < LEAST_SURE:
+                break  # farther off it is only worse
+            best, moved = (other, found), float(found.forward.norm(dim=-1).median()) / shot.grey.shape[1]
+            if moved > ENOUGH_FLOW:
                 break
+        if best is not None and moved > LEAST_FLOW:
+            parts.append(_pair(shot.frame, best[0].frame, best[1], source))
     if not parts:
         return VideoPairs(*(torch.zeros(0) for _ in dataclasses.fields(VideoPairs)))
     return together(parts)
+
+
+@dataclass(frozen=True)
+class _Shot:
+    """A frame as it is encoded, and its (H, W) uint8 grey image as its flow is found."""
+
+    frame: Frame
+    grey: Tensor
 
 
 def varied(pairs: VideoPairs, generator: torch.Generator) -> VideoPairs:
@@ -269,14 +389,19 @@ def _shrunk(frame: Frame, pixels: int) -> Frame:
 
 def _pair(first: Frame, second: Frame, flow: FlowField, source: FieldDepth) -> VideoPairs:
     """Returns one pair."""
-    size = torch.tensor((first.camera.width, first.camera.height))
+    rows, columns = first.camera.height, first.camera.width
+    height, width = flow.forward.shape[:2]
+    size = torch.tensor((width, height)).view(2, 1, 1)
+    there, back = (shrink(part, rows, columns) / size for part in (flow.forward, flow.backward))
+    variance = torch.stack([shrink(part, rows, columns) for part in (flow.forward_variance, flow.backward_variance)])
     depth = source.observe(first)
     assert depth is not None
     images = torch.from_numpy(np.stack((first.image, second.image))).movedim(-1, 1)
     return VideoPairs(
         images=images[None].float() / 255,
-        flow=torch.stack((flow.forward, flow.backward))[None] / size,
-        deviation=torch.stack((flow.forward_variance, flow.backward_variance))[None].sqrt() / first.camera.focal,
+        flow=torch.stack((there, back)).movedim(1, -1)[None],
+        deviation=variance.sqrt()[None] / (first.camera.focal * width / columns),
         intrinsics=normalised(first.camera),
         unit=depth.mean.log().mean().cpu()[None],
+        stamps=torch.tensor([[first.stamp, second.stamp]]),
     )

@@ -18,7 +18,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flowodom.depth.field import COARSER, LEAST_SIZE, FieldConfig, FieldNetwork, places, sample, save_field
+from flowodom.depth.field import (
+    COARSER,
+    LEAST_SIZE,
+    FieldConfig,
+    FieldNetwork,
+    load_field,
+    places,
+    sample,
+    save_field,
+)
 from flowodom.drawing import inverse_depth_picture
 from flowodom.errors import ConfigError
 from flowodom.geometry import se3
@@ -118,15 +127,15 @@ class FieldTask:
     Args:
         train: Views to learn from.
         unseen: Views to judge by, from other worlds.
-        config: Shape of the network.
+        network: The field that learns.
         judged: How many to judge by.
     """
 
     name = "field"
     model: nn.Module
 
-    def __init__(self, train: Source[Views], unseen: Source[Views], config: FieldConfig, *, judged: int = 64) -> None:
-        self.model, self._cells = FieldNetwork(config), config.cells
+    def __init__(self, train: Source[Views], unseen: Source[Views], network: FieldNetwork, *, judged: int = 64) -> None:
+        self.model, self._cells = network, network.config.cells
         self._train, self._unseen, self._judged = train, unseen, judged
         self._exam: list[Views] = []
 
@@ -264,13 +273,22 @@ def _nearest(maps: Tensor, place: Tensor) -> Tensor:
     return found[:, 0, 0]
 
 
-def train_field(out: Path, plan: Plan, *, device: torch.device, resume: bool = False, progress: bool = False) -> bool:
-    """Trains a single-image field of the default shape.
+def train_field(
+    out: Path,
+    plan: Plan,
+    *,
+    device: torch.device,
+    start: Path | None = None,
+    resume: bool = False,
+    progress: bool = False,
+) -> bool:
+    """Trains a single-image field.
 
     Args:
         out: Folder of the weights, the log, the picture sheet, the checkpoints and stored pairs.
         plan: How long, how fast and on what.
         device: Where to train.
+        start: Weights to begin with, and so the shape; the default shape and random ones when None.
         resume: Whether to go on from the last checkpoint, if there is one.
         progress: Whether to draw progress bars.
 
@@ -279,13 +297,15 @@ def train_field(out: Path, plan: Plan, *, device: torch.device, resume: bool = F
 
     Raises:
         ConfigError: A value is unfit, or the run in ``out`` is not to be resumed or had another plan.
-        WeightsError: The checkpoint is damaged.
+        WeightsError: The checkpoint is damaged, or what is to begin with is no field.
     """
     if min(plan.size) < LEAST_SIZE:
         raise ConfigError(f"width and height must be {LEAST_SIZE} or more, got {plan.size}")
     with processes(device) as group:
         torch.manual_seed(plan.seed)
         bar = progress and group.rank == 0
+        network = FieldNetwork(FieldConfig()) if start is None else load_field(start)
+        network.config = dataclasses.replace(network.config, pixels=plan.size[0] * plan.size[1])
         train, unseen = sources(Views, Views.of, out, plan, group.device, progress=bar)
-        task = FieldTask(train, unseen, FieldConfig(pixels=plan.size[0] * plan.size[1]), judged=JUDGED_VIEWS)
+        task = FieldTask(train, unseen, network, judged=JUDGED_VIEWS)
         return Run(task, out, plan, group=group, resume=resume).train(progress=progress)

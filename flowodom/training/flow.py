@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from flowodom.drawing import flow_picture
-from flowodom.errors import ConfigError
-from flowodom.flow.checkpoint import save_raft
+from flowodom.errors import ConfigError, WeightsError
+from flowodom.flow.checkpoint import load_raft, save_raft
 from flowodom.flow.dis import DisFlow
 from flowodom.flow.raft import LEAST_SIDE, STRIDE, Prediction, Raft
-from flowodom.flow.refiner import Refiner, save_refiner
+from flowodom.flow.refiner import Refiner, load_refiner, save_refiner
 from flowodom.flow.uncertainty import variance
 from flowodom.training.losses import flow_figures, sequence_loss
 from flowodom.training.samples import Samples, Source, sources
@@ -153,7 +153,7 @@ class RaftTask(FlowTask):
     Args:
         train: Pairs to learn from.
         unseen: Pairs to judge by.
-        size: One of ``raft.SIZES``.
+        network: The RAFT that learns, with its uncertainty.
         updates: While training.
         judged: How many to judge by.
     """
@@ -162,14 +162,14 @@ class RaftTask(FlowTask):
         self,
         train: Source[FlowBatch],
         unseen: Source[FlowBatch],
+        network: Raft,
         *,
-        size: str = "small",
         updates: int = 8,
         judged: int = 32,
     ) -> None:
         super().__init__(train, unseen, judged=judged)
-        self.name = f"raft_{size}"
-        self.model = Raft(size=size, uncertain=True)
+        self.name = f"raft_{network.size}"
+        self.model = network
         self._updates = updates
 
     def predict(self, model: nn.Module, batch: FlowBatch, device: torch.device) -> list[Prediction]:
@@ -191,13 +191,16 @@ class RefinerTask(FlowTask):
     Args:
         train: Pairs to learn from.
         unseen: Pairs to judge by; sides multiples of 8.
+        network: The refiner that learns.
         judged: How many of them.
     """
 
-    def __init__(self, train: Source[FlowBatch], unseen: Source[FlowBatch], *, judged: int = 32) -> None:
+    def __init__(
+        self, train: Source[FlowBatch], unseen: Source[FlowBatch], network: Refiner, *, judged: int = 32
+    ) -> None:
         super().__init__(train, unseen, judged=judged)
         self.name = "refiner"
-        self.model = Refiner()
+        self.model = network
         self._dis = DisFlow()
 
     def predict(self, model: nn.Module, batch: FlowBatch, device: torch.device) -> list[Prediction]:
@@ -228,6 +231,7 @@ def train_flow(
     *,
     model: str = "raft_small",
     device: torch.device,
+    start: Path | None = None,
     resume: bool = False,
     progress: bool = False,
 ) -> bool:
@@ -238,6 +242,7 @@ def train_flow(
         plan: How long, how fast and on what; sizes are multiples of 8, and at least 128 for RAFT.
         model: One of ``MODELS``.
         device: Where to train.
+        start: Weights to begin with, published ones too; random ones when None.
         resume: Whether to go on from the last checkpoint, if there is one.
         progress: Whether to draw progress bars.
 
@@ -246,7 +251,7 @@ def train_flow(
 
     Raises:
         ConfigError: A value is unfit, or the run in ``out`` is not to be resumed or had another plan.
-        WeightsError: The checkpoint is damaged.
+        WeightsError: The checkpoint is damaged, or what is to begin with is of another network.
     """
     least = 16 if model == "refiner" else LEAST_SIDE
     if model not in MODELS:
@@ -256,10 +261,23 @@ def train_flow(
     with processes(device) as group:
         torch.manual_seed(plan.seed)
         bar = progress and group.rank == 0
+        network = _refiner(start) if model == "refiner" else _raft(model.removeprefix("raft_"), start)
         train, unseen = sources(FlowBatch, FlowBatch.of, out, plan, group.device, progress=bar)
-        task: FlowTask
-        if model == "refiner":
-            task = RefinerTask(train, unseen)
-        else:
-            task = RaftTask(train, unseen, size=model.removeprefix("raft_"))
+        task = RefinerTask(train, unseen, network) if isinstance(network, Refiner) else RaftTask(train, unseen, network)
         return Run(task, out, plan, group=group, resume=resume).train(progress=progress)
+
+
+def _refiner(start: Path | None) -> Refiner:
+    """Returns the refiner to begin with."""
+    return Refiner() if start is None else load_refiner(start)
+
+
+def _raft(size: str, start: Path | None) -> Raft:
+    """Returns a RAFT with its uncertainty, which is untrained where the weights to begin with do not tell it."""
+    network = Raft(size=size, uncertain=True)
+    if start is not None:
+        known = load_raft(start)
+        if known.size != size:
+            raise WeightsError(f"{start} holds raft_{known.size}, and raft_{size} is to be trained; name that model")
+        network.load_state_dict(known.state_dict(), strict=False)  # published weights lack the uncertainty alone
+    return network

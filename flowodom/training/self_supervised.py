@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from flowodom.depth.field import FieldNetwork, rays, sample
+from flowodom.depth.field import COARSER, Field, FieldNetwork, places, rays, sample
 from flowodom.geometry import se3
 from flowodom.registration.procrustes import procrustes
 from flowodom.training.samples import Samples
@@ -32,8 +32,24 @@ WEIGHTS = {
 NOISE = 0.005
 """Deviation of flow, in focal lengths, at which a pixel's voice is halved; also the width of the robust kernels."""
 
-STEPS = 3
-"""Gauss-Newton steps of the pose after the closed form."""
+STEPS = 10
+"""Gauss-Newton steps of the pose."""
+
+AHEAD = 0.1
+"""Length of a step ahead or back with which the fit may begin, as a share of the median depth."""
+
+OUTLIER = 3.0
+"""Deviations of a miss that count half of what the worst does, where fits are compared."""
+
+ROUGH, FINER = 0.02, 0.5
+"""Deviation of flow, in focal lengths, for which the first of these steps takes it, and its share from step to step."""
+
+SPREAD = 0.6
+"""Relative deviation of depth for which the fit takes the field's. It is wider than the field's own: what neighbouring
+points have wrong in common does not average out, and a field that learns believes itself too soon."""
+
+LEAST_SHARE = 0.2
+"""Of the field's inverse depth, that a step of the fit may leave of a point's."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +62,7 @@ class VideoPairs(Samples):
         deviation: (B, 2, H, W) of the flow, in focal lengths.
         intrinsics: (B, 4) fx, fy, cx, cy in shares of width and height.
         unit: (B,) mean logarithm of the first frame's inverse depth before learning began.
+        stamps: (B, 2) int64 nanoseconds.
     """
 
     images: Tensor
@@ -53,6 +70,7 @@ class VideoPairs(Samples):
     deviation: Tensor
     intrinsics: Tensor
     unit: Tensor
+    stamps: Tensor
 
     def mirrored(self) -> VideoPairs:
         """See ``Samples``."""
@@ -83,31 +101,23 @@ def losses(
     def draw(*shape: int) -> Tensor:
         return torch.rand(batch, count, *shape, generator=generator, device=pairs.images.device)
 
-    # Lift the flow at random places to scene flow: P and P + F.
-    place = draw(2)
-    there = place + sample(pairs.flow[:, 0].movedim(-1, 1), place)
-    rho, variance = network.depth(first, place, offset=draw(network.config.cells))
-    seen_rho, _ = network.depth(second, there, offset=draw(network.config.cells))
-    ray, seen_ray = rays(place, pairs.intrinsics[:, None]), rays(there, pairs.intrinsics[:, None])
-    points, targets = ray / rho[..., None], seen_ray / seen_rho[..., None]
-    inside = ((there > 0) & (there < 1)).all(-1)
-    deviation = sample(pairs.deviation[:, :1], place)[..., 0]
-    voice = inside / (1 + (deviation / NOISE).square())
+    place, cells = draw(2), network.config.cells
+    lifted = lift(network, pairs, first, second, place, draw(cells), draw(cells))
+    ray, seen_ray, rho, seen_rho = lifted.ray, lifted.seen_ray, lifted.rho, lifted.seen_rho
+    points, targets, deviation, voice = lifted.points, lifted.targets, lifted.deviation, lifted.voice
 
-    motion = fit_motion(points, targets, seen_ray[..., :2], voice)
-    back = fit_motion(targets, points, ray[..., :2], voice)
+    motion = fit_motion(points, targets, seen_ray[..., :2], voice, deviation)
+    back = fit_motion(targets, points, ray[..., :2], voice, deviation)
     moved = se3.act(motion[:, None], points)
     z = moved[..., 2].clamp_min(0.1 * network.config.near)
     miss = moved[..., :2] / z[..., None] - seen_ray[..., :2]
     depth_miss = (z * seen_rho).log()
     found, found_variance = _triangulate(motion.detach(), ray, seen_ray[..., :2], deviation)
-    spread = (variance + found_variance).sqrt() / rho.detach()
+    spread = (lifted.variance + found_variance).sqrt() / rho.detach()
 
     # What the other frame shows, rendered from the first one's field.
     other = draw(2)
-    colour, share = network.colour(
-        first, other, pairs.intrinsics, se3.inverse(motion), offset=draw(network.config.cells)
-    )
+    colour, share = network.colour(first, other, pairs.intrinsics, se3.inverse(motion), offset=draw(cells))
     own, _ = network.colour(
         first, place, pairs.intrinsics, torch.eye(4, device=place.device).expand(batch, 4, 4), offset=0.5
     )
@@ -122,8 +132,89 @@ def losses(
         "triangulation": _mean(((rho - found) / rho.detach()).abs() / spread + spread.log(), voice),
         "cycle": loop.norm(dim=-1).mean().float(),
         "static": _mean((targets - moved).norm(dim=-1) * rho.detach(), voice),
-        "unit": (rho.log().mean(1) - pairs.unit).square().mean(),
+        "unit": (rho.log().mean(1) - pairs.unit).mean().square(),
     }
+
+
+@dataclass(frozen=True)
+class Lifted:
+    """Scene flow of B pairs at N places: the flow, lifted by the field's depths of both frames.
+
+    Attributes:
+        ray: (B, N, 3) of the first frame, z = 1.
+        rho: (B, N) inverse depth there.
+        variance: (B, N) of it.
+        seen_ray: (B, N, 3) where the flow leads, in the second frame.
+        seen_rho: (B, N) inverse depth there.
+        deviation: (B, N) of the flow, in focal lengths.
+        voice: (B, N) weight in the fit, 0 to 1.
+    """
+
+    ray: Tensor
+    rho: Tensor
+    variance: Tensor
+    seen_ray: Tensor
+    seen_rho: Tensor
+    deviation: Tensor
+    voice: Tensor
+
+    @property
+    def points(self) -> Tensor:
+        """(B, N, 3) points P of the first frame."""
+        return self.ray / self.rho[..., None]
+
+    @property
+    def targets(self) -> Tensor:
+        """(B, N, 3) where the second frame sees each, P + F."""
+        return self.seen_ray / self.seen_rho[..., None]
+
+
+def lift(
+    network: FieldNetwork,
+    pairs: VideoPairs,
+    first: Field,
+    second: Field,
+    place: Tensor,
+    offset: Tensor | float = 0.5,
+    seen_offset: Tensor | float = 0.5,
+) -> Lifted:
+    """Lifts flow to scene flow.
+
+    Args:
+        network: The field.
+        pairs: B pairs.
+        first: The fields of their first frames.
+        second: And of their second ones.
+        place: (B, N, 2) places in the first frames.
+        offset: Where in their cells rays of the first frames are sampled, see ``FieldNetwork.depth``.
+        seen_offset: And those of the second ones.
+    """
+    there = place + sample(pairs.flow[:, 0].movedim(-1, 1), place)
+    rho, variance = network.depth(first, place, offset=offset)
+    seen_rho, _ = network.depth(second, there, offset=seen_offset)
+    ray, seen_ray = rays(place, pairs.intrinsics[:, None]), rays(there, pairs.intrinsics[:, None])
+    inside = ((there > 0) & (there < 1)).all(-1)
+    deviation = sample(pairs.deviation[:, :1], place)[..., 0]
+    voice = inside / (1 + (deviation / NOISE).square())
+    return Lifted(ray, rho, variance, seen_ray, seen_rho, deviation, voice)
+
+
+@torch.no_grad()
+def motions(network: FieldNetwork, pairs: VideoPairs, *, batch: int = 8) -> Tensor:
+    """Returns the (B, 4, 4) ``T_second_first``, float64, that flow and the field's depths tell.
+
+    It is the fit that the losses go through, on all pixels of the field's depth.
+    """
+    height, width = pairs.images.shape[-2:]
+    grid = places(height // COARSER, width // COARSER, pairs.images).reshape(1, -1, 2)
+    found = []
+    for part in (pairs[slice(k, k + batch)] for k in range(0, len(pairs), batch)):
+        first, second = (network.encode(part.images[:, k], part.intrinsics) for k in (0, 1))
+        lifted = lift(network, part, first, second, grid.expand(len(part), -1, -1))
+        seen = lifted.seen_ray[..., :2]
+        motion = fit_motion(lifted.points, lifted.targets, seen, lifted.voice, lifted.deviation)
+        found.append(motion.double())
+    return torch.cat(found)
 
 
 def total(parts: dict[str, Tensor]) -> Tensor:
@@ -131,44 +222,84 @@ def total(parts: dict[str, Tensor]) -> Tensor:
     return torch.stack([WEIGHTS[name] * value for name, value in parts.items()]).sum()
 
 
-def fit_motion(points: Tensor, targets: Tensor, seen: Tensor, weight: Tensor) -> Tensor:
-    """Fits the camera's motion to lifted scene flow: in closed form, then robustly where the points are seen.
+def fit_motion(points: Tensor, targets: Tensor, seen: Tensor, weight: Tensor, deviation: Tensor) -> Tensor:
+    """Fits the camera's motion to lifted scene flow, robustly, where the points are seen.
 
-    The closed form takes the errors of depth for motion; the steps after it hold the points and let only the places at
-    which they are seen speak. What does not follow the common motion loses its voice. Derivatives go through all of it.
+    Held fixed, wrong depths would shorten the motion and turn it, so every point's inverse depth is unknown too, with
+    the field's for a prior. What does not follow the common motion loses its voice. The search begins at the closed
+    form (which takes the errors of depth for motion), at rest, and a step ahead and back; the best of the four is kept.
+    At the optimum one more step is made, through which derivatives go: they are those of the optimum itself.
 
     Args:
         points: (B, N, 3) points of the first frame.
         targets: (B, N, 3) where the second frame sees each.
         seen: (B, N, 2) the direction in which it does, at unit depth.
         weight: (B, N) weights >= 0.
+        deviation: (B, N) of ``seen``.
 
     Returns:
         (B, 4, 4) ``T_second_first``.
     """
-    # Errors of depth grow with depth, so far points say less in metres; in pixels all say the same.
-    motion = procrustes(points, targets, weight / points[..., 2].detach().square())
-    eye = torch.eye(6, dtype=points.dtype, device=points.device)
-    for _ in range(STEPS):
-        moved = se3.act(motion[:, None], points)
-        z = moved[..., 2].clamp_min(1e-3)
-        at = moved[..., :2] / z[..., None]
-        miss = at - seen
-        zero = torch.zeros_like(z)
-        rows = (
-            torch.stack((1 / z, zero, -at[..., 0] / z), -1),
-            torch.stack((zero, 1 / z, -at[..., 1] / z), -1),
-        )
-        jacobian = torch.stack(rows, -2) @ se3.act_jacobian(motion[:, None], points)
-        squared = miss.detach().square().sum(-1)
-        width = NOISE**2 + squared.median(dim=1, keepdim=True).values
-        robust = (weight * (width / (width + squared)).square())[..., None, None]
-        hessian = (jacobian.transpose(-1, -2) @ (robust * jacobian)).sum(1)
-        gradient = (jacobian.transpose(-1, -2) @ (robust * miss[..., None])).sum(1)
-        damping = 1e-4 * hessian.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None] * eye
-        step = torch.linalg.solve(hessian + damping + 1e-9 * eye, gradient)[..., 0]
-        motion = motion @ se3.exp(-step)
-    return motion
+    ray, prior = points / points[..., 2:], 1 / points[..., 2]
+    with torch.no_grad():
+        # Errors of depth grow with depth, so far points say less in metres; in pixels all say the same.
+        closed = procrustes(points, targets, weight / points[..., 2].square())
+        rest = torch.eye(4, dtype=points.dtype, device=points.device).repeat(3, len(points), 1, 1)
+        rest[1:, :, 2, 3] = AHEAD * points[..., 2].median(dim=1).values * rest.new_tensor((1, -1))[:, None]
+        motion = torch.cat((closed[None], rest))
+        rho = prior.expand(len(motion), *prior.shape)
+        for number in range(STEPS):
+            # With flow taken for rough at first, depth says which way the camera went before it may itself be off.
+            rough = torch.hypot(deviation, deviation.new_tensor(ROUGH * FINER**number))
+            motion, rho, cost = _step(motion, rho, ray, prior, seen, weight, rough)
+        best = cost.argmin(0), torch.arange(len(points), device=points.device)
+        motion, rho = motion[best], rho[best]
+    return _step(motion, rho, ray, prior, seen, weight, deviation)[0]
+
+
+def _step(
+    motion: Tensor,
+    rho: Tensor,
+    ray: Tensor,
+    prior: Tensor,
+    seen: Tensor,
+    weight: Tensor,
+    deviation: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Makes a Gauss-Newton step of motions (..., 4, 4) and inverse depths (..., N), the latter eliminated.
+
+    Returns:
+        Both, and (...) what was wrong before: the mean of the robust misses.
+    """
+    eye, plane = (torch.eye(k, dtype=rho.dtype, device=rho.device) for k in (6, 2))
+    held = ray / rho[..., None]
+    moved = se3.act(motion[..., None, :, :], held)
+    z = moved[..., 2].clamp_min(1e-3)
+    at = moved[..., :2] / z[..., None]
+    zero = torch.zeros_like(z)
+    rows = (
+        torch.stack((1 / z, zero, -at[..., 0] / z), -1),
+        torch.stack((zero, 1 / z, -at[..., 1] / z), -1),
+    )
+    jacobian = torch.stack(rows, -2) @ se3.act_jacobian(motion[..., None, :, :], held)
+    shift = motion[..., None, :3, 3]
+    slope = ((shift[..., :2] - at * shift[..., 2:]) / (rho * z)[..., None]).detach()
+    miss = (at - seen + slope * (prior - rho)[..., None])[..., None]
+    # Along the epipolar line a point may be off by what its depth is; across, by what flow is.
+    noise = deviation.square()[..., None, None]
+    reach = ((SPREAD * prior)[..., None] * slope).detach()[..., None]
+    information = (plane - reach @ reach.mT / (noise + reach.square().sum(-2, keepdim=True))) / noise
+    squared = (miss.mT @ information @ miss).detach()[..., 0, 0]
+    width = 1 + squared.median(dim=-1, keepdim=True).values
+    robust = (weight * (width / (width + squared)).square())[..., None, None] * information
+    hessian = (jacobian.mT @ robust @ jacobian).sum(-3)
+    gradient = (jacobian.mT @ robust @ miss).sum(-3)
+    damping = 1e-6 * hessian.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None] * eye
+    step = torch.linalg.solve(hessian + damping + 1e-9 * eye, gradient)
+    left = miss - jacobian @ step[..., None, :, :]
+    gain = (SPREAD * prior).detach() * (reach.mT @ information @ left)[..., 0, 0]
+    rho = torch.maximum(prior - gain, LEAST_SHARE * prior)
+    return motion @ se3.exp(-step[..., 0]), rho, _mean(squared / (OUTLIER**2 + squared), weight, dim=-1)
 
 
 @torch.no_grad()
@@ -198,5 +329,5 @@ def _triangulate(motion: Tensor, ray: Tensor, seen: Tensor, deviation: Tensor) -
     return -(a * b).sum(-1) / squared, deviation.square() / squared
 
 
-def _mean(values: Tensor, weight: Tensor) -> Tensor:
-    return (weight * values).sum() / weight.sum().clamp_min(1e-6)
+def _mean(values: Tensor, weight: Tensor, dim: int | None = None) -> Tensor:
+    return (weight * values).sum(dim) / weight.sum(dim).clamp_min(1e-6)

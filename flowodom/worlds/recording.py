@@ -166,6 +166,7 @@ def render_bag(
     frames: int = 240,
     rate: float = 30.0,
     size: tuple[int, int] = (320, 240),
+    field_of_view: float | None = None,
     depth: bool = True,
     baseline: float = 0.0,
     compressed: bool = False,
@@ -184,6 +185,7 @@ def render_bag(
         frames: How many images.
         rate: Images a second.
         size: Width and height, pixels.
+        field_of_view: Across the width, degrees; 62.7 in a room and 80 in a street when None.
         depth: Whether there is a depth camera (16UC1 millimetres, 0.2 to 20 m).
         baseline: Metres between the cameras of a stereo pair, which there is in its place; 0 for none.
         compressed: Whether images are JPEG instead of raw.
@@ -198,13 +200,17 @@ def render_bag(
         ConfigError: A parameter is unknown or out of its range.
         BagError: The path exists or cannot be written.
     """
+    if field_of_view is None:
+        field_of_view = 62.7 if world == "room" else 80.0
+    if not 0 < field_of_view < 180:
+        raise ConfigError(f"field_of_view must be between 0 and 180 degrees, got {field_of_view}")
     if frames < 1 or not rate > 0 or min(size) < 16 or movers < 0 or noise < 0 or baseline < 0:
         raise ConfigError(
             "frames must be 1 or more, rate above 0, size 16 or more each way, movers, noise and baseline 0 or more, "
             f"got frames={frames}, rate={rate}, size={size}, movers={movers}, noise={noise}, baseline={baseline}"
         )
     place, camera_path = scene(world, motion, seed=seed, movers=movers)
-    camera = pinhole(*size, field_of_view=62.7 if world == "room" else 80.0)
+    camera = pinhole(*size, field_of_view=field_of_view)
     with_depth = depth and not baseline
     sensor = Sensor(image_noise=noise, depth=with_depth, depth_range=(0.2, 20.0), baseline=baseline, seed=seed)
     steps = sequence(place, camera_path, camera, frames=frames, rate=rate, sensor=sensor)

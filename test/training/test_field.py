@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from flowodom.cli import main
-from flowodom.depth.field import FieldConfig, FieldNetwork, load_field
+from flowodom.depth.field import FieldConfig, FieldNetwork, load_field, save_field
 from flowodom.training import field as training
 from flowodom.training.field import FieldTask, Lesson, Views, judge, losses
 from flowodom.training.samples import rendered
@@ -33,7 +33,7 @@ def source(views):
 
 def train(out, source, plan=PLAN, *, resume=False):
     torch.manual_seed(0)
-    task = FieldTask(source, source, TINY, judged=4)
+    task = FieldTask(source, source, FieldNetwork(TINY), judged=4)
     done = Run(task, out, plan, group=Group(CPU), resume=resume, half=False).train()
     return done
 
@@ -87,7 +87,7 @@ def test_colours_of_what_moves_on_its_own_are_not_learned(views):
 
 
 def test_the_command_trains_stops_and_goes_on(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(training, "FieldConfig", lambda pixels: replace(TINY, pixels=pixels))
+    monkeypatch.setattr(training, "FieldConfig", lambda: TINY)
     monkeypatch.setattr(training, "JUDGED_VIEWS", 2)
     command = ["train", "field", "--out", str(tmp_path), "--steps", "3", "--batch", "2", "--size", "48x32"]
     command += ["--pairs", "4", "--device", "cpu"]
@@ -102,8 +102,24 @@ def test_the_command_trains_stops_and_goes_on(tmp_path, capsys, monkeypatch):
         assert [row["step"] for row in csv.DictReader(file)] == ["1", "3"]
 
 
+def test_the_command_goes_on_from_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "JUDGED_VIEWS", 2)
+    torch.manual_seed(0)
+    known = FieldNetwork(TINY)
+    save_field(tmp_path / "known.safetensors", known, {})
+    command = ["train", "field", "--out", str(tmp_path / "out"), "--start", str(tmp_path / "known.safetensors")]
+    command += ["--steps", "1", "--batch", "2", "--size", "48x32", "--pairs", "2", "--rate", "1e-6", "--device", "cpu"]
+    assert main(command) == 0
+    found = load_field(tmp_path / "out" / "field.safetensors")
+    assert (found.config.channels, found.config.pixels) == (TINY.channels, 48 * 32)
+    for name, value in known.state_dict().items():
+        assert torch.allclose(found.state_dict()[name], value, atol=1e-3)
+
+
 def test_the_command_names_what_it_cannot_do(tmp_path, capsys):
     assert main(["train", "field", "--out", str(tmp_path), "--size", "24x24"]) == 2
     assert "32 or more" in capsys.readouterr().err
     assert main(["train", "field", "--out", str(tmp_path), "--steps", "0"]) == 2
     assert "at least 1" in capsys.readouterr().err
+    assert main(["train", "field", "--out", str(tmp_path), "--start", str(tmp_path / "none.safetensors")]) == 2
+    assert "no file of weights" in capsys.readouterr().err

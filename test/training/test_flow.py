@@ -8,9 +8,13 @@ import torch
 from torch.nn import functional
 
 from flowodom.cli import main
-from flowodom.flow.raft import Prediction
+from flowodom.errors import WeightsError
+from flowodom.flow.checkpoint import load_raft, save_raft
+from flowodom.flow.raft import Prediction, Raft
+from flowodom.flow.refiner import Refiner, load_refiner, save_refiner
 from flowodom.flow.uncertainty import negative_log_likelihood, variance
-from flowodom.training.flow import FlowBatch, RaftTask, RefinerTask
+from flowodom.training import flow as training
+from flowodom.training.flow import FlowBatch, RaftTask, RefinerTask, train_flow
 from flowodom.training.losses import HIDDEN, flow_figures, sequence_loss
 from flowodom.training.samples import together
 from flowodom.training.supervised import Group, Plan, Run
@@ -35,10 +39,10 @@ def source(numbers):
     return together([shifted(number) for number in numbers])
 
 
-@pytest.mark.parametrize("task", [RaftTask, RefinerTask])
-def test_a_task_trains_and_leaves_weights_that_work(task, tmp_path):
+@pytest.mark.parametrize(("task", "network"), [(RaftTask, Raft), (RefinerTask, Refiner)])
+def test_a_task_trains_and_leaves_weights_that_work(task, network, tmp_path):
     torch.manual_seed(0)
-    learned = task(source, source, judged=2)
+    learned = task(source, source, network(), judged=2)
     plan = Plan(steps=3, batch=2, validate=3, rate=1e-3)
     run = Run(learned, tmp_path, plan, group=Group(CPU))
     before = {name: value.clone() for name, value in learned.model.state_dict().items()}
@@ -50,14 +54,14 @@ def test_a_task_trains_and_leaves_weights_that_work(task, tmp_path):
 
 
 def test_an_untrained_refiner_is_judged_as_good_as_its_start():
-    task = RefinerTask(source, source, judged=2)
+    task = RefinerTask(source, source, Refiner(), judged=2)
     figures = task.validate(task.model.eval(), CPU)
     assert figures["epe"] == pytest.approx(figures["start_epe"])
 
 
 def test_a_refiner_learns_to_correct_what_is_always_wrong():
     torch.manual_seed(0)
-    task = RefinerTask(source, source, judged=1)
+    task = RefinerTask(source, source, Refiner(), judged=1)
     batch = task.batch([5, 6])
     wrong = torch.tensor((0.5, -0.5)).view(1, 2, 1, 1)
     batch = replace(batch, flow=batch.start + wrong)
@@ -72,6 +76,38 @@ def test_a_refiner_learns_to_correct_what_is_always_wrong():
     found = task.predict(task.model, batch, CPU)[-1].flow
     assert (found - batch.flow).abs().mean() < 0.4 * wrong.abs().mean()
     assert losses[-1] < losses[0]
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    """Trains for a step that moves the weights hardly at all."""
+    monkeypatch.setattr(training, "sources", lambda *_, **__: (source, source))
+    plan = Plan(steps=1, batch=2, rate=1e-9, size=(128, 128))
+    return lambda model, start: train_flow(tmp_path / "out", plan, model=model, device=CPU, start=start)
+
+
+@pytest.mark.parametrize(
+    ("model", "network", "save", "load"),
+    [
+        ("raft_small", lambda: Raft(uncertain=False), save_raft, load_raft),
+        ("refiner", Refiner, save_refiner, load_refiner),
+    ],
+)
+def test_training_goes_on_from_weights_that_may_lack_the_uncertainty(model, network, save, load, trained, tmp_path):
+    torch.manual_seed(7)
+    known = network()
+    save(tmp_path / "known.safetensors", known, {})
+    assert trained(model, tmp_path / "known.safetensors")
+    found = load(tmp_path / "out" / f"{model}.safetensors").state_dict()
+    assert any("mixture" in name for name in found)
+    for name, value in known.state_dict().items():
+        assert torch.allclose(found[name], value, atol=1e-3)
+
+
+def test_training_does_not_go_on_from_another_size(trained, tmp_path):
+    save_raft(tmp_path / "large.safetensors", Raft(size="large"), {})
+    with pytest.raises(WeightsError, match="raft_large, and raft_small is to be trained"):
+        trained("raft_small", tmp_path / "large.safetensors")
 
 
 def test_the_likelihood_is_that_of_a_density():

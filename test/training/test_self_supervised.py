@@ -14,6 +14,7 @@ from flowodom.worlds import pinhole
 
 CONFIG = FieldConfig(channels=(8, 16), hidden=8, octaves=2, cells=64, near=0.5, far=20.0)
 CAMERA = pinhole(48, 40)
+ALL = torch.ones(2, 40, dtype=torch.float64)
 SIDEWAYS = torch.tensor([0.5, -0.3, 0.0, 0.0, 0.0, 0.0])
 
 
@@ -50,7 +51,12 @@ def wall_pair(depth, xi=SIDEWAYS):
     images = torch.stack((picture(at), picture(at + back)))
     unit = torch.tensor([-math.log(depth)])
     return VideoPairs(
-        images[None], torch.stack((seen_from(motion), back))[None], torch.full((1, 2, 40, 48), 1e-3), intrinsics, unit
+        images[None],
+        torch.stack((seen_from(motion), back))[None],
+        torch.full((1, 2, 40, 48), 1e-3),
+        intrinsics,
+        unit,
+        torch.tensor([[0, 1]]),
     )
 
 
@@ -65,7 +71,7 @@ def scene_flow():
 
 def test_exact_scene_flow_gives_the_exact_motion(scene_flow):
     points, targets, motion = scene_flow
-    found = fit_motion(points, targets, targets[..., :2] / targets[..., 2:], torch.ones(2, 40, dtype=torch.float64))
+    found = fit_motion(points, targets, targets[..., :2] / targets[..., 2:], ALL, 1e-3 * ALL)
     torch.testing.assert_close(found, motion, atol=1e-8, rtol=0)
 
 
@@ -75,10 +81,22 @@ def test_what_moves_loses_its_voice_and_depth_noise_makes_no_motion(scene_flow):
     seen = targets[..., :2] / targets[..., 2:]
     seen[:, :8] += 0.2
     noisy = targets * (1 + 0.2 * torch.randn(2, 40, 1, generator=generator, dtype=torch.float64))
-    found = fit_motion(points, noisy, seen, torch.ones(2, 40, dtype=torch.float64))
+    found = fit_motion(points, noisy, seen, ALL, 1e-3 * ALL)
     error = se3.log(se3.inverse(motion) @ found).norm(dim=-1)
-    closed = se3.log(se3.inverse(motion) @ procrustes(points, noisy, torch.ones(2, 40).double())).norm(dim=-1)
-    assert (error < 0.3 * closed).all()
+    closed = se3.log(se3.inverse(motion) @ procrustes(points, noisy, ALL)).norm(dim=-1)
+    assert (error < 0.05 * closed).all()
+
+
+def test_wrong_depths_neither_turn_nor_shorten_the_motion(scene_flow):
+    points, targets, motion = scene_flow
+    generator = torch.Generator().manual_seed(2)
+    wrong = points * (1 + 0.2 * torch.randn(2, 40, 1, generator=generator, dtype=torch.float64))
+    found = fit_motion(wrong, targets, targets[..., :2] / targets[..., 2:], ALL, 1e-3 * ALL)
+    error = se3.inverse(motion) @ found
+    closed = se3.inverse(motion) @ procrustes(wrong, targets, ALL)
+    turn, closed_turn = (se3.so3_log(off[:, :3, :3]).norm(dim=-1) for off in (error, closed))
+    assert (turn < 0.1 * closed_turn).all()
+    assert (found[:, :3, 3].norm(dim=-1) / motion[:, :3, 3].norm(dim=-1) - 1).abs().max() < 0.1
 
 
 def test_derivatives_go_through_the_fit_to_points_and_weights(scene_flow):
@@ -91,7 +109,7 @@ def test_derivatives_go_through_the_fit_to_points_and_weights(scene_flow):
     inputs = [v.clone().requires_grad_() for v in (points[:1, :12], targets[:1, :12], weight)]
 
     def fit(points, targets, weight):
-        return se3.log(fit_motion(points, targets, seen, weight))
+        return se3.log(fit_motion(points, targets, seen, weight, 1e-2 * ALL[:1, :12]))
 
     assert torch.autograd.gradcheck(fit, inputs, atol=1e-4, rtol=1e-2)
 
