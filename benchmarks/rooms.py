@@ -30,6 +30,9 @@ CAMERA_HEIGHT = 1.65
 HAND, CAR = 0.06, 0.54
 """Metres between the cameras of stereo pairs, in a hand and on a car."""
 
+READOUT = 0.025
+"""Seconds from the first to the last row of a rolling shutter."""
+
 COVERAGE = 0.25
 """Share of the image that the mover covers."""
 
@@ -44,6 +47,7 @@ MEASURES = {
     "in 3 sigma %": "share of the frames in which each of the six parts of the pose's error is within 3 sigma",
     "width": "median over frames and parts of sigma over the error, times 0.674: 1 is right, above 1 is cautious",
     "scale %": "by how much estimated lengths are too large, where they are in metres",
+    "readout ms": "time from first to last row as it was found in the end, where depths are measured",
     "ms": "mean time of a frame by the clock",
 }
 """What is printed, and what it is. Not a number where it has no meaning."""
@@ -77,6 +81,11 @@ def _exposure(seed: int, frames: int, camera: PinholeCamera, sensor: Sensor) -> 
         gain = 1 + 0.3 * np.sin(0.15 * k) + (0.15 if k // 40 % 2 else 0.0)
         image = np.clip(step.frame.image * gain, 0, 255).astype(np.uint8)
         yield replace(step, frame=replace(step.frame, image=image))
+
+
+def _rolling(seed: int, frames: int, camera: PinholeCamera, sensor: Sensor) -> Iterator[Step]:
+    """A camera in a hand whose rows are exposed one after another."""
+    return _hand_held(seed, frames, camera, replace(sensor, readout=READOUT))
 
 
 def _gaps(seed: int, frames: int, camera: PinholeCamera, sensor: Sensor) -> Iterator[Step]:
@@ -118,6 +127,8 @@ SCENES = {
     "rotation": Scene(_rotation, still=True),
     "rotation, one camera": Scene(_rotation, depth=False, still=True),
     "hand-held, one camera": Scene(_hand_held, depth=False),
+    "rolling shutter": Scene(_rolling),
+    "rolling shutter, one camera": Scene(_rolling, depth=False),
     "exposure": Scene(_exposure),
     "exposure, one camera": Scene(_exposure, depth=False),
     "gaps": Scene(_gaps),
@@ -183,7 +194,10 @@ def run(scene: Scene, steps: Iterable[Step]) -> dict[str, float]:
         estimates.append(odometry.step(step.frame))
         seconds += time.perf_counter() - start
         truth.append(step.pose)
-    return measure(scene, torch.stack(truth), estimates, seconds)
+    figures = measure(scene, torch.stack(truth), estimates, seconds)
+    if scene.measured and odometry.readout is not None:
+        figures["readout ms"] = 1e3 * odometry.readout.seconds
+    return figures
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

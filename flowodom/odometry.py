@@ -211,6 +211,11 @@ class Odometry:
         self._lost_since: int | None = None
         self._timing: dict[str, float] = {}
 
+    @property
+    def readout(self) -> Readout | None:
+        """What is known of the camera's shutter; None before the first frame."""
+        return self._readout if self._tracker is None else self._tracker.readout
+
     def reset(self, pose: Tensor | None = None) -> None:
         """Starts a new segment with the next frame.
 

@@ -339,6 +339,20 @@ def test_a_sensor_may_lack_depth():
     assert step.frame.depth is None
 
 
+def test_rows_of_a_rolling_shutter_are_exposed_one_after_another():
+    world, path, camera = room(1, movers=0, texels=TEXELS), hand_held(1, turn=90.0), pinhole(64, 49)
+    step = next(sequence(world, path, camera, frames=1, sensor=Sensor(readout=0.02)))
+    strips = {"first": (slice(0, 3), 1), "middle": (slice(24, 27), 25), "last": (slice(48, 49), 48)}
+    for rows, middle in strips.values():
+        whole = world.render(path(0.02 * (middle / 48 - 0.5)), 0.0, camera)
+        assert np.abs(step.frame.image[rows].astype(int) - whole.image[rows].numpy()).mean() < 0.5
+        np.testing.assert_allclose(step.frame.depth[rows], whole.depth[rows].numpy(), atol=1e-5)
+    at_once = world.render(path(0.0), 0.0, camera)
+    assert np.abs(step.frame.image[:3].astype(int) - at_once.image[:3].numpy()).mean() > 2
+    np.testing.assert_array_equal(step.rendering.depth, at_once.depth)
+    np.testing.assert_array_equal(step.pose, path(0.0))
+
+
 def test_the_other_eye_of_a_pair_sees_from_beside():
     world, path = room(1, movers=0, texels=TEXELS), hand_held(1)
     sensor = Sensor(depth=False, baseline=0.1)

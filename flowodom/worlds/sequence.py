@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from flowodom.threads import one_thread
 from flowodom.worlds.motion import Motion
 from flowodom.worlds.world import FlowTruth, Rendering, World
 
+STRIP = 3
+"""Rows of a rolling shutter that are exposed at once."""
+
 
 @dataclass(frozen=True)
 class Sensor:
@@ -27,6 +30,8 @@ class Sensor:
         depth_noise: Standard deviation of depth at one metre, metres; it grows with the square of depth; 0 for none.
         depth_range: Least and greatest depth it measures, metres; NaN outside.
         baseline: Metres from the camera to the other one of a stereo pair, along x; 0 for a single camera.
+        readout: Seconds from the exposure of the first row to that of the last, the middle one being exposed at the
+            stamp; 0 for a global shutter.
         seed: Seed of the noise.
     """
 
@@ -35,6 +40,7 @@ class Sensor:
     depth_noise: float = 0.0
     depth_range: tuple[float, float] = (0.0, float("inf"))
     baseline: float = 0.0
+    readout: float = 0.0
     seed: int = 0
 
     @property
@@ -84,8 +90,8 @@ class Step:
 
     Attributes:
         frame: What the sensor delivers.
-        pose: (4, 4) float64 ``T_world_camera``, optical.
-        rendering: The exact geometry.
+        pose: (4, 4) float64 ``T_world_camera``, optical, of the middle row.
+        rendering: The exact geometry, all rows at once.
         flow: Exact flow from the previous step's image to this one's; None at the first step or when not asked for.
     """
 
@@ -126,14 +132,31 @@ def sequence(
         The steps in order. Stamps start at one second.
     """
     previous: Rendering | None = None
+    camera_from_other = se3.inverse(sensor.other_from_camera)
     for k in range(frames):
         time = k / rate
         pose = path(time)
         rendering = world.render(pose, time, camera)
-        other = None
+        seen, other = _exposed(world, path, time, camera, sensor.readout, rendering), None
         if sensor.baseline:
-            other = world.render(pose @ se3.inverse(sensor.other_from_camera), time, camera)
+            other = _exposed(world, lambda t: path(t) @ camera_from_other, time, camera, sensor.readout)
         truth = world.flow_between(previous, rendering) if flow and previous is not None else None
-        frame = sensor.frame(rendering, 1_000_000_000 + round(time * 1e9), other)
+        frame = sensor.frame(seen, 1_000_000_000 + round(time * 1e9), other)
         yield Step(frame, rendering.pose, rendering, truth)
         previous = rendering
+
+
+def _exposed(
+    world: World, path: Motion, time: float, camera: PinholeCamera, readout: float, still: Rendering | None = None
+) -> Rendering:
+    """Returns what is seen with image and depth exposed row by row; ``still`` is it with all rows at once."""
+    still = world.render(path(time), time, camera) if still is None else still
+    if not readout:
+        return still
+    strips = []
+    for top in range(0, camera.height, STRIP):
+        height = min(STRIP, camera.height - top)
+        moment = time + readout * ((top + 0.5 * (height - 1)) / (camera.height - 1) - 0.5)
+        strips.append(world.render(path(moment), moment, replace(camera, cy=camera.cy - top, height=height)))
+    images = [strip.image for strip in strips if strip.image is not None]
+    return replace(still, image=torch.cat(images), depth=torch.cat([strip.depth for strip in strips]))
