@@ -277,7 +277,7 @@ def fit_motions(camera: PinholeCamera, samples: Samples, starts: Tensor, prior: 
         weight = samples.weight * np.square(kernel / (kernel + squared)) / (CORRELATION * scale)
         jacobian = motion_jacobian(camera, seen.view)
         weighted = (jacobian * (weight[:, None] * noise)[:, None]).reshape(len(motions), 6, -1)
-        hessian = weighted @ jacobian.reshape(weighted.shape).mT + known
+        hessian = weighted @ jacobian.reshape(weighted.shape).swapaxes(-1, -2) + known
         # The prior is quadratic in the way from the start, which is short enough to add up its steps.
         gradient = weighted @ seen.error.reshape(len(motions), -1, 1) + known @ moved
         step = -np.linalg.solve(hessian, gradient)
