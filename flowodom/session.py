@@ -323,6 +323,8 @@ class Session:
             }
             if estimate.moving is not None:
                 values["moving [%]"] = f"{100 * estimate.moving.share:.0f}"
+            if self._odometry.readout is not None:
+                values["shutter"] = self._odometry.readout.verdict
             if estimate.scale_deviation:
                 values["scale deviation [%]"] = f"{100 * estimate.scale_deviation:.1f}"
             if len(self._window) > 1:

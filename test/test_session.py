@@ -18,6 +18,7 @@ from flowodom.frames import motion_of, stamp_of
 from flowodom.geometry import PinholeCamera, se3
 from flowodom.messages import MessageFactory
 from flowodom.odometry import Estimate, Scale, Status
+from flowodom.registration.readout import Readout
 from flowodom.scene_flow import PropertySet
 from flowodom.scene_flow.decompose import Moving, Surface
 from flowodom.session import Session
@@ -42,6 +43,8 @@ COVARIANCE = torch.diag(tangent(1e-4, 2e-4, 3e-4, 4e-6, 5e-6, 6e-6))
 
 class FakeOdometry:
     """Moves by MOTION with every frame; is lost where an image is all 255."""
+
+    readout = dataclasses.replace(Readout.of(0.0, torch.zeros(3)), information=1e6, vector=25e3)
 
     def __init__(self) -> None:
         self.frames: list[Frame] = []
@@ -808,6 +811,11 @@ def test_diagnostics_name_the_device_and_the_flow_method_that_were_chosen() -> N
     assert (values["device"], values["flow"]) == ("cpu", "dis")
     session.configure(dataclasses.replace(SessionConfig(device="cpu"), publish_tf=False))
     assert session.status().values["flow"] == "dis"
+
+
+def test_diagnostics_say_what_is_known_of_the_shutter(mono: Rig) -> None:
+    mono.image(0)
+    assert mono.session.status().values["shutter"] == "rolling, 25 ms"
 
 
 def test_diagnostics_come_once_a_second(mono: Rig) -> None:

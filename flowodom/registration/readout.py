@@ -116,6 +116,15 @@ class Readout:
         """Whether all rows are exposed at once, as far as matters, beyond doubt."""
         return abs(self.seconds) + SURE * self.deviation < SHORT
 
+    @property
+    def verdict(self) -> str:
+        """The same in words."""
+        if self.short:
+            return "global"
+        if abs(self.seconds) < max(SHORT, SURE * self.deviation):
+            return "not told"
+        return f"rolling, {1e3 * self.seconds:.0f} ms"
+
     def learn(self, motion: Tensor, stamp: float, fit: Fit) -> Readout:
         """Returns what is known after an image that was tracked.
 

@@ -64,6 +64,7 @@ def test_a_global_shutter_is_found_to_be_one(camera, scatter, observe, shutter):
     readout = learn(camera, scatter, observe, 0.0, shutter=shutter)
     assert readout.short
     assert abs(readout.seconds) < 0.002
+    assert readout.verdict == "global"
 
 
 @pytest.mark.parametrize("seconds", [0.025, -0.015])
@@ -72,6 +73,7 @@ def test_the_time_of_readout_of_a_rolling_one_is_found(camera, scatter, observe,
     assert readout.seconds == pytest.approx(seconds, abs=0.2 * abs(seconds))
     assert readout.deviation < 0.003
     assert not readout.short
+    assert readout.verdict == f"rolling, {1e3 * readout.seconds:.0f} ms"
 
 
 def test_what_a_shutter_is_stays_known_at_a_new_start(camera, scatter, observe):
@@ -86,6 +88,7 @@ def test_a_camera_that_turns_steadily_does_not_tell(camera, scatter, observe):
     readout = learn(camera, scatter, observe, 0.025, shutter=ROLLING_SHUTTER, swaying=False)
     assert readout.deviation == DEVIATION
     assert not readout.short
+    assert readout.verdict == "not told"
 
 
 def test_long_gaps_do_not_tell(camera, scatter, observe, monkeypatch):
