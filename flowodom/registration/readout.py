@@ -155,11 +155,11 @@ class Readout:
         missed = (self.seconds**2 + self.deviation**2) * (BENT * change) ** 2
         less = torch.linalg.inv(torch.eye(3, dtype=torch.float64) + self.told.information * missed) / REPEATED
         information, vector = less @ self.told.information, less @ self.told.vector
-        return replace(
-            self,
-            information=self.information + float(changed @ information @ changed),
-            vector=self.vector + float(changed @ (vector - information @ self.told.key.shear)),
-        )
+        more = float(changed @ information @ changed)
+        slope = float(changed @ (vector - information @ self.told.key.shear))
+        if not math.isfinite(more + slope):
+            return self
+        return replace(self, information=self.information + more, vector=self.vector + slope)
 
 
 def _known(rate: Tensor | None) -> Tensor:

@@ -94,3 +94,13 @@ def test_a_camera_that_turns_steadily_does_not_tell(camera, scatter, observe):
 def test_long_gaps_do_not_tell(camera, scatter, observe, monkeypatch):
     monkeypatch.setattr("flowodom.registration.readout.LONGEST", GAP)
     assert learn(camera, scatter, observe, 0.025, shutter=ROLLING_SHUTTER).deviation == DEVIATION
+
+
+def test_what_cannot_be_worked_out_is_not_learned(camera, scatter, observe):
+    readout = learn(camera, scatter, observe, 0.025, shutter=ROLLING_SHUTTER)
+    fit = refine(camera, observe(scatter(50), se3.identity()), se3.identity(), max_iterations=1)
+    broken, time = replace(fit, shear_information=torch.full((3, 3), torch.nan, dtype=torch.float64)), readout.stamp
+    for k in (1, 2, 3):
+        readout = readout.learn(se3.exp(torch.full((6,), 0.01 * k, dtype=torch.float64)), time + k * GAP, broken)
+    assert math.isfinite(readout.seconds)
+    assert readout.verdict.startswith("rolling")
