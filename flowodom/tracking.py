@@ -247,9 +247,9 @@ class Tracker:
         self._covariance = covariance
         self._relative_covariance = torch.zeros(6, 6, dtype=torch.float64)
         self._started = metric
-        stamp, still = view.frame.stamp * 1e-9, GLOBAL_SHUTTER.shear
-        self._readout = (Readout.of if readout is None else readout.anew)(stamp, still)
-        self._shutter = GLOBAL_SHUTTER if self._readout.short else Shutter(still, math.radians(config.shutter))
+        self._readout = Readout.begin(view.frame.stamp * 1e-9, readout)
+        rolling = Shutter(GLOBAL_SHUTTER.shear, math.radians(config.shutter))
+        self._shutter = GLOBAL_SHUTTER if self._readout.short else rolling
         self._keys: list[_Key] = []
         self._map = LocalMap(self._camera) if known is None else known
         self._places = torch.zeros(0, 2, dtype=torch.float64)

@@ -42,23 +42,25 @@ REPEATED = 10.0
 """Images that err alike, since they are held against the same keyframe."""
 
 
+NO_TURN = torch.zeros(3, dtype=torch.float64)
+"""No shear, or no rate of turning."""
+
+
 @dataclass(frozen=True)
 class Exposure:
     """How one image was exposed.
 
     Attributes:
         shear: (3,) by which its points were freed from its shear, see ``refine.Shutter``.
-        rate: (3,) radians per second at which the camera turned meanwhile; None before anything is known of it.
-        settled: Whether the rate is known from both sides, the images before and after.
+        rate: (3,) radians per second at which the camera turned meanwhile; None until the next image tells it.
     """
 
     shear: Tensor
     rate: Tensor | None = None
-    settled: bool = False
 
 
 class _Told(NamedTuple):
-    """What the points of the last image told of its shear, as ``Fit`` has it, and the keyframe they are known from."""
+    """What points of the last image told of its shear, see ``_shear_told``, and the keyframe they are known from."""
 
     information: Tensor
     vector: Tensor
@@ -74,6 +76,7 @@ class Readout:
         last: That image.
         key: The newest keyframe.
         gap: Time from the image before to the last one, seconds.
+        rate: (3,) radians per second at which the camera turned between these.
         told: What the last one told, which is understood with the next.
         information: Inverse variance of the time of readout, seconds.
         vector: That, times the time.
@@ -83,19 +86,17 @@ class Readout:
     last: Exposure
     key: Exposure
     gap: float = math.inf
+    rate: Tensor = NO_TURN
     told: _Told | None = None
     information: float = 1 / DEVIATION**2
     vector: float = 0.0
 
     @staticmethod
-    def of(stamp: float, shear: Tensor) -> Readout:
-        """Returns what is known at the first image, a keyframe of a (3,) shear; the stamp in seconds."""
-        first = Exposure(shear)
-        return Readout(stamp, first, first)
-
-    def anew(self, stamp: float, shear: Tensor) -> Readout:
-        """Returns the same at a keyframe to which no motion is known."""
-        return replace(Readout.of(stamp, shear), information=self.information, vector=self.vector)
+    def begin(stamp: float, known: Readout | None = None) -> Readout:
+        """Returns what is known at a first image, a keyframe: what was known before; the stamp in seconds."""
+        first = Exposure(NO_TURN)
+        begun = Readout(stamp, first, first)
+        return begun if known is None else replace(begun, information=known.information, vector=known.vector)
 
     def keyframe(self) -> Readout:
         """Returns the same with the last image as the newest keyframe."""
@@ -135,21 +136,19 @@ class Readout:
         """
         gap = stamp - self.stamp
         rate, last, known = se3.so3_log(motion[:3, :3]) / gap, self.last, self
-        if last.rate is None:
-            last = replace(last, rate=rate)
-        elif gap + self.gap < LONGEST:
-            change = rate - last.rate
-            last = Exposure(last.shear, last.rate + change * self.gap / (gap + self.gap), settled=True)
-            known = self._understood(last, float(change.norm()))
+        if gap + self.gap < LONGEST:
+            change = rate - self.rate
+            between = self.rate + change * self.gap / (gap + self.gap)
+            last, known = replace(last, rate=between), self._understood(between, float(change.norm()))
         key = last if self.key is self.last else self.key
-        told = _Told(fit.shear_information / fit.noise_factor, fit.shear_vector / fit.noise_factor, key)
-        return replace(known, stamp=stamp, last=Exposure(fit.shear, rate), key=key, gap=gap, told=told)
+        told = _Told(*_shear_told(fit), key)
+        return replace(known, stamp=stamp, last=Exposure(fit.shear), key=key, gap=gap, rate=rate, told=told)
 
-    def _understood(self, last: Exposure, change: float) -> Readout:
-        """Returns what is known after what the last image told, whose rate has settled after a ``change``."""
-        if self.told is None or not self.told.key.settled:
+    def _understood(self, rate: Tensor, change: float) -> Readout:
+        """Returns what is known after what the last image told, its rate (3,) being known, which was changing so."""
+        if self.told is None or self.told.key.rate is None:
             return self
-        changed = _known(last.rate) - _known(self.told.key.rate)
+        changed = rate - self.told.key.rate
         if float(changed.norm()) < QUICK:
             return self
         missed = (self.seconds**2 + self.deviation**2) * (BENT * change) ** 2
@@ -162,6 +161,11 @@ class Readout:
         return replace(self, information=self.information + more, vector=self.vector + slope)
 
 
-def _known(rate: Tensor | None) -> Tensor:
-    assert rate is not None
-    return rate
+def _shear_told(fit: Fit) -> tuple[Tensor, Tensor]:
+    """Returns information (3, 3) of the shear, whatever the motion, and that times the shear that the matches tell."""
+    motion, mixed, shear = fit.hessian[:6, :6], fit.hessian[:6, 6:], fit.hessian[6:, 6:]
+    held = motion + 1e-9 * motion.diagonal().mean() * torch.eye(6, dtype=motion.dtype)
+    by_shear = torch.linalg.solve(held, mixed).T
+    information = shear - by_shear @ mixed
+    vector = information @ fit.shear - (fit.gradient[6:] - by_shear @ fit.gradient[:6])
+    return information / fit.noise_factor, vector / fit.noise_factor

@@ -107,8 +107,8 @@ class Fit:
         weight: (N,) robust weight of each match, in [0, 1].
         noise_factor: By how much, squared, the matches scatter more than their stated noise (at least a quarter).
         shear: (3,) rotation vector, radians, by which the camera turned from first to last row, see ``Shutter``.
-        shear_information: (3, 3) of it, as the matches alone tell it, in units of the stated noise.
-        shear_vector: (3,) that, times the shear that they tell.
+        hessian: (9, 9) of translation, rotation and shear, as matches alone tell them, in units of the stated noise.
+        gradient: (9,) likewise, where the fit ended.
     """
 
     motion: Tensor
@@ -116,8 +116,8 @@ class Fit:
     weight: Tensor
     noise_factor: float
     shear: Tensor
-    shear_information: Tensor
-    shear_vector: Tensor
+    hessian: Tensor
+    gradient: Tensor
 
 
 @dataclass(frozen=True)
@@ -276,17 +276,14 @@ def refine(
     hessian, gradient, weight, squared, _ = _normal_equations(camera, matches, motion, rho, shear, final, say)
     parts = 2 + matches.seen_variance.isfinite().to(squared.dtype)
     noise_factor = (weight * squared).sum() / ((weight * parts).sum() - 6).clamp_min(1)
-    information, mixed, sheared = hessian[:6, :6], hessian[:6, 6:], hessian[6:, 6:]
-    held = information + 1e-9 * information.diagonal().mean() * torch.eye(6, dtype=start.dtype)
-    by_shear = torch.linalg.solve(held, mixed).T
-    shear_information = sheared - by_shear @ mixed
-    shear_vector = shear_information @ shear - (gradient[6:] - by_shear @ gradient[:6])
+    information = hessian[:6, :6]
     if rolling:
-        information = information - mixed @ torch.linalg.solve(sheared + torch.diag(prior[6:]), mixed.T)
+        sheared = hessian[6:, 6:] + torch.diag(prior[6:])
+        information = information - hessian[:6, 6:] @ torch.linalg.solve(sheared, hessian[6:, :6])
     if rotation_only:
         information = information.clone()
         information[:3], information[:, :3] = 0, 0
-    return Fit(motion, information, weight, max(float(noise_factor), 0.25), shear, shear_information, shear_vector)
+    return Fit(motion, information, weight, max(float(noise_factor), 0.25), shear, hessian, gradient)
 
 
 def _normal_equations(

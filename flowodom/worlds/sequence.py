@@ -137,26 +137,24 @@ def sequence(
         time = k / rate
         pose = path(time)
         rendering = world.render(pose, time, camera)
-        seen, other = _exposed(world, path, time, camera, sensor.readout, rendering), None
+        seen, other = _exposed(world, path, rendering, sensor.readout), None
         if sensor.baseline:
-            other = _exposed(world, lambda t: path(t) @ camera_from_other, time, camera, sensor.readout)
+            beside = world.render(pose @ camera_from_other, time, camera)
+            other = _exposed(world, lambda t: path(t) @ camera_from_other, beside, sensor.readout)
         truth = world.flow_between(previous, rendering) if flow and previous is not None else None
         frame = sensor.frame(seen, 1_000_000_000 + round(time * 1e9), other)
         yield Step(frame, rendering.pose, rendering, truth)
         previous = rendering
 
 
-def _exposed(
-    world: World, path: Motion, time: float, camera: PinholeCamera, readout: float, still: Rendering | None = None
-) -> Rendering:
-    """Returns what is seen with image and depth exposed row by row; ``still`` is it with all rows at once."""
-    still = world.render(path(time), time, camera) if still is None else still
+def _exposed(world: World, path: Motion, still: Rendering, readout: float) -> Rendering:
+    """Returns a rendering with image and depth exposed row by row on a path, instead of all rows at once."""
     if not readout:
         return still
-    strips = []
+    camera, strips = still.camera, []
     for top in range(0, camera.height, STRIP):
         height = min(STRIP, camera.height - top)
-        moment = time + readout * ((top + 0.5 * (height - 1)) / (camera.height - 1) - 0.5)
+        moment = still.time + readout * ((top + 0.5 * (height - 1)) / (camera.height - 1) - 0.5)
         strips.append(world.render(path(moment), moment, replace(camera, cy=camera.cy - top, height=height)))
     images = [strip.image for strip in strips if strip.image is not None]
     return replace(still, image=torch.cat(images), depth=torch.cat([strip.depth for strip in strips]))

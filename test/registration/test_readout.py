@@ -37,7 +37,7 @@ def rows(camera, pixels):
 def learn(camera, scatter, observe, seconds, *, shutter, frames=40, **how):
     """Returns what is known of the shutter after a second and a third, every eighth image a keyframe."""
     points = scatter(150)
-    readout, key = Readout.of(0.0, torch.zeros(3, dtype=torch.float64)), pose(0.0, **how)
+    readout, key = Readout.begin(0.0), pose(0.0, **how)
     before = key
     for k in range(1, frames):
         time = k * GAP
@@ -78,7 +78,7 @@ def test_the_time_of_readout_of_a_rolling_one_is_found(camera, scatter, observe,
 
 def test_what_a_shutter_is_stays_known_at_a_new_start(camera, scatter, observe):
     readout = learn(camera, scatter, observe, 0.025, shutter=ROLLING_SHUTTER)
-    anew = readout.anew(7.0, torch.zeros(3, dtype=torch.float64))
+    anew = Readout.begin(7.0, readout)
     assert (anew.seconds, anew.deviation) == (readout.seconds, readout.deviation)
     assert anew.last.rate is None
     assert anew.told is None
@@ -99,7 +99,7 @@ def test_long_gaps_do_not_tell(camera, scatter, observe, monkeypatch):
 def test_what_cannot_be_worked_out_is_not_learned(camera, scatter, observe):
     readout = learn(camera, scatter, observe, 0.025, shutter=ROLLING_SHUTTER)
     fit = refine(camera, observe(scatter(50), se3.identity()), se3.identity(), max_iterations=1)
-    broken, time = replace(fit, shear_information=torch.full((3, 3), torch.nan, dtype=torch.float64)), readout.stamp
+    broken, time = replace(fit, hessian=torch.full((9, 9), torch.nan, dtype=torch.float64)), readout.stamp
     for k in (1, 2, 3):
         readout = readout.learn(se3.exp(torch.full((6,), 0.01 * k, dtype=torch.float64)), time + k * GAP, broken)
     assert math.isfinite(readout.seconds)
