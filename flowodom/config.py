@@ -100,13 +100,20 @@ class RegistrationConfig:
     pixel_noise: float = parameter(
         0.15, "Standard deviation of a tracked point's place.", unit="px", low=0.01, high=5.0
     )
-    shutter: float = parameter(
-        0.05,
-        "Standard deviation of how far the camera turns while one image is exposed from first to last row; "
-        "0 for a global shutter.",
-        unit="deg",
+    readout: float = parameter(
+        0.0,
+        "Time from the exposure of an image's first row to that of its last, as far as it is known: 0 for a global "
+        "shutter, negative where the last is exposed first.",
+        unit="s",
+        low=-0.1,
+        high=0.1,
+    )
+    readout_deviation: float = parameter(
+        0.02,
+        "Standard deviation of that time: it is learned from the images. 0: it is just that.",
+        unit="s",
         low=0.0,
-        high=5.0,
+        high=0.1,
     )
     window: int = parameter(7, "Keyframes refined together.", low=2, high=30)
     window_iterations: int = parameter(6, "Most iterations of the window's refinement.", low=1, high=100)

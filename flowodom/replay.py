@@ -164,7 +164,7 @@ def replay(
         if problem is not None and not interrupted:
             raise problem
         files = [out / "odometry.mcap"]
-        evaluation = _write_results(out, bag, builder, truth, session.config, report, files)
+        evaluation = _write_results(out, bag, builder, truth, session, report, files)
         if config.map.voxel:
             try:
                 files += session.save_map().result()
@@ -419,10 +419,11 @@ def _write_results(
     bag: Path,
     builder: ReportBuilder,
     truth: Trajectory | None,
-    config: SessionConfig,
+    session: Session,
     report: bool,
     files: list[Path],
 ) -> Evaluation | None:
+    config = session.config
     trajectory = dataclasses.replace(builder.trajectory(), frame=config.odom_frame, body=config.base_frame)
     write_tum(out / "trajectory.tum", trajectory)
     files.append(out / "trajectory.tum")
@@ -435,7 +436,14 @@ def _write_results(
         except TrajectoryError as error:
             _log.warning("no drift: %s", error)
     if report:
-        builder.write(out / "report.html", title=bag.stem, truth=truth, evaluation=evaluation, configuration=config)
+        builder.write(
+            out / "report.html",
+            title=bag.stem,
+            truth=truth,
+            evaluation=evaluation,
+            configuration=config,
+            shutter=session.shutter,
+        )
         files.append(out / "report.html")
     return evaluation
 

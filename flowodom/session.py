@@ -215,6 +215,11 @@ class Session:
         self._window: deque[tuple[float, float]] = deque(maxlen=100)
 
     @property
+    def shutter(self) -> str:
+        """Whether the camera's shutter rolls, as far as its images have told; empty before the first one."""
+        return "" if self._odometry.readout is None else self._odometry.readout.verdict
+
+    @property
     def objects(self) -> list[MovingObject]:
         """What moves on its own, as of the last tracked frame; followed only where somebody wants to know."""
         return self._surroundings.objects
@@ -323,8 +328,7 @@ class Session:
             }
             if estimate.moving is not None:
                 values["moving [%]"] = f"{100 * estimate.moving.share:.0f}"
-            if self._odometry.readout is not None:
-                values["shutter"] = self._odometry.readout.verdict
+            values["shutter"] = self.shutter
             if estimate.scale_deviation:
                 values["scale deviation [%]"] = f"{100 * estimate.scale_deviation:.1f}"
             if len(self._window) > 1:

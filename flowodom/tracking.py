@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -23,21 +22,11 @@ from flowodom.geometry import se3
 from flowodom.local_map import LEAST_POINTS, Keyframe, LocalMap
 from flowodom.registration.covariance import compose, fit_covariance, since
 from flowodom.registration.procrustes import procrustes
-from flowodom.registration.readout import Readout
-from flowodom.registration.refine import (
-    ANNEALING,
-    GLOBAL_SHUTTER,
-    OUTLIER,
-    Fit,
-    Matches,
-    Shutter,
-    refine,
-    residuals,
-    score,
-    spread,
-)
+from flowodom.registration.readout import Exposure, Readout
+from flowodom.registration.refine import ANNEALING, OUTLIER, Fit, Matches, refine, residuals, score, spread
 from flowodom.registration.relocation import relocate
 from flowodom.registration.resection import resection
+from flowodom.registration.shear import Shear, rows, sheared
 from flowodom.registration.two_view import triangulate, two_view
 from flowodom.registration.window import KNOWN, KeyframeWindow
 from flowodom.scene_flow.decompose import Moving
@@ -70,12 +59,6 @@ HELD_PARALLAX = 1.2
 
 START_PARALLAX = 0.01
 """Parallax, as a share of the image's width, from which a single camera may start."""
-
-SHUTTER_RATE = 0.05
-"""Share by which one frame's shear changes what is expected of the next."""
-
-LEAST_SHUTTER = 0.1
-"""Least deviation of a shear to expect, as a share of the configured one."""
 
 START_ITERATIONS = 30
 """Most iterations of the fit of the first baseline, whose start is poor."""
@@ -179,10 +162,10 @@ class Track:
 
 
 class _Key(NamedTuple):
-    """A keyframe of the window, as its image is needed: grey (H, W), shear (3,), and covariance (6, 6) of its pose."""
+    """A keyframe of the window, as its image is needed: grey (H, W), exposure, and covariance (6, 6) of its pose."""
 
     grey: NDArray[np.uint8]
-    shear: Tensor
+    exposure: Exposure
     covariance: Tensor
 
 
@@ -247,15 +230,20 @@ class Tracker:
         self._covariance = covariance
         self._relative_covariance = torch.zeros(6, 6, dtype=torch.float64)
         self._started = metric
-        self._readout = Readout.begin(view.frame.stamp * 1e-9, readout)
-        rolling = Shutter(GLOBAL_SHUTTER.shear, math.radians(config.shutter))
-        self._shutter = GLOBAL_SHUTTER if self._readout.short else rolling
+        stamp = view.frame.stamp * 1e-9
+        told = Readout.begin(stamp, config.readout, config.readout_deviation)
+        self._readout = told if readout is None else readout.anew(stamp)
         self._keys: list[_Key] = []
         self._map = LocalMap(self._camera) if known is None else known
         self._places = torch.zeros(0, 2, dtype=torch.float64)
-        self._seen, self._found = self._places, torch.zeros(0, dtype=torch.bool)
+        self._forget_last()
         self._rival: Rival | None = None
         self.add_keyframe(view, view.depth)
+
+    def _forget_last(self) -> None:
+        """Forgets what the last frame saw: where (N, 2), at which inverse depth (N,), and which of it (N,)."""
+        self._seen, self._rho = torch.zeros(0, 2, dtype=torch.float64), torch.zeros(0, dtype=torch.float64)
+        self._found = torch.zeros(0, dtype=torch.bool)
 
     def _new_window(self) -> KeyframeWindow:
         return KeyframeWindow(
@@ -313,6 +301,7 @@ class Tracker:
         first, last = poses[0][:3, 3].clone(), self._pose[:3, 3].clone()
         self._window.rescale(factor)
         self._map.rescale(factor)
+        self._rescale_exposures(factor)
         shift = first - poses[0][:3, 3] if from_start else last - (poses[-1] @ offset)[:3, 3]
         for pose in poses:
             pose[:3, 3] += shift
@@ -341,6 +330,7 @@ class Tracker:
             NotTracked: The view does not tell where the camera is.
             Parallax: A single camera is between standing still and a baseline that can be triangulated.
         """
+        stamp, started = view.frame.stamp * 1e-9, self._started
         carried = self._carry(view, flow)
         start = self._expect(carried, expected)
         seen, found = self._follow(view, self._keys[-1].grey, self._window.places, carried, start, moving)
@@ -348,7 +338,7 @@ class Tracker:
         if len(matches) < LEAST_INLIERS:
             raise NotTracked(f"only {len(matches)} points could be followed, {LEAST_INLIERS} are needed")
         try:
-            fit = self._fit(matches, start, self._trusted(seen, found)) if self._started else self._start(matches)
+            fit = self._fit(matches, start, stamp, self._trusted(seen, found)) if started else self._start(matches)
         except Parallax:
             if float(found.double().mean()) < START_SHARE:
                 raise OutOfSight("the first view went out of sight before the baseline was long enough") from None
@@ -364,11 +354,14 @@ class Tracker:
         pose = self._window.poses[-1] @ se3.inverse(fit.motion)
         relative = fit_covariance(fit)
         motion = se3.inverse(self._pose) @ pose
-        self._learn_shutter(se3.inverse(motion), view.frame.stamp * 1e-9, fit)
+        known = self._readout
+        self._readout = known.learn(se3.inverse(motion), stamp, fit) if started else known.anew(stamp)
         motion_covariance = compose(self._relative_covariance, motion, relative)
         covariance = compose(self._keys[-1].covariance, se3.inverse(fit.motion), relative)
         self._places = torch.where(found[:, None], seen, torch.nan)
         self._seen, self._found = seen, found
+        self._rho = torch.full_like(seen[:, 0], torch.nan)
+        self._rho[found] = matches.subset(inlier).rho_after(fit.motion)
         self._relative_covariance = relative
         self._pose, self._covariance = pose, covariance
         keyframe = self._wants_keyframe(seen, found)
@@ -389,11 +382,12 @@ class Tracker:
         Returns:
             By how much all lengths were multiplied, because a single camera's unit had changed.
         """
+        self._free_anew()
         if self._window.full:
             self._remember_oldest()
         if not self._started:
             self._window, self._keys = self._new_window(), []
-            self._seen, self._found = torch.zeros(0, 2, dtype=torch.float64), torch.zeros(0, dtype=torch.bool)
+            self._forget_last()
         observed, seen = self._found.clone(), self._seen
         unfit = _unfit(view, moving)
         # What holds no points leaves all of them to the rest.
@@ -403,25 +397,43 @@ class Tracker:
         rho, variance = self._read(view.depth, seen, closely=True)
         fresh = choose(view.grey, count, taken=seen[observed], ignore=unfit)
         fresh_rho, fresh_variance = self._read(depth, fresh, closely=True)
+        straight, farther = self._unsheared(seen, self._rho)
+        fresh_straight, fresh_farther = self._unsheared(fresh, fresh_rho)
         self._window.add(
-            self._pose, observed, self._unshear(seen), seen, rho, variance,
-            self._unshear(fresh), fresh, fresh_rho, fresh_variance,
+            self._pose, observed, straight, seen, rho / farther, variance,
+            fresh_straight, fresh, fresh_rho / fresh_farther, fresh_variance,
         )  # fmt: skip
         if self._started:
             self._window.optimise(max_iterations=self._config.window_iterations)
         self._pose = self._window.poses[-1]
         factor = self._recall(view, moving) if self._started and len(self._keys) else 1.0
-        self._keys.append(_Key(view.grey, self._shutter.shear, self._covariance))
         self._readout = self._readout.keyframe()
+        self._keys.append(_Key(view.grey, self._readout.key, self._covariance))
         self._relative_covariance = torch.zeros_like(self._covariance)
         self._places = self._window.places
         return factor
+
+    def _free_anew(self) -> None:
+        """Frees what keyframes see from their shear by what is known today of the shutter and of their motion."""
+        if not self._keys:
+            return
+        self._keys[-1] = self._keys[-1]._replace(exposure=self._readout.key)
+        self._readout = self._readout.freed_anew()
+        for k, key in enumerate(self._keys):
+            exposure = self._readout.freed(key.exposure)
+            if exposure is not key.exposure:
+                self._window.unshear(k, exposure.shear - key.exposure.shear)
+                self._keys[k] = key._replace(exposure=exposure)
+
+    def _rescale_exposures(self, factor: float) -> None:
+        self._readout = self._readout.rescaled(factor)
+        self._keys = [key._replace(exposure=key.exposure.rescaled(factor)) for key in self._keys]
 
     def _remember_oldest(self) -> None:
         """Keeps the oldest keyframe, which is about to leave the window."""
         key = self._keys.pop(0)
         rays, rho, variance = self._window.oldest()
-        places = self._sheared(self._camera.project(rays), key.shear)
+        places, _ = sheared(self._camera, self._camera.project(rays), rho, key.exposure.shear)
         self._map.add(Keyframe(key.grey, self._window.poses[0], key.covariance, places, rays, rho, variance))
 
     def remember_newest(self) -> None:
@@ -462,11 +474,12 @@ class Tracker:
         self._covariance = compose(keyframe.covariance, se3.inverse(keyframe.pose) @ self._pose, left)
         factor = 1.0 if self._metric else self._unit_change(matches, fit.motion)
         self._window.rescale(factor)
+        self._rescale_exposures(factor)
         return factor
 
     def _unit_change(self, matches: Matches, motion: Tensor) -> float:
         """Returns by how much a single camera's unit has grown since matches were known, as the window has it now."""
-        then = matches.rho / (matches.direction @ motion[2, :3] + matches.rho * motion[2, 3])
+        then = matches.rho_after(motion)
         rays, rho, variance = self._window.points()
         sure = variance < (SURE * rho) ** 2
         distance, nearest = torch.cdist(self._camera.project(rays[sure]), matches.pixels).min(1)
@@ -510,7 +523,7 @@ class Tracker:
         matches = self._matched(unseen, view, seen).subset(found)
         if len(matches) < LEAST_POINTS:
             return None
-        fit = self._refine(matches, motion)
+        fit = self._refine(matches, motion, Shear(self._readout.last.shear))
         agreeing = fit.weight > 0.25
         if int(agreeing.sum()) < max(LEAST_POINTS, 0.5 * len(matches)):
             return None
@@ -530,7 +543,7 @@ class Tracker:
         there = place + sample(flow.rough, (place + 0.5) / scale - 0.5).cpu().double() * scale
         blank = torch.full((len(place),), torch.nan, dtype=torch.float64)
         there = torch.where(self._places.isnan(), torch.nan, there)
-        return self._window.matches(there, self._row(there), blank, torch.full_like(blank, torch.inf))
+        return self._window.matches(there, rows(self._camera, there), blank, torch.full_like(blank, torch.inf))
 
     def _expect(self, carried: Matches, expected: Sequence[Tensor]) -> Tensor:
         """Returns ``T_current_keyframe`` by that of several expected motions with which flow agrees most."""
@@ -574,7 +587,7 @@ class Tracker:
     def _matched(self, carried: Matches, view: View, seen: Tensor) -> Matches:
         """Returns the keyframe's points as they are seen, at (M, 2) pixels, with the depth that a view has there."""
         rho, variance = self._read(view.depth, seen)
-        return replace(carried, pixels=seen, row=self._row(seen), seen_rho=rho, seen_variance=variance)
+        return replace(carried, pixels=seen, row=rows(self._camera, seen), seen_rho=rho, seen_variance=variance)
 
     def _read(self, depth: InverseDepth | None, pixels: Tensor, *, closely: bool = False) -> tuple[Tensor, Tensor]:
         """Returns inverse depth and variance (M,) of a field at pixels (M, 2), unknown where there is no field.
@@ -586,37 +599,10 @@ class Tracker:
             return blank, torch.full_like(blank, torch.inf)
         return (depth.of_points if closely else depth.read)(self._camera, pixels)
 
-    def _learn_shutter(self, motion: Tensor, stamp: float, fit: Fit) -> None:
-        """Learns what shears to expect: none of a shutter that turns out to be global, else such as there were.
-
-        Args:
-            motion: (4, 4) ``T_current_previous``.
-            stamp: Seconds.
-            fit: Of the current image.
-        """
-        # Where depth is not measured, the points' own depths can bend along with a shear.
-        if self._metric:
-            self._readout = self._readout.learn(motion, stamp, fit)
-        if self._readout.short:
-            self._shutter = GLOBAL_SHUTTER
-            return
-        widest = math.radians(self._config.shutter)
-        seen = float(fit.shear.square().mean())
-        deviation = math.sqrt((1 - SHUTTER_RATE) * self._shutter.deviation**2 + SHUTTER_RATE * seen)
-        self._shutter = Shutter(fit.shear, min(max(deviation, LEAST_SHUTTER * widest), widest))
-
-    def _row(self, pixels: Tensor) -> Tensor:
-        """Returns the rows (M,) of pixels (M, 2), from -1/2 at the first to 1/2 at the last."""
-        return pixels[:, 1] / (self._camera.height - 1) - 0.5
-
-    def _unshear(self, pixels: Tensor) -> Tensor:
-        """Returns where pixels (M, 2) of the last frame would lie if all rows had been exposed with the middle one."""
-        return self._sheared(pixels, -self._shutter.shear)
-
-    def _sheared(self, pixels: Tensor, shear: Tensor) -> Tensor:
-        """Returns where pixels (M, 2), exposed with the middle row, lie in an image of such a shear."""
-        rays = self._camera.rays(pixels)
-        return self._camera.project(rays + torch.linalg.cross(self._row(pixels)[:, None] * shear, rays))
+    def _unsheared(self, pixels: Tensor, rho: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns where pixels (M, 2) of the last frame, at inverse depths (M,), lie without shear; see ``sheared``."""
+        rho = torch.where(rho.isnan(), self._window.typical_rho, rho)
+        return sheared(self._camera, pixels, rho, -self._readout.last.shear)
 
     def _trusted(self, seen: Tensor, found: Tensor) -> Tensor:
         """Returns which of the points that were found stand still beyond doubt, (M,) bool: all, or those proven.
@@ -632,11 +618,14 @@ class Tracker:
         enough = float(proven.double().mean()) > PROVEN and self._moved(seen, found) < KEYFRAME_FLOW
         return proven if enough else torch.ones_like(proven)
 
-    def _fit(self, matches: Matches, expected: Tensor, trusted: Tensor) -> Fit:
+    def _fit(self, matches: Matches, expected: Tensor, stamp: float, trusted: Tensor) -> Fit:
         """Fits the motion from the newest keyframe; holds the camera in its place where translation earns nothing."""
-        fit = self._refine(matches, self._propose(matches.subset(trusted), expected), trusted)
+        start = self._propose(matches.subset(trusted), expected)
+        before = se3.inverse(self._window.poses[-1]) @ self._pose
+        shear = self._readout.expect(start, before, self._relative_covariance, stamp)
+        fit = self._refine(matches, start, shear, trusted)
         if self._metric and not len(self._seen):
-            fit = self._unmixed(matches, fit, expected)
+            fit = self._unmixed(matches, fit, expected, shear)
         shift = self._camera.focal * float(matches.rho.median() * fit.motion[:3, 3].norm())
         if shift > MOST_STILL:
             return fit
@@ -645,29 +634,29 @@ class Tracker:
             matches,
             se3.matrix(fit.motion[:3, :3], torch.zeros(3, dtype=torch.float64)),
             max_iterations=3,
-            shutter=self._shutter,
+            shear=Shear(fit.shear),
             rotation_only=True,
             annealing=1.0,
             trusted=trusted,
         )
-        cost = score(self._camera, matches.subset(fit.weight > 0), torch.stack((fit.motion, still.motion)))
+        cost = score(self._camera, matches.subset(fit.weight > 0), torch.stack((fit.motion, still.motion)), fit.shear)
         if float(cost[1] - cost[0]) < STILL * fit.noise_factor:
             return replace(still, information=fit.information)
         return fit
 
-    def _refine(self, matches: Matches, start: Tensor, trusted: Tensor | None = None) -> Fit:
+    def _refine(self, matches: Matches, start: Tensor, shear: Shear, trusted: Tensor | None = None) -> Fit:
         return refine(
             self._camera,
             matches,
             start,
             max_iterations=self._config.max_iterations,
-            shutter=self._shutter,
+            shear=shear,
             # Starts from scene flow are good; a wide kernel would only invite a compromise with what moves.
             annealing=1.0 if self._metric else ANNEALING,
             trusted=trusted,
         )
 
-    def _unmixed(self, matches: Matches, fit: Fit, expected: Tensor) -> Fit:
+    def _unmixed(self, matches: Matches, fit: Fit, expected: Tensor, shear: Shear) -> Fit:
         """Returns the fit of a first pair, or one to what lies farthest and all that agrees, where it is a compromise.
 
         Where nothing tells what to expect, a near mover's way can pass for parallax: one motion between the world's and
@@ -679,7 +668,7 @@ class Tracker:
         for _ in range(GROWTHS):
             if int(own.sum()) < LEAST_INLIERS:
                 return fit
-            behind = self._refine(matches.subset(own), start)
+            behind = self._refine(matches.subset(own), start, shear)
             squared = residuals(self._camera, matches, behind.motion, behind.shear)[1]
             start, own = behind.motion, squared < OUTLIER * OUTLIER * spread(squared[own])
         if not int(own.sum()) >= LEAST_INLIERS or 2 * int((fit.weight[own] > 0.25).sum()) < int(own.sum()):
@@ -687,8 +676,7 @@ class Tracker:
         missed = residuals(self._camera, matches.subset(own), fit.motion, fit.shear)[1]
         if float((missed - squared[own]).clamp(max=OUTLIER * OUTLIER).sum()) < STILL * behind.noise_factor:
             return fit
-        shutter = replace(self._shutter, shear=behind.shear)
-        return refine(self._camera, matches, behind.motion, max_iterations=0, shutter=shutter)
+        return refine(self._camera, matches, behind.motion, max_iterations=0, shear=Shear(behind.shear))
 
     def _propose(self, matches: Matches, expected: Tensor) -> Tensor:
         """Returns the best of several guesses of ``T_current_keyframe``: as expected, at rest, and from scene flow."""
@@ -777,7 +765,12 @@ class Tracker:
         points, random = odd.direction / odd.rho[:, None] + odd.offset, torch.Generator().manual_seed(0)
         start = self._best(odd, torch.stack(self._lift(points, odd, random)))
         own = refine(
-            self._camera, odd, start, max_iterations=self._config.max_iterations, shutter=self._shutter, annealing=1.0
+            self._camera,
+            odd,
+            start,
+            max_iterations=self._config.max_iterations,
+            shear=Shear(fit.shear),
+            annealing=1.0,
         )
         united = own.weight > 0.25
         if int(united.sum()) < least or self._backed(matches.rho[agreeing], odd.rho[united]) > BACKED:

@@ -44,7 +44,7 @@ COVARIANCE = torch.diag(tangent(1e-4, 2e-4, 3e-4, 4e-6, 5e-6, 6e-6))
 class FakeOdometry:
     """Moves by MOTION with every frame; is lost where an image is all 255."""
 
-    readout = dataclasses.replace(Readout.begin(0.0), information=1e6, vector=25e3)
+    readout = Readout.begin(0.0, 0.025, 0.001)
 
     def __init__(self) -> None:
         self.frames: list[Frame] = []

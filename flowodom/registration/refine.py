@@ -19,6 +19,7 @@ from torch import Tensor
 
 from flowodom.geometry import PinholeCamera, se3
 from flowodom.registration.reprojection import Reprojection, motion_jacobian, reproject
+from flowodom.registration.shear import NO_SHEAR, Shear
 
 OUTLIER = 3.0
 """Deviations at which the robust weight of a match has dropped to a quarter."""
@@ -92,6 +93,11 @@ class Matches:
         """(3, N) inverse variance of each component of ``seen``, zero for none."""
         return 1 / torch.stack((self.pixel_variance, self.pixel_variance, self.seen_variance))
 
+    def rho_after(self, motion: Tensor) -> Tensor:
+        """Returns the inverse depths (N,) in the camera that (4, 4) ``T_current_reference`` leads to."""
+        ahead = self.direction @ motion[2, :3] + self.rho * (self.offset @ motion[2, :3] + motion[2, 3])
+        return self.rho / ahead.clamp_min(1e-3)
+
     def subset(self, keep: Tensor) -> Matches:
         """Returns the matches picked by a bool mask or an index."""
         return Matches(*(getattr(self, f.name)[keep] for f in fields(self)))
@@ -106,9 +112,9 @@ class Fit:
         information: (6, 6) float64, of the left perturbation ``exp(xi) @ motion``, in units of the stated noise.
         weight: (N,) robust weight of each match, in [0, 1].
         noise_factor: By how much, squared, the matches scatter more than their stated noise (at least a quarter).
-        shear: (3,) rotation vector, radians, by which the camera turned from first to last row, see ``Shutter``.
-        hessian: (9, 9) of translation, rotation and shear, as matches alone tell them, in units of the stated noise.
-        gradient: (9,) likewise, where the fit ended.
+        shear: (6,) twist by which the camera moved from first to last row, see ``registration.shear``.
+        hessian: (12, 12) of motion and shear, as matches alone tell them, in units of the stated noise.
+        gradient: (12,) likewise, where the fit ended.
     """
 
     motion: Tensor
@@ -120,26 +126,6 @@ class Fit:
     gradient: Tensor
 
 
-@dataclass(frozen=True)
-class Shutter:
-    """What is known beforehand of a rolling shutter.
-
-    Rows of most cameras are exposed one after another, so a camera that turns shears its image: a row lies where a
-    camera turned by ``row * shear`` would see it. The fit finds the shear along with the motion.
-
-    Attributes:
-        shear: (3,) the shear of the last frame, from which the search starts.
-        deviation: Standard deviation of a shear, radians; zero for a global shutter.
-    """
-
-    shear: Tensor
-    deviation: float
-
-
-GLOBAL_SHUTTER = Shutter(torch.zeros(3, dtype=torch.float64), 0.0)
-"""All rows at once."""
-
-
 def residuals(
     camera: PinholeCamera, matches: Matches, motion: Tensor, shear: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -149,7 +135,7 @@ def residuals(
         camera: The current camera.
         matches: N matches.
         motion: (..., 4, 4) float64 ``T_current_reference``.
-        shear: (3,) of a rolling shutter; none where None.
+        shear: (6,) of the current image; none where None.
 
     Returns:
         (..., 3, N) residual (u, v pixels; inverse depth) and (..., N) squared Mahalanobis length, the inverse depth of
@@ -165,10 +151,10 @@ def _look(camera: PinholeCamera, m: Matches, motion: Tensor, rho: Tensor, shear:
     if shear is None:
         both = motion @ both
     else:
-        turn = torch.zeros_like(motion)
-        turn[..., :3, :3] = se3.hat(shear)
-        still, turned = (torch.cat((motion, turn @ motion), dim=-2) @ both).chunk(2, dim=-2)
-        both = still + m.row.repeat(2) * turned
+        rate = torch.zeros(4, 4, dtype=motion.dtype)
+        rate[:3, :3], rate[:3, 3] = se3.hat(shear[3:]), shear[:3]
+        still, moved = (torch.cat((motion, rate @ motion), dim=-2) @ both).chunk(2, dim=-2)
+        both = still + m.row.repeat(2) * moved
     place, by_rho = both.chunk(2, dim=-1)
     return reproject(camera, place, by_rho, m.seen)
 
@@ -208,9 +194,9 @@ def spread(squared: Tensor) -> float:
     return min(max(float(squared.kthvalue(rank).values) / QUANTILE_OF_TWO, LEAST_SPREAD), MOST_SPREAD)
 
 
-def score(camera: PinholeCamera, matches: Matches, motions: Tensor) -> Tensor:
+def score(camera: PinholeCamera, matches: Matches, motions: Tensor, shear: Tensor | None = None) -> Tensor:
     """Returns the (H,) truncated cost of (H, 4, 4) candidate motions: how badly each explains the matches."""
-    _, squared = residuals(camera, matches, motions)
+    _, squared = residuals(camera, matches, motions, shear)
     return squared.clamp(max=ANNEALING * OUTLIER * OUTLIER).sum(-1)
 
 
@@ -220,7 +206,7 @@ def refine(
     start: Tensor,
     *,
     max_iterations: int,
-    shutter: Shutter = GLOBAL_SHUTTER,
+    shear: Shear = NO_SHEAR,
     rotation_only: bool = False,
     annealing: float = ANNEALING,
     trusted: Tensor | None = None,
@@ -232,7 +218,7 @@ def refine(
         matches: N matches.
         start: (4, 4) float64 first guess of ``T_current_reference``.
         max_iterations: Most Gauss-Newton steps.
-        shutter: The camera's shutter.
+        shear: What is known beforehand of the current image's shear, which the fit finds along with the motion.
         rotation_only: Keep the current camera at the place where ``start`` has it.
         annealing: By how much the kernel is widened, in deviations squared, at the first step; each step shrinks it
             fourfold.
@@ -242,29 +228,28 @@ def refine(
     Returns:
         The fit; its information has zero rows for what was held.
     """
-    motion, rho, shear = se3.normalised(start), matches.rho, shutter.shear
-    rolling = shutter.deviation > 0
+    motion, rho = se3.normalised(start), matches.rho
+    twist = expected = shear.expected(motion)
     trusted = torch.ones_like(rho, dtype=torch.bool) if trusted is None else trusted
-    squared = residuals(camera, matches, motion, shear)[1]
+    squared = residuals(camera, matches, motion, twist)[1]
     final = OUTLIER * OUTLIER * spread(squared[trusted])
     kernel = final * annealing
     # The unknowns are translation, rotation and shear, of which a part can be held.
-    free = slice(3 if rotation_only else 0, 9 if rolling else 6)
-    prior = torch.zeros(9, dtype=start.dtype)
-    prior[6:] = 1 / max(shutter.deviation, 1e-9) ** 2
+    free = slice(3 if rotation_only else 0, 6 if shear.information is None else 12)
     centre = se3.inverse(start)[:3, 3]
     say, settled = trusted, bool(trusted.all())
     for _ in range(max_iterations):
-        hessian, gradient, _, squared, rho = _normal_equations(camera, matches, motion, rho, shear, kernel, say)
-        hessian.diagonal().add_(prior + 1e-9 * hessian.diagonal().mean())
-        gradient[6:] += prior[6:] * shear
-        step = torch.zeros(9, dtype=start.dtype)
+        hessian, gradient, _, squared, rho = _normal_equations(camera, matches, motion, rho, twist, kernel, say)
+        hessian, gradient = _with_prior(hessian, gradient, shear, twist - expected)
+        hessian.diagonal().add_(1e-9 * hessian.diagonal()[:6].mean())
+        step = torch.zeros(12, dtype=start.dtype)
         step[free] = torch.linalg.solve(hessian[free, free], -gradient[free])
         decrement = -float(step @ gradient)
         motion = se3.exp(step[:6]) @ motion
         if rotation_only:
             motion = se3.matrix(motion[:3, :3], -(motion[:3, :3] @ centre))
-        shear = shear + step[6:]
+        # To first order in the step, which is small after the first.
+        twist, expected = twist + step[6:], expected + shear.gain * step[:6]
         final = OUTLIER * OUTLIER * spread(squared[trusted])
         converged = decrement < CONVERGED**2 * final / OUTLIER**2 and kernel <= final * (1 + CONVERGED)
         kernel = max(kernel / 4, final)
@@ -273,17 +258,27 @@ def refine(
         settled |= converged
         say = trusted | (squared < final) if settled else trusted
     say = trusted | (squared < final)
-    hessian, gradient, weight, squared, _ = _normal_equations(camera, matches, motion, rho, shear, final, say)
+    hessian, gradient, weight, squared, _ = _normal_equations(camera, matches, motion, rho, twist, final, say)
     parts = 2 + matches.seen_variance.isfinite().to(squared.dtype)
     noise_factor = (weight * squared).sum() / ((weight * parts).sum() - 6).clamp_min(1)
-    information = hessian[:6, :6]
-    if rolling:
-        sheared = hessian[6:, 6:] + torch.diag(prior[6:])
-        information = information - hessian[:6, 6:] @ torch.linalg.solve(sheared, hessian[6:, :6])
+    known, _ = _with_prior(hessian, gradient, shear, twist - expected)
+    information = known[:6, :6]
+    if shear.information is not None:
+        information = information - known[:6, 6:] @ torch.linalg.solve(known[6:, 6:], known[6:, :6])
     if rotation_only:
         information = information.clone()
         information[:3], information[:, :3] = 0, 0
-    return Fit(motion, information, weight, max(float(noise_factor), 0.25), shear, hessian, gradient)
+    return Fit(motion, information, weight, max(float(noise_factor), 0.25), twist, hessian, gradient)
+
+
+def _with_prior(hessian: Tensor, gradient: Tensor, shear: Shear, missed: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns Hessian (12, 12) and gradient (12,) with what is known beforehand of the shear, now missed by (6,)."""
+    if shear.information is None:
+        return hessian.clone(), gradient
+    own = torch.eye(6, dtype=missed.dtype)
+    by_both = torch.cat((-shear.gain * own, own))
+    weighted = by_both @ shear.information
+    return hessian + weighted @ by_both.T, gradient + weighted @ missed
 
 
 def _normal_equations(
@@ -291,26 +286,26 @@ def _normal_equations(
     matches: Matches,
     motion: Tensor,
     rho: Tensor,
-    shear: Tensor,
+    twist: Tensor,
     kernel: float,
     say: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Linearises the pose and every inverse depth, and eliminates the depths.
 
     Returns:
-        Hessian (9, 9) and gradient (9,) of translation, rotation and shear, robust weights (N,), zero but for those
-        that have a say, (N,) bool, squared Mahalanobis residuals (N,), and the inverse depths (N,) that fit best at
-        ``motion``, from which to linearise next.
+        Hessian (12, 12) and gradient (12,) of motion and shear, robust weights (N,), zero but for those that have a
+        say, (N,) bool, squared Mahalanobis residuals (N,), and the inverse depths (N,) that fit best at ``motion``,
+        from which to linearise next.
     """
-    seen = _look(camera, matches, motion, rho, shear)
+    seen = _look(camera, matches, motion, rho, twist)
     point = _Elimination(matches, seen, matches.rho - rho)
     weight = (kernel / (kernel + point.squared)) ** 2 * say
     by_motion = motion_jacobian(camera, seen.view)
-    jacobian = torch.cat((by_motion, matches.row * by_motion[3:]))
+    jacobian = torch.cat((by_motion, matches.row * by_motion))
     projected = (point.scaled * jacobian).sum(1)
     weighted = (weight * matches.information) * jacobian
-    hessian = weighted.reshape(9, -1) @ jacobian.reshape(9, -1).T
+    hessian = weighted.reshape(12, -1) @ jacobian.reshape(12, -1).T
     hessian = hessian - (projected * (weight / point.denominator)) @ projected.T
-    gradient = jacobian.reshape(9, -1) @ (weight * point.whitened).reshape(-1)
+    gradient = jacobian.reshape(12, -1) @ (weight * point.whitened).reshape(-1)
     best = torch.maximum(matches.rho - point.along, 1e-3 * matches.rho)
     return hessian, gradient, weight, point.squared, best

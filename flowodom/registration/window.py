@@ -18,6 +18,7 @@ from torch import Tensor
 from flowodom.geometry import PinholeCamera, se3
 from flowodom.registration.refine import OUTLIER, Matches, spread
 from flowodom.registration.reprojection import motion_jacobian, reproject
+from flowodom.registration.shear import sheared
 from flowodom.registration.two_view import triangulate
 
 UNKNOWN_DEVIATION = 30.0
@@ -248,6 +249,20 @@ class KeyframeWindow:
         p = self._points
         own = (p.host == 0) & (p.variance < (KNOWN * p.rho) ** 2)
         return p.ray[own], p.rho[own], p.variance[own]
+
+    def unshear(self, keyframe: int, shear: Tensor) -> None:
+        """Frees what a keyframe sees from a shear (6,), beside that from which it was freed before."""
+        p = self._points
+        own, seen = p.host == keyframe, p.pixels[:, keyframe, 0].isfinite()
+        pixels, farther = sheared(self.camera, self.camera.project(p.ray[own]), p.rho[own], -shear)
+        p.ray[own] = self.camera.rays(pixels)
+        p.rho[own] /= farther
+        p.prior[own] /= farther
+        change = (se3.inverse(self.poses[keyframe]) @ torch.stack(self.poses))[p.host[seen]]
+        depth = (change[:, 2, :3] * p.ray[seen]).sum(-1) + p.rho[seen] * change[:, 2, 3]
+        rho = p.rho[seen] / depth.clamp_min(1e-3)
+        p.pixels[seen, keyframe], farther = sheared(self.camera, p.pixels[seen, keyframe], rho, -shear)
+        p.seen_rho[seen, keyframe] /= farther
 
     def move(self, pose: Tensor) -> None:
         """Moves all keyframes together, the newest of them to ``T_odom_keyframe`` (4, 4)."""
