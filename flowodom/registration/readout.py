@@ -32,7 +32,7 @@ KNOWN = 0.003
 """Standard deviation of the time of readout, seconds, up to which keyframes are freed from the shear that follows from
 it, and not from that which their points told."""
 
-QUICK = 0.1
+QUICK = 0.03
 """Change of the rate of turning, radians per second, below which noise of the poses would be taken for it."""
 
 LONGEST = 0.25

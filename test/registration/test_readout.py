@@ -44,7 +44,7 @@ def learn(camera, scatter, observe, seconds, *, told=(0.0, DEVIATION), frames=40
     A keyframe's points are where they are, freed from its shear without an error.
     """
     points = scatter(150)
-    key, before, at = pose(0.0, **how), pose(0.0, **how), 0.0
+    key, before = pose(0.0, **how), pose(0.0, **how)
     first = Exposure(seconds * rate(0.0, **how))
     readout, misses = replace(Readout.begin(0.0, *told), key=first, last=first), []
     still = torch.zeros(6, 6, dtype=torch.float64)
