@@ -107,7 +107,7 @@ class Score:
             interval: Seconds since then.
         """
         met: set[int] = set()
-        seen = [(known, known.mask.numpy()) for known in objects if known.mask is not None]
+        seen = [(known, known.mask) for known in objects if known.mask is not None]
         for known, mask in sorted(seen, key=lambda pair: -int(pair[1].sum())):
             body = int(np.bincount(cv2.resize(ids, mask.shape[::-1], interpolation=cv2.INTER_NEAREST)[mask]).argmax())
             if body == 0 or body in met:

@@ -581,7 +581,7 @@ class Tracker:
             index = row.clamp(0, self._camera.height - 1), column.clamp(0, self._camera.width - 1)
             found &= inside & ~torch.from_numpy(view.frame.ignore)[index]
         if moving is not None:
-            found &= ~moving.doubted(self._camera, seen).cpu()
+            found &= ~moving.doubted(self._camera, seen)
         return seen, found
 
     def _matched(self, carried: Matches, view: View, seen: Tensor) -> Matches:

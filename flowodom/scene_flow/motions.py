@@ -8,12 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
 import cv2
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from flowodom.flow.points import follow
@@ -22,9 +19,7 @@ from flowodom.registration.covariance import CORRELATION
 from flowodom.registration.procrustes import procrustes
 from flowodom.registration.refine import CONVERGED, LEAST_SPREAD, MOST_SPREAD, OUTLIER, QUANTILE_OF_TWO, SPREAD_QUANTILE
 from flowodom.registration.reprojection import Reprojection, motion_jacobian, reproject
-from flowodom.scene_flow.decompose import EDGE, SYSTEMATIC, Moving
-
-Array = NDArray[Any]
+from flowodom.scene_flow.decompose import EDGE, SYSTEMATIC, Array, Moving
 
 SAMPLES = 90
 """Points of one motion's fit."""
@@ -88,14 +83,13 @@ class MovingPixels:
         assert moving.stories is not None
         assert moving.past is not None
         camera, surface, stories = moving.camera, moving.surface, moving.stories
-        index = np.flatnonzero(((moving.doubt > 0) & surface.known).cpu())
-
-        def at(field: Tensor, places: Array = index) -> Array:
-            return field.flatten(-2).cpu().numpy().take(places, axis=-1)
-
-        (place, still), (low, high) = at(stories.places), at(surface.range)
-        rho, variance, usable, origin = map(at, (surface.rho, surface.variance, stories.usable, stories.at[0]))
-        seen, seen_variance = at(moving.past.rho, origin), at(moving.past.variance, origin)
+        index = np.flatnonzero((moving.doubt > 0) & surface.known)
+        place, still = stories.places.reshape(2, 2, -1)[..., index]
+        low, high, rho, variance, usable, origin = (
+            field.take(index)
+            for field in (*surface.range, surface.rho, surface.variance, stories.usable, stories.at[0])
+        )
+        seen, seen_variance = moving.past.rho.take(origin), moving.past.variance.take(origin)
         same = _on_one_surface(seen, rho, variance)
         return cls(
             camera=camera,
@@ -108,7 +102,7 @@ class MovingPixels:
             seen_rho=np.where(same, seen, np.float32(np.nan)),
             seen_variance=np.where(same, seen_variance, np.float32(np.inf)),
             usable=usable,
-            moves=at(moving.logit) > 0,
+            moves=moving.logit.take(index) > 0,
             inner=usable & (high - low < 2 * EDGE * rho),
             origin=np.where(same & usable, origin, -1),
         )

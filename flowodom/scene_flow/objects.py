@@ -137,7 +137,7 @@ class MovingObject:
         seen: Stamp, nanoseconds, at which it was last seen.
         stamp: Stamp for which all this holds.
         trail: (K, 3) where it was, odom, oldest first.
-        mask: (H, W) bool on the grid of what moves; None while it is not seen.
+        mask: (H, W) bool array on the grid of what moves; None while it is not seen.
     """
 
     id: int
@@ -151,7 +151,7 @@ class MovingObject:
     seen: int
     stamp: int
     trail: Tensor
-    mask: Tensor | None
+    mask: NDArray[np.bool_] | None
 
     @property
     def centre(self) -> Tensor:
@@ -599,11 +599,11 @@ class ObjectTracker:
         points = torch.from_numpy(pixels.points(even([groups[k] for k in rows])))
         found = frame.seen(known, claims.motions[rows], claims.covariances[rows], points)
         own = claims.owner == np.array(rows)[:, None]
-        masks, beliefs, areas = torch.from_numpy(pixels.image(own)), pixels.image(claims.odds[rows]), own.sum(1)
+        masks, beliefs, areas = pixels.image(own), pixels.image(claims.odds[rows]), own.sum(1)
         # What goes along with another is a thing of its own only once it has gone its own way.
         along = {min(pair, key=lambda n: by_number[n].frames) for pair in self._alike if by_number.keys() >= set(pair)}
         seen = {}
-        for o, mask, belief, area in zip(found, masks.to(moving.logit.device), beliefs, areas, strict=True):
+        for o, mask, belief, area in zip(found, masks, beliefs, areas, strict=True):
             confirmed = o.confirmed and (o.id not in along or by_number[o.id].confirmed)
             self._beliefs[o.id] = belief
             self._area[o.id] = self._area.get(o.id, 0) + int(area)
@@ -721,7 +721,7 @@ def _likeness(known: MovingObject, mask: Array, moving: Moving, local: Tensor) -
     """
     assert moving.stories is not None
     if known.mask is not None and known.mask.shape == mask.shape:
-        carried = known.mask.take(moving.stories.at[0]).cpu().numpy()
+        carried = known.mask.take(moving.stories.at[0])
         return float((carried & mask).sum() / max((carried | mask).sum(), 1))
     margin = 0.25 * known.extent.norm()
     inside = ((local > known.box[0] - margin) & (local < known.box[1] + margin)).all(-1)
@@ -746,7 +746,7 @@ def label(objects: Iterable[MovingObject], camera: PinholeCamera, size: tuple[in
     numbers = np.zeros((camera.height, camera.width), dtype=np.int32)
     for known in objects:
         if known.mask is not None:
-            numbers[known.mask.cpu().numpy()] = known.id
+            numbers[known.mask] = known.id
     rows = (np.arange(size[0]) * camera.height) // size[0]
     columns = (np.arange(size[1]) * camera.width) // size[1]
     return np.ascontiguousarray(numbers[rows[:, None], columns])
