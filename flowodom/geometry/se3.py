@@ -4,8 +4,7 @@ Tangent vectors of SE(3) are ``xi = (rho, phi)``: translation first, then rotati
 ``T_a_b`` maps a point in frame b to frame a. Perturbations are on the right, ``T exp(xi)``, unless said otherwise.
 All series switch at small angles so that values and first derivatives are exact there; ``so3_log`` is exact near pi.
 
-What works on whole motions takes NumPy arrays as well as tensors, and does in NumPy what is asked of tensors on the
-processor that nobody differentiates: motions come one or a few at a time, and torch's calls cost five times as much.
+What works on whole motions takes NumPy arrays as well as tensors, see ``arrays``: motions come one or a few at a time.
 
 Source: Barfoot, "State Estimation for Robotics" (2017), chapter 7; Sola et al., "A micro Lie theory for state
 estimation in robotics" (2018), whose formulas (and right-Jacobian conventions) are used.
@@ -13,19 +12,10 @@ estimation in robotics" (2018), whose formulas (and right-Jacobian conventions) 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import wraps
-from typing import Any, TypeVar
-
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-Array = TypeVar("Array", Tensor, NDArray[Any])
-"""What motions are given and returned as."""
-
-Function = TypeVar("Function", bound=Callable[..., Any])
+from flowodom.geometry.arrays import Array, along, in_numpy, library, like, zeros_like
 
 _SMALL_SQUARED = 1e-6
 """Squared angle below which Taylor series replace the closed forms (truncation error under 1e-19)."""
@@ -40,34 +30,6 @@ GENERATORS[(3, 4, 5), (1, 2, 0), (2, 0, 1)] = -1
 _HAT = GENERATORS[3:, :3, :3].flatten(1)
 _TWIST = GENERATORS.flatten(1)
 _EYE, _IDENTITY = (torch.eye(n, dtype=torch.float64) for n in (3, 4))
-
-
-def _in_numpy(function: Function) -> Function:
-    """Has NumPy do what is asked of tensors on the processor that nobody differentiates."""
-
-    @wraps(function)
-    def call(*values: Any) -> Any:
-        first = values[0]
-        if isinstance(first, Tensor) and all(v.is_cpu and not v.requires_grad for v in values):
-            return torch.from_numpy(function(*(v.numpy() for v in values)))
-        return function(*values)
-
-    return call  # type: ignore[return-value]
-
-
-def _library(values: Tensor | NDArray[Any]) -> Any:
-    """Returns the library that values belong to."""
-    return torch if isinstance(values, Tensor) else np
-
-
-def _like(constant: Tensor, values: Array) -> Array:
-    """Returns a constant as values of the same kind as others."""
-    return constant.to(values) if isinstance(values, Tensor) else constant.numpy().astype(values.dtype, copy=False)
-
-
-def _zeros(values: Array, *size: int) -> Array:
-    """Returns zeros of a size and of the kind of values."""
-    return values.new_zeros(size) if isinstance(values, Tensor) else np.zeros(size, dtype=values.dtype)
 
 
 def _quaternion_products() -> Tensor:
@@ -93,14 +55,10 @@ _QUATERNION = _quaternion_products()
 _FOUR = torch.arange(4)
 
 
-def _along(values: Array, index: Array) -> Array:
-    """Returns the values (..., M) at places (..., M) of rows (..., N)."""
-    return values.gather(-1, index) if isinstance(values, Tensor) else np.take_along_axis(values, index, -1)
-
 
 def hat(phi: Array) -> Array:
     """Returns the (..., 3, 3) skew matrix of (..., 3) vectors: ``hat(a) @ b = a x b``."""
-    return (phi @ _like(_HAT, phi)).reshape(*phi.shape[:-1], 3, 3)
+    return (phi @ like(_HAT, phi)).reshape(*phi.shape[:-1], 3, 3)
 
 
 def vee(matrix: Tensor) -> Tensor:
@@ -110,7 +68,7 @@ def vee(matrix: Tensor) -> Tensor:
 
 def _coefficients(phi: Array) -> tuple[Array, Array, Array]:
     """Returns sin(a)/a, (1 - cos(a))/a^2 and (a - sin(a))/a^3 of the angle a = |phi|, each (...)."""
-    lib, s = _library(phi), (phi * phi).sum(-1)
+    lib, s = library(phi), (phi * phi).sum(-1)
     small = s < _SMALL_SQUARED
     safe = lib.where(small, lib.ones_like(s), s)
     angle = lib.sqrt(safe)
@@ -129,19 +87,19 @@ def so3_exp(phi: Tensor) -> Tensor:
     return eye + a[..., None, None] * k + b[..., None, None] * (k @ k)
 
 
-@_in_numpy
+@in_numpy
 def so3_log(rotation: Array) -> Array:
     """Returns the (..., 3) rotation vectors, radians in [0, pi], of (..., 3, 3) rotations.
 
     Goes through the unit quaternion picked by its largest component (Shepperd), so that it is exact at pi as well.
     """
-    lib = _library(rotation)
+    lib = library(rotation)
     # Row k is the quaternion (w, x, y, z) times four times its component k; that component squared is on the diagonal.
-    products = rotation.reshape(*rotation.shape[:-2], 9) @ _like(_QUATERNION[:9], rotation)
-    products = products + _like(_QUATERNION[9], rotation)
+    products = rotation.reshape(*rotation.shape[:-2], 9) @ like(_QUATERNION[:9], rotation)
+    products = products + like(_QUATERNION[9], rotation)
     best = products[..., ::5].argmax(-1)[..., None]
-    index = 4 * best + _like(_FOUR, best)
-    q = _along(products, index)
+    index = 4 * best + like(_FOUR, best)
+    q = along(products, index)
     q = q / lib.sqrt((q * q).sum(-1))[..., None]
     q = lib.where(q[..., :1] < 0, -q, q)
     scalar, vector = q[..., 0], q[..., 1:]
@@ -164,19 +122,19 @@ def so3_left_jacobian(phi: Tensor) -> Tensor:
 
 def so3_left_jacobian_inverse(phi: Array) -> Array:
     """Returns the (..., 3, 3) inverse of the left Jacobian of SO(3) at (..., 3) rotation vectors."""
-    lib, s = _library(phi), (phi * phi).sum(-1)
+    lib, s = library(phi), (phi * phi).sum(-1)
     small = s < _SMALL_SQUARED
     safe = lib.where(small, lib.ones_like(s), s)
     half = 0.5 * lib.sqrt(safe)
     d = lib.where(small, 1 / 12 + s / 720 * (1 + s / 42), (1 - half * lib.cos(half) / lib.sin(half)) / safe)
     k = hat(phi)
-    return _like(_EYE, phi) - 0.5 * k + d[..., None, None] * (k @ k)
+    return like(_EYE, phi) - 0.5 * k + d[..., None, None] * (k @ k)
 
 
-@_in_numpy
+@in_numpy
 def matrix(rotation: Array, translation: Array) -> Array:
     """Returns the (..., 4, 4) motion with (..., 3, 3) rotation and (..., 3) translation."""
-    motion = _zeros(rotation, *rotation.shape[:-2], 4, 4)
+    motion = zeros_like(rotation, *rotation.shape[:-2], 4, 4)
     motion[..., :3, :3] = rotation
     motion[..., :3, 3] = translation
     motion[..., 3, 3] = 1
@@ -188,32 +146,32 @@ def identity(*, dtype: torch.dtype = torch.float64, device: torch.device | str =
     return torch.eye(4, dtype=dtype, device=device)
 
 
-@_in_numpy
+@in_numpy
 def exp(xi: Array) -> Array:
     """Returns the (..., 4, 4) motions of (..., 6) tangents (rho, phi): the matrix exponential of their twists."""
     # The fourth power of a twist is its square times minus that of the angle: its series ends in closed form.
-    twist = (xi @ _like(_TWIST, xi)).reshape(*xi.shape[:-1], 4, 4)
+    twist = (xi @ like(_TWIST, xi)).reshape(*xi.shape[:-1], 4, 4)
     _, b, c = _coefficients(xi[..., 3:])
     square = twist @ twist
-    return _like(_IDENTITY, xi) + twist + b[..., None, None] * square + c[..., None, None] * (square @ twist)
+    return like(_IDENTITY, xi) + twist + b[..., None, None] * square + c[..., None, None] * (square @ twist)
 
 
-@_in_numpy
+@in_numpy
 def log(motion: Array) -> Array:
     """Returns the (..., 6) tangents (rho, phi) of (..., 4, 4) motions."""
     phi = so3_log(motion[..., :3, :3])
     rho = (so3_left_jacobian_inverse(phi) @ motion[..., :3, 3:])[..., 0]
-    return torch.cat((rho, phi), dim=-1) if isinstance(rho, Tensor) else np.concatenate((rho, phi), axis=-1)
+    return library(rho).concatenate((rho, phi), -1)
 
 
-@_in_numpy
+@in_numpy
 def inverse(motion: Array) -> Array:
     """Returns the (..., 4, 4) inverse motions: ``T_b_a`` of ``T_a_b``."""
     rotation = motion[..., :3, :3].swapaxes(-1, -2)
     return matrix(rotation, -(rotation @ motion[..., :3, 3:])[..., 0])
 
 
-@_in_numpy
+@in_numpy
 def normalised(motion: Array) -> Array:
     """Returns (..., 4, 4) motions whose rotations are orthonormal again, to second order of how far they were not.
 
@@ -221,7 +179,7 @@ def normalised(motion: Array) -> Array:
     exponentially.
     """
     rotation = motion[..., :3, :3]
-    excess = rotation.swapaxes(-1, -2) @ rotation - _like(_EYE, motion)
+    excess = rotation.swapaxes(-1, -2) @ rotation - like(_EYE, motion)
     return matrix(rotation - 0.5 * rotation @ excess, motion[..., :3, 3])
 
 
@@ -237,10 +195,10 @@ def act_jacobian(motion: Tensor, points: Tensor) -> Tensor:
     return torch.cat((rotation.expand(by_rotation.shape), by_rotation), dim=-1)
 
 
-@_in_numpy
+@in_numpy
 def adjoint(motion: Array) -> Array:
     """Returns the (..., 6, 6) adjoint: ``exp(adjoint(T) @ xi) = T @ exp(xi) @ inverse(T)``."""
-    rotation, result = motion[..., :3, :3], _zeros(motion, *motion.shape[:-2], 6, 6)
+    rotation, result = motion[..., :3, :3], zeros_like(motion, *motion.shape[:-2], 6, 6)
     result[..., :3, :3] = result[..., 3:, 3:] = rotation
     result[..., :3, 3:] = hat(motion[..., :3, 3]) @ rotation
     return result

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from flowodom.geometry import se3
-from flowodom.geometry.se3 import Array
+from flowodom.geometry.arrays import Array
 from flowodom.registration.refine import Fit
 
 CORRELATION = 4.0
