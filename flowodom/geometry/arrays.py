@@ -36,11 +36,6 @@ def zeros_like(values: Array, *size: int) -> Array:
     return values.new_zeros(size) if isinstance(values, Tensor) else np.zeros(size, dtype=values.dtype)
 
 
-def along(values: Array, index: Array) -> Array:
-    """Returns the values (..., M) at places (..., M) of rows (..., N)."""
-    return values.gather(-1, index) if isinstance(values, Tensor) else np.take_along_axis(values, index, -1)
-
-
 def in_numpy(function: Function) -> Function:
     """Has a function of tensors or arrays work in NumPy where it is given tensors to which torch adds nothing.
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flowodom.geometry.arrays import Array, along, in_numpy, library, like, zeros_like
+from flowodom.geometry.arrays import Array, in_numpy, library, like, zeros_like
 
 _SMALL_SQUARED = 1e-6
 """Squared angle below which Taylor series replace the closed forms (truncation error under 1e-19)."""
@@ -52,7 +52,6 @@ def _quaternion_products() -> Tensor:
 
 
 _QUATERNION = _quaternion_products()
-_FOUR = torch.arange(4)
 
 
 
@@ -97,9 +96,8 @@ def so3_log(rotation: Array) -> Array:
     # Row k is the quaternion (w, x, y, z) times four times its component k; that component squared is on the diagonal.
     products = rotation.reshape(*rotation.shape[:-2], 9) @ like(_QUATERNION[:9], rotation)
     products = products + like(_QUATERNION[9], rotation)
-    best = products[..., ::5].argmax(-1)[..., None]
-    index = 4 * best + like(_FOUR, best)
-    q = along(products, index)
+    candidates, best = products.reshape(-1, 4, 4), products[..., ::5].argmax(-1)
+    q = candidates[lib.arange(len(candidates)), best.reshape(-1)].reshape(*best.shape, 4)
     q = q / lib.sqrt((q * q).sum(-1))[..., None]
     q = lib.where(q[..., :1] < 0, -q, q)
     scalar, vector = q[..., 0], q[..., 1:]

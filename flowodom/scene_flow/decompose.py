@@ -529,11 +529,11 @@ class Moving:
         Args:
             flow: Dense flow from this image to the next.
         """
-        row, column = np.nonzero(self.doubt > 0)
-        cell = self.surface.cell
-        u, v = _thin(flow.rough, cell).cpu().numpy()[row, column].T / cell
+        index, cell = np.flatnonzero(self.doubt > 0), self.surface.cell
+        ahead = _thin(flow.rough, cell).cpu().numpy().reshape(-1, 2)[index]
+        u, v = ahead.T / cell + _pixels(self.camera)[0].reshape(2, -1)[:, index]
         carried = np.full_like(self.doubt, -MOST_LOGIT)
-        carried.reshape(-1)[index_of(carried.shape, column + u, row + v)] = self.doubt[row, column]
+        carried.reshape(-1)[index_of(carried.shape, u, v)] = self.doubt.take(index)
         # What comes nearer leaves gaps.
         carried = cv2.morphologyEx(carried, cv2.MORPH_CLOSE, np.ones((3, 3), dtype=np.uint8))
         return replace(self, logit=carried, doubt=carried, past=None, stories=None)
