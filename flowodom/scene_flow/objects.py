@@ -233,6 +233,12 @@ class _Claims:
         self.squared, self.belief = self.squared[keep], self.belief[keep]
         self.owner = _owner(self.belief)
 
+    def drop_strips(self) -> None:
+        """Takes back the claims of objects of which no more than strips are left."""
+        masks = self.pixels.image(self.owner == np.arange(len(self.numbers))[:, None])
+        if lost := [number for number, mask in zip(self.numbers, masks, strict=True) if not _is_thing(mask)]:
+            self.drop(lost)
+
     def unite(self, smaller: int, larger: int, stays: int) -> None:
         """Gives the pixels of the smaller of two objects to the motion of the larger, under the number that stays."""
         k, j = self.numbers.index(smaller), self.numbers.index(larger)
@@ -341,8 +347,7 @@ class _Frame:
         larger = np.stack((np.minimum(boxes[:, 0], shown[:, 0]), np.maximum(boxes[:, 1], shown[:, 1])), axis=1)
         boxes = boxes + SETTLING * (larger - boxes)
         centres = se3.act(now, boxes.mean(1))
-        linear = twists[:, :3, None]
-        significance = (linear * np.linalg.solve(unsure[:, :3, :3], linear)).sum((1, 2)) / SIGNIFICANT_SPEED**2
+        significance = _squared(twists[:, :3], unsure[:, :3, :3]) / SIGNIFICANT_SPEED**2
         told = [torch.from_numpy(values) for values in (now, spread, twists, unsure, boxes)]
         return [
             replace(
@@ -428,6 +433,8 @@ class ObjectTracker:
             claims = _Claims.none(MovingPixels.of(moving))
             self._follow(claims, former, moving, frame)
             self._discover(claims, moving, frame)
+            claims.drop_strips()
+            self._remember(claims, moving, frame)
             self._unite(claims)
             seen = self._look(claims, moving, frame)
             if image is not None and image.ndim == 3:
@@ -507,9 +514,6 @@ class ObjectTracker:
         squared = pixels.squared(motions)
         belief = carried + _evidence(pixels, squared, groups, pixels.around(carried > 0, REACH))
         claims.add([o.id for o in known], motions, covariances, squared, belief)
-        masks = pixels.image(claims.owner == np.arange(len(known))[:, None])
-        if lost := [o.id for o, mask in zip(known, masks, strict=True) if not _is_thing(mask)]:
-            claims.drop(lost)
 
     def _discover(self, claims: _Claims, moving: Moving, frame: _Frame) -> None:
         """Looks for new motions in what no object explains, and for missed objects that they may be."""
@@ -521,7 +525,8 @@ class ObjectTracker:
             if region is None:
                 return
             group = np.flatnonzero(region.take(pixels.index))
-            if self._reach_over(claims, group):
+            misses = np.median(claims.squared[:, group], axis=-1)
+            if _reach_over(claims, group, misses / MEDIAN_OF_THREE):
                 continue
             samples = Samples.of(pixels, [group], moving)
             start = propose(pixels.camera, samples, frame.back @ frame.pose, self._random)
@@ -533,35 +538,35 @@ class ObjectTracker:
             if 2 * len(explained) < len(group) or np.median(squared[0, explained]) > MEDIAN_OF_THREE:
                 self._resting = RESTING
                 return
+            miss = se3.log(motions @ se3.inverse(claims.motions))
+            if _reach_over(claims, explained, _squared(miss, claims.covariances + covariances) / UNLIKELY):
+                continue
             points = pixels.points(even([explained])[0])
             near = pixels.around(pixels.flags(explained)[None], REACH)
             belief = _evidence(pixels, squared, [explained], near)
-            number = self._known_again(claims, belief[0] > 0, points, motions[0], covariances[0], moving, frame)
+            mask = pixels.image((belief[0] > 0) & (claims.owner < 0))
+            number = self._known_again(claims, mask, points, motions[0], covariances[0], moving, frame)
             if number is None:
                 number, self._next = self._next, self._next + 1
                 self._objects.append(_born(number, points, frame.before @ motions[0], frame.stamp))
             claims.add([number], motions, covariances, squared, belief)
 
-    @staticmethod
-    def _reach_over(claims: _Claims, group: Array) -> bool:
-        """Gives pixels, an index (M,), to an object beside them whose motion is theirs; tells whether there is one.
-
-        What hides the middle of a thing, or does not show that it moves, parts it in two.
-        """
-        pixels = claims.pixels
-        misses, groups = np.median(claims.squared[:, group], axis=-1), claims.groups
-        for k in np.argsort(misses):
-            if misses[k] < MEDIAN_OF_THREE and len(groups[k]) and _beside(pixels, group, groups[k]):
-                near = pixels.around(pixels.flags(group)[None], REACH)
-                belief = _evidence(pixels, claims.squared[k : k + 1], [groups[k]], near)[0]
-                claims.raise_belief(k, belief)
-                return True
-        return False
+    def _remember(self, claims: _Claims, moving: Moving, frame: _Frame) -> None:
+        """Gives what is not confirmed yet the number of the missed object that it turns out to be."""
+        groups, known = claims.groups, {o.id: o for o in self._objects}
+        for k, number in enumerate(claims.numbers):
+            if known[number].frames == 0 or known[number].confirmed or not len(groups[k]):
+                continue
+            points, mask = claims.pixels.points(even([groups[k]])[0]), claims.pixels.image(claims.owner == k)
+            again = self._known_again(claims, mask, points, claims.motions[k], claims.covariances[k], moving, frame)
+            if again is not None:
+                claims.numbers[k] = again
+                self._objects = [o for o in self._objects if o.id != number]
 
     def _known_again(
         self,
         claims: _Claims,
-        mine: Array,
+        mask: Array,
         points: Array,
         motion: Array,
         covariance: Array,
@@ -574,8 +579,7 @@ class ObjectTracker:
             return None
         local, expected, unsure = frame.foresee(missed)
         miss = se3.log(motion @ se3.inverse(expected))
-        far = (miss[..., None] * np.linalg.solve(unsure + covariance, miss[..., None])).sum((1, 2))
-        mask = claims.pixels.image(mine & (claims.owner < 0))
+        far = _squared(miss, unsure + covariance)
         likeness = [
             _likeness(o, mask, moving, se3.act(place, points)) if distance < UNLIKELY else 0.0
             for o, place, distance in zip(missed, local, far, strict=True)
@@ -624,6 +628,30 @@ class ObjectTracker:
             self._beliefs[o.id] = belief
             self._area[o.id] = self._area.get(o.id, 0) + int(area)
         return {o.id: o for o in found}
+
+
+def _reach_over(claims: _Claims, group: Array, apart: Array) -> bool:
+    """Gives pixels, an index (M,), to the object beside them whose motion is theirs; tells whether there is one.
+
+    What hides the middle of a thing, or does not show that it moves, parts it in two.
+
+    Args:
+        claims: Those of K objects.
+        group: The pixels.
+        apart: (K,) how far their motion is from each object's, one being too far.
+    """
+    pixels, groups = claims.pixels, claims.groups
+    for k in np.argsort(apart):
+        if apart[k] < 1 and len(groups[k]) and _beside(pixels, group, groups[k]):
+            near = pixels.around(pixels.flags(group)[None], REACH)
+            claims.raise_belief(k, _evidence(pixels, claims.squared[k : k + 1], [groups[k]], near)[0])
+            return True
+    return False
+
+
+def _squared(values: Array, covariances: Array) -> Array:
+    """Returns the (K,) squared Mahalanobis lengths of values (K, D) with covariances (K, D, D)."""
+    return (values[..., None] * np.linalg.solve(covariances, values[..., None])).sum((1, 2))
 
 
 def _stack(values: Iterable[Tensor]) -> Array:
@@ -731,7 +759,7 @@ def _returned(known: MovingObject, new: MovingObject) -> MovingObject:
 
 
 def _likeness(known: MovingObject, mask: Array, moving: Moving, local: Array) -> float:
-    """Returns how far (0 to 1) something new is a missed object: by its pixels, or by its place if it was hidden.
+    """Returns how far (0 to 1) something new is a missed object: by its pixels, or by its place.
 
     Args:
         known: The object, as of the frame before.
@@ -740,12 +768,12 @@ def _likeness(known: MovingObject, mask: Array, moving: Moving, local: Array) ->
         local: (N, 3) points on it, in the object's frame as expected.
     """
     assert moving.stories is not None
-    if known.mask is not None and known.mask.shape == mask.shape:
-        carried = known.mask.take(moving.stories.at[0])
-        return float((carried & mask).sum() / max((carried | mask).sum(), 1))
     margin, (low, high) = 0.25 * float(known.extent.norm()), known.box.numpy()
-    inside = ((local > low - margin) & (local < high + margin)).all(-1)
-    return 0.9 * float(inside.mean())
+    placed = 0.9 * float(((local > low - margin) & (local < high + margin)).all(-1).mean())
+    if known.mask is None or known.mask.shape != mask.shape:
+        return placed
+    carried = known.mask.take(moving.stories.at[0])
+    return max(placed, float((carried & mask).sum() / max((carried | mask).sum(), 1)))
 
 
 def _extent(points: Array) -> Array:
