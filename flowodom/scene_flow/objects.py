@@ -608,6 +608,17 @@ class ObjectTracker:
                 claims.unite(*pair, stays)
                 self._objects = [o for o in self._objects if o.id != goes]
 
+    def _undecided(self, claims: _Claims, row: int) -> bool:
+        """Tells whether an object may go along with one beside it that has been seen for longer."""
+        ages, groups = {o.id: o.frames for o in self._objects}, claims.groups
+        miss = se3.log(claims.motions[row] @ se3.inverse(claims.motions))
+        far = _squared(miss, claims.covariances + claims.covariances[row])
+        return any(
+            far[k] < UNLIKELY and ages[number] > ages[claims.numbers[row]] and len(groups[k])
+            and _beside(claims.pixels, groups[row], groups[k])
+            for k, number in enumerate(claims.numbers)
+        )  # fmt: skip
+
     def _look(self, claims: _Claims, moving: Moving, frame: _Frame) -> dict[int, MovingObject]:
         """Returns the objects that are seen after one more frame, by number, and keeps what is believed of them."""
         pixels, groups = claims.pixels, claims.groups
@@ -620,6 +631,7 @@ class ObjectTracker:
         own = claims.owner == np.array(rows)[:, None]
         # What goes along with another is a thing of its own only once it has gone its own way.
         along = {min(pair, key=lambda n: by_number[n].frames) for pair in self._alike if by_number.keys() >= set(pair)}
+        along |= {o.id for k, o in zip(rows, known, strict=True) if not o.confirmed and self._undecided(claims, k)}
         found = frame.seen(
             known, claims.motions[rows], claims.covariances[rows], points, pixels.image(own),
             [o.id not in along for o in known],
