@@ -29,7 +29,7 @@ from flowodom.registration.resection import resection
 from flowodom.registration.shear import Shear, rows, sheared
 from flowodom.registration.two_view import triangulate, two_view
 from flowodom.registration.window import KNOWN, KeyframeWindow
-from flowodom.scene_flow.decompose import Moving
+from flowodom.scene_flow.decompose import Carried, Moving
 from flowodom.threads import one_thread
 
 LEAST_INLIERS = 25
@@ -312,7 +312,7 @@ class Tracker:
         view: View,
         flow: FlowField,
         expected: Sequence[Tensor],
-        moving: Moving | None = None,
+        moving: Moving | Carried | None = None,
         *,
         rival: float = RIVAL_SHARE,
     ) -> Track:
@@ -559,7 +559,7 @@ class Tracker:
         places: Tensor,
         carried: Matches,
         expected: Tensor,
-        moving: Moving | None,
+        moving: Moving | Carried | None,
         *,
         levels: int = 1,
     ) -> tuple[Tensor, Tensor]:

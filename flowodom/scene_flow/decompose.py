@@ -523,20 +523,13 @@ class Moving:
         """(H, W) in [0, 1]."""
         return _sigmoid(self.logit)
 
-    def carried(self, flow: FlowField) -> Moving:
-        """Returns what is doubted of the next image before anything of it is known: where the rough flow takes it.
+    def carried(self, flow: FlowField) -> Carried:
+        """Returns what is doubted of the next image before anything of it is known.
 
         Args:
             flow: Dense flow from this image to the next.
         """
-        index, cell = np.flatnonzero(self.doubt > 0), self.surface.cell
-        ahead = _thin(flow.rough, cell).cpu().numpy().reshape(-1, 2)[index]
-        u, v = ahead.T / cell + _pixels(self.camera)[0].reshape(2, -1)[:, index]
-        carried = np.full_like(self.doubt, -MOST_LOGIT)
-        carried.reshape(-1)[index_of(carried.shape, u, v)] = self.doubt.take(index)
-        # What comes nearer leaves gaps.
-        carried = cv2.morphologyEx(carried, cv2.MORPH_CLOSE, np.ones((3, 3), dtype=np.uint8))
-        return replace(self, logit=carried, doubt=carried, past=None, stories=None)
+        return Carried(self, flow)
 
     def mask(self, size: tuple[int, ...], *, doubted: bool = False) -> Flags:
         """Returns which pixels of an image of ``size`` (height, width) are likelier to move than to stand still.
@@ -552,24 +545,45 @@ class Moving:
         found = cv2.warpAffine(belief, from_image, size[::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE)
         return np.asarray(found > 0)
 
-    def _places(self, camera: PinholeCamera, u: Any, v: Any) -> tuple[Any, Any]:
+    def places(self, camera: PinholeCamera, u: Any, v: Any) -> tuple[Any, Any]:
         """Returns which columns and rows (...) of the grid those of a camera with the same view, any size, are."""
         right, down = self.camera.fx / camera.fx, self.camera.fy / camera.fy
         return u * right + (self.camera.cx - right * camera.cx), v * down + (self.camera.cy - down * camera.cy)
 
     def at(self, camera: PinholeCamera, pixels: Tensor) -> Tensor:
         """Returns the (...) probability at (..., 2) pixels of a camera with the same view at any resolution."""
-        places = torch.stack(self._places(camera, *pixels.unbind(-1)), dim=-1)
+        places = torch.stack(self.places(camera, *pixels.unbind(-1)), dim=-1)
         return sample(torch.from_numpy(self.logit).to(pixels.device)[..., None], places.float())[..., 0].sigmoid()
 
     def index(self, camera: PinholeCamera, pixels: Tensor) -> NDArray[np.intp]:
         """Returns the flat places (...) on the grid of (..., 2) pixels of a camera with the same view at any size."""
-        u, v = np.moveaxis(pixels.cpu().numpy(), -1, 0)
-        return index_of(self.doubt.shape, *self._places(camera, u, v))
+        return index_of(self.doubt.shape, *self.places(camera, *np.moveaxis(pixels.cpu().numpy(), -1, 0)))
 
     def doubted(self, camera: PinholeCamera, pixels: Tensor) -> Tensor:
         """Returns (...) bool: what is doubted at (..., 2) pixels of a camera with the same view at any resolution."""
         return torch.from_numpy(self.doubt.take(self.index(camera, pixels)) > 0)
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What is doubted of an image of which nothing is known but the rough flow that leads to it.
+
+    Attributes:
+        before: What moved in the image before.
+        flow: Dense flow from that image.
+    """
+
+    before: Moving
+    flow: FlowField
+
+    def doubted(self, camera: PinholeCamera, pixels: Tensor) -> Tensor:
+        """Returns (...) bool: what is doubted where (..., 2) pixels of a camera came from, as the flow beside tells."""
+        before, cell = self.before, self.before.surface.cell
+        u, v = before.places(camera, *np.moveaxis(pixels.numpy(), -1, 0))
+        here = np.divmod(index_of(before.doubt.shape, u, v), before.camera.width)
+        along = np.moveaxis(_thin(self.flow.rough, cell).cpu().numpy()[here], -1, 0) / cell
+        came = index_of(before.doubt.shape, u - along[0], v - along[1])
+        return torch.from_numpy(before.doubt.take(came) > 0)
 
 
 def glance(previous: Surface, current: Surface, flow: FlowField, motion: Tensor) -> bool:

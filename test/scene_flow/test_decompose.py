@@ -116,7 +116,7 @@ def test_belief_travels_with_the_flow_and_fades(views):
     variance = torch.full((120, 160), FLOW_NOISE**2)
     carried = moving.carried(DenseFlow(-shift, shift, variance, variance))
     truth = ids.numpy() > 0
-    assert iou(carried.mask(truth.shape)[:, 8:], truth[:, :-8]) > 0.85
+    assert iou(carried.doubted(CAMERA, CAMERA.pixels())[:, 8:], truth[:, :-8]) > 0.85
     # The camera and everything else stop: soon nothing moves, but what did so is still doubted.
     frozen = DenseFlow(still, still, variance, variance)
     for _ in range(12):
