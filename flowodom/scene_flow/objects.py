@@ -104,7 +104,10 @@ LARGER = 2.5
 """By how much larger it may show than before."""
 
 MEMORY = 20
-"""Frames over which the colours of an object are averaged."""
+"""Looks at the colours of an object over which they are averaged."""
+
+GLIMPSES = 4
+"""Frames of which one is looked at for colours that have been seen that often."""
 
 SIGNIFICANT_SPEED = 3.0
 """Standard deviations by which a velocity must differ from zero."""
@@ -437,7 +440,7 @@ class ObjectTracker:
             self._remember(claims, moving, frame)
             self._unite(claims)
             seen = self._look(claims, moving, frame)
-            if image is not None and image.ndim == 3:
+            if image is not None and image.ndim == 3 and any(_is_noted(o.frames) for o in seen.values()):
                 self._note_colours(seen, claims, image)
         new = [n for n, o in seen.items() if o.confirmed and not next(k for k in self._objects if k.id == n).confirmed]
         kept, gone = [], list(self._gone)
@@ -465,7 +468,7 @@ class ObjectTracker:
         code = shade @ np.array([SHADES**2, SHADES, 1]) + SHADES**3 * claims.owner[own]
         counts = np.bincount(code, minlength=SHADES**3 * len(claims.numbers)).reshape(-1, SHADES**3)
         for number, count in zip(claims.numbers, counts, strict=True):
-            if number in seen:
+            if number in seen and _is_noted(seen[number].frames):
                 shares = count / count.sum()
                 before = self._colours.get(number, shares)
                 self._colours[number] = before + (shares - before) / min(seen[number].frames, MEMORY)
@@ -525,7 +528,7 @@ class ObjectTracker:
             if region is None:
                 return
             group = np.flatnonzero(region.take(pixels.index))
-            misses = np.median(claims.squared[:, group], axis=-1)
+            misses = _middle(claims.squared[:, group])
             if _reach_over(claims, group, misses / MEDIAN_OF_THREE):
                 continue
             samples = Samples.of(pixels, [group], moving)
@@ -535,7 +538,7 @@ class ObjectTracker:
             squared = pixels.squared(motions)
             explained = group[squared[0, group] < OUTLIER * OUTLIER]
             # What no motion explains to within the noise is a fault of the flow, or not rigid.
-            if 2 * len(explained) < len(group) or np.median(squared[0, explained]) > MEDIAN_OF_THREE:
+            if 2 * len(explained) < len(group) or _middle(squared[0, explained]) > MEDIAN_OF_THREE:
                 self._resting = RESTING
                 return
             miss = se3.log(motions @ se3.inverse(claims.motions))
@@ -553,11 +556,14 @@ class ObjectTracker:
 
     def _remember(self, claims: _Claims, moving: Moving, frame: _Frame) -> None:
         """Gives what is not confirmed yet the number of the missed object that it turns out to be."""
-        groups, known = claims.groups, {o.id: o for o in self._objects}
+        known = {o.id: o for o in self._objects}
         for k, number in enumerate(claims.numbers):
-            if known[number].frames == 0 or known[number].confirmed or not len(groups[k]):
+            if known[number].frames == 0 or known[number].confirmed:
                 continue
-            points, mask = claims.pixels.points(even([groups[k]])[0]), claims.pixels.image(claims.owner == k)
+            own = claims.owner == k
+            if not own.any():
+                continue
+            points, mask = claims.pixels.points(even([np.flatnonzero(own)])[0]), claims.pixels.image(own)
             again = self._known_again(claims, mask, points, claims.motions[k], claims.covariances[k], moving, frame)
             if again is not None:
                 claims.numbers[k] = again
@@ -593,7 +599,7 @@ class ObjectTracker:
         groups = claims.groups
         by_size = sorted((k for k, group in enumerate(groups) if len(group)), key=lambda k: len(groups[k]))
         for rank, smaller in enumerate(by_size[:-1]):
-            misses = np.median(claims.squared[:, groups[smaller]], axis=-1)
+            misses = _middle(claims.squared[:, groups[smaller]])
             explained = max(WORSE * misses[smaller], MEDIAN_OF_THREE)
             for larger in by_size[rank + 1 :]:
                 if misses[larger] < explained and _beside(claims.pixels, groups[smaller], groups[larger]):
@@ -666,6 +672,17 @@ def _squared(values: Array, covariances: Array) -> Array:
     return (values[..., None] * np.linalg.solve(covariances, values[..., None])).sum((1, 2))
 
 
+def _is_noted(frames: int) -> bool:
+    """Tells whether a frame is looked at for the colours of an object that has been seen in so many."""
+    return frames <= MEMORY or frames % GLIMPSES == 0
+
+
+def _middle(values: Array) -> Array:
+    """Returns the medians (...) of values (..., N), the upper one of two."""
+    middle = values.shape[-1] // 2
+    return np.partition(values, middle, axis=-1)[..., middle]
+
+
 def _stack(values: Iterable[Tensor]) -> Array:
     """Returns tensors of one size as one array."""
     return np.stack([v.numpy() for v in values])
@@ -691,8 +708,8 @@ def _evidence(pixels: MovingPixels, squared: Array, groups: Sequence[Array], nea
     Returns:
         (K, N) log likelihood ratios of going with an object to going with none, shared with neighbours.
     """
-    own = np.median(np.take_along_axis(squared, even(groups), axis=1), axis=1, keepdims=True)
-    scale = (own / MEDIAN_OF_THREE).clip(1.0, MOST_SCATTER)
+    own = _middle(np.take_along_axis(squared, even(groups), axis=1))
+    scale = (own / MEDIAN_OF_THREE).clip(1.0, MOST_SCATTER)[:, None]
     evidence = (0.5 * (OUTLIER * OUTLIER - squared / scale)).clip(min=LEAST_EVIDENCE)
     told = pixels.usable.astype(np.float32)
     layers = pixels.image(np.concatenate((np.where(near, evidence, LEAST_EVIDENCE) * told, told[None])))
@@ -727,7 +744,7 @@ def _beside(pixels: MovingPixels, a: Array, b: Array) -> bool:
     """Tells whether the boxes of two groups of pixels, indices (N,) and (M,), (nearly) touch."""
     (low_a, high_a), (low_b, high_b) = _extent(pixels.points(even((a, b))))
     gap = np.maximum(low_a - high_b, low_b - high_a).max()
-    return bool(gap < BESIDE / np.median(pixels.rho[a]))
+    return bool(gap < BESIDE / _middle(pixels.rho[a]))
 
 
 def _born(number: int, points: Array, back: Array, stamp: int) -> MovingObject:
