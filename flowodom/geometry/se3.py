@@ -54,7 +54,6 @@ def _quaternion_products() -> Tensor:
 _QUATERNION = _quaternion_products()
 
 
-
 def hat(phi: Array) -> Array:
     """Returns the (..., 3, 3) skew matrix of (..., 3) vectors: ``hat(a) @ b = a x b``."""
     return (phi @ like(_HAT, phi)).reshape(*phi.shape[:-1], 3, 3)

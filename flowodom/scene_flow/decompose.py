@@ -20,7 +20,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-
 from typing import Any
 
 import cv2
@@ -37,7 +36,6 @@ from flowodom.registration.refine import spread
 from flowodom.registration.reprojection import LEAST_DEPTH
 
 Array = NDArray[Any]
-Floats = NDArray[np.float32]
 Flags = NDArray[np.bool_]
 
 CELLS = 13_000
@@ -127,9 +125,9 @@ class Surface:
     """
 
     camera: PinholeCamera
-    grey: Floats
-    rho: Floats
-    variance: Floats
+    grey: Array
+    rho: Array
+    variance: Array
     dense: Tensor
     depth: InverseDepth
 
@@ -162,13 +160,13 @@ class Surface:
         return self.variance < np.inf
 
     @cached_property
-    def filled(self) -> Floats:
+    def filled(self) -> Array:
         """(H, W) inverse depth, zero where it is unknown."""
         return np.where(np.isnan(self.rho), np.float32(0), self.rho)
 
     @cached_property
-    def range(self) -> tuple[Floats, Floats]:
-        """Least and greatest inverse depth, each (H, W), in the neighbourhood of each pixel; NaN where none is known."""
+    def range(self) -> tuple[Array, Array]:
+        """Least and greatest inverse depth, each (H, W), in the neighbourhood of each pixel; NaN where none is."""
         square, blank = np.ones((3, 3), dtype=np.uint8), np.isnan(self.rho)
         far = cv2.erode(np.where(blank, np.float32(np.inf), self.rho), square)
         near = cv2.dilate(np.where(blank, np.float32(-np.inf), self.rho), square)
@@ -177,7 +175,7 @@ class Surface:
         return far, near
 
 
-def shrink(field: Tensor, cell: int) -> Floats:
+def shrink(field: Tensor, cell: int) -> Array:
     """Returns the means over cells of ``cell`` by ``cell`` pixels.
 
     Args:
@@ -208,7 +206,7 @@ def _middles(grid: PinholeCamera, down: float, right: float, size: tuple[int, in
 
 
 @lru_cache(maxsize=16)
-def _pixels(camera: PinholeCamera) -> tuple[Floats, Floats]:
+def _pixels(camera: PinholeCamera) -> tuple[Array, Array]:
     """Returns the (2, H, W) pixels of a camera and their (3, H * W) rays with z = 1."""
     pixels = camera.pixels()
     rays = camera.rays(pixels).flatten(0, 1).T
@@ -246,16 +244,16 @@ class Stories:
         margin: (H, W) differences of inverse depth up to which two surfaces are one; NaN where depth is unknown.
     """
 
-    places: Floats
+    places: Array
     at: NDArray[np.intp]
-    nearest: Floats
-    still_rho: Floats
-    squared: Floats
+    nearest: Array
+    still_rho: Array
+    squared: Array
     usable: Flags
-    margin: Floats
+    margin: Array
 
 
-def tell(other: Surface, view: Surface, flow: Floats, flow_variance: Floats | float, motion: Tensor) -> Stories:
+def tell(other: Surface, view: Surface, flow: Array, flow_variance: Array | float, motion: Tensor) -> Stories:
     """Works out both stories of where each pixel of one view is in another.
 
     Args:
@@ -307,14 +305,14 @@ def tell(other: Surface, view: Surface, flow: Floats, flow_variance: Floats | fl
     )
 
 
-def _median(values: Floats) -> np.float32:
+def _median(values: Array) -> Any:
     """Returns the median of values (N,), the lower one of two, of which NaN is none; 1 for none."""
     values = values[~np.isnan(values)]
     middle = (len(values) - 1) // 2
     return np.partition(values, middle)[middle] if len(values) else np.float32(1)
 
 
-def _square(vectors: Floats) -> Floats:
+def _square(vectors: Array) -> Array:
     """Returns the (H, W) squared lengths of vectors (2, H, W)."""
     return vectors[0] * vectors[0] + vectors[1] * vectors[1]
 
@@ -326,13 +324,13 @@ def index_of(size: Sequence[int], u: Array, v: Array) -> NDArray[np.intp]:
     return (row * width + column).astype(np.intp)
 
 
-def _inside(size: Sequence[int], places: Floats, border: float = 0.0) -> Flags:
+def _inside(size: Sequence[int], places: Array, border: float = 0.0) -> Flags:
     """Returns (H, W): whether places (2, H, W), columns and rows, lie in a grid (height, width) off its border."""
     across, down = 0.5 * (size[1] - 1), 0.5 * (size[0] - 1)
     return (np.abs(places[0] - across) <= across - border) & (np.abs(places[1] - down) <= down - border)
 
 
-def _read(layers: Sequence[Floats], places: Floats) -> Floats:
+def _read(layers: Sequence[Array], places: Array) -> Array:
     """Returns the (C, ...) values of fields (h, w) at places (2, ...), columns and rows, clamped to the border."""
     # OpenCV cuts pixels into 32 parts each way, which is finer than anything here.
     merged = layers[0] if len(layers) == 1 else cv2.merge(layers)
@@ -342,7 +340,7 @@ def _read(layers: Sequence[Floats], places: Floats) -> Floats:
     return np.stack(parts).reshape(len(layers), *places.shape[1:])
 
 
-def _backward(flow: FlowField, cell: int) -> tuple[Floats, Floats, Flags]:
+def _backward(flow: FlowField, cell: int) -> tuple[Array, Array, Flags]:
     """Returns flow to the view before on a grid of cells.
 
     Returns:
@@ -360,8 +358,8 @@ def _thin(field: Tensor, cell: int) -> Tensor:
 
 
 def evidence(
-    moved: Floats, stayed: Floats, current: Surface, stories: Stories, hidden: Flags, through: Flags, believed: Floats
-) -> tuple[Floats, Flags]:
+    moved: Array, stayed: Array, current: Surface, stories: Stories, hidden: Flags, through: Flags, believed: Array
+) -> tuple[Array, Flags]:
     """Weighs the two stories against each other.
 
     Args:
@@ -394,7 +392,7 @@ def evidence(
     return ratio, told | through | hidden
 
 
-def scatter(squared: Floats, typical: Flags) -> float:
+def scatter(squared: Array, typical: Flags) -> float:
     """Returns by how much, squared, residuals (H, W) scatter more than stated where ``typical``."""
     thinned = squared.reshape(-1)[::THINNED][typical.reshape(-1)[::THINNED]]
     if len(thinned) < 50:
@@ -402,7 +400,7 @@ def scatter(squared: Floats, typical: Flags) -> float:
     return max(spread(torch.from_numpy(thinned)), LEAST_SCATTER)
 
 
-def box(fields: Sequence[Floats], radius: int) -> list[Floats]:
+def box(fields: Sequence[Array], radius: int) -> list[Array]:
     """Returns the means of fields (H, W) over square windows, cut off at the border."""
     size = (2 * radius + 1, 2 * radius + 1)
     covered = _covered(*fields[0].shape, radius)
@@ -412,7 +410,7 @@ def box(fields: Sequence[Floats], radius: int) -> list[Floats]:
 
 
 @lru_cache(maxsize=16)
-def _covered(height: int, width: int, radius: int) -> Floats:
+def _covered(height: int, width: int, radius: int) -> Array:
     """Returns how many pixels (height, width) the window about each covers."""
     rows, columns = (
         np.convolve(np.ones(length), np.ones(2 * radius + 1))[radius:-radius] for length in (height, width)
@@ -420,7 +418,7 @@ def _covered(height: int, width: int, radius: int) -> Floats:
     return (rows[:, None] * columns).astype(np.float32)
 
 
-def smooth(values: Floats, weight: Floats, guide: Floats, deviation: Floats) -> Floats:
+def smooth(values: Array, weight: Array, guide: Array, deviation: Array) -> Array:
     """Smooths along surfaces: in each window the values are a linear function of the guide.
 
     Args:
@@ -447,7 +445,7 @@ def smooth(values: Floats, weight: Floats, guide: Floats, deviation: Floats) -> 
     return (slope * g + constant) / (total + np.float32(0.05)) * known
 
 
-def _sigmoid(logit: Floats) -> Floats:
+def _sigmoid(logit: Array) -> Array:
     """Returns the probability (...) of log odds (...)."""
     return 1 / (1 + np.exp(-logit))
 
@@ -466,8 +464,8 @@ class Moving:
     """
 
     camera: PinholeCamera
-    logit: Floats
-    doubt: Floats
+    logit: Array
+    doubt: Array
     surface: Surface
     past: Surface | None = None
     stories: Stories | None = None
@@ -476,20 +474,18 @@ class Moving:
     def share(self) -> float:
         """Share of the pixels of known depth that are likelier to move than to stand still."""
         known = self.surface.known
-        return np.count_nonzero((self.logit > 0) & known) / max(np.count_nonzero(known), 1)
+        return float(((self.logit > 0) & known).sum() / max(int(known.sum()), 1))
 
     @cached_property
     def doubted_share(self) -> float:
         """Share of the pixels that are doubted."""
-        return np.count_nonzero(self.doubt > 0) / self.doubt.size
+        return float((self.doubt > 0).mean())
 
     @cached_property
     def nearness(self) -> float:
         """By how much what moves is nearer than what stands still beside it: mean of the log ratio, 0 where unknown."""
         value, known = self.surface.filled, ~np.isnan(self.surface.rho)
-        near, far = (
-            (flags & known).astype(np.float32) for flags in (self.logit > 0, ~(self.logit > 0))
-        )
+        near, far = ((flags & known).astype(np.float32) for flags in (self.logit > 0, ~(self.logit > 0)))
         near, near_rho, far, far_rho = box((near, near * value, far, far * value), VICINITY)
         beside = (near > 0.2) & (far > 0.2)
         ratio = np.log(near_rho[beside] / near[beside] / (far_rho[beside] / far[beside]))
@@ -501,9 +497,8 @@ class Moving:
 
         Movers stand before the world: where it is nearly zero, what moves is the world, and what stands still hides it.
         """
-        known, logit, rho = (
-            field.reshape(-1)[::THINNED] for field in (self.surface.known, self.logit, self.surface.rho)
-        )
+        fields: tuple[Array, ...] = (self.surface.known, self.logit, self.surface.rho)
+        known, logit, rho = (field.reshape(-1)[::THINNED] for field in fields)
         moves, still = rho[known & (logit > 0)], rho[known & (logit <= 0)]
         if not len(moves) or not len(still):
             return 1.0
@@ -519,7 +514,7 @@ class Moving:
         return replace(self, logit=-self.logit, doubt=-self.doubt, past=None, stories=None)
 
     @property
-    def probability(self) -> Floats:
+    def probability(self) -> Array:
         """(H, W) in [0, 1]."""
         return _sigmoid(self.logit)
 
@@ -628,7 +623,7 @@ def decompose(
         moves, stays = np.where(new, np.float32(PRIOR), (1 - FADING) * _sigmoid(read[1]) + FADING * PRIOR)
         prior = np.log(moves / (1 - stays))
         doubt = np.where(new[0], np.float32(-MOST_LOGIT), read[2, 0] - np.float32(RELIEF))
-    ratio, told = evidence(*read[0], current, stories, hidden, through, prior)
+    ratio, told = evidence(read[0, 0], read[0, 1], current, stories, hidden, through, prior)
     deviation = 2 * np.sqrt(np.minimum(current.variance, np.float32(1))) + np.float32(0.5 * EDGE) * current.filled
     logit = (prior + smooth(ratio, told.astype(np.float32), current.rho, deviation)).clip(-MOST_LOGIT, MOST_LOGIT)
     return Moving(current.camera, logit, np.maximum(logit, doubt), current, previous, stories)

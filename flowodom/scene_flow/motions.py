@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+
 import cv2
 import numpy as np
 import torch
-from torch import Tensor
 
 from flowodom.flow.points import follow
 from flowodom.geometry import PinholeCamera, se3
@@ -85,10 +85,8 @@ class MovingPixels:
         camera, surface, stories = moving.camera, moving.surface, moving.stories
         index = np.flatnonzero((moving.doubt > 0) & surface.known)
         place, still = stories.places.reshape(2, 2, -1)[..., index]
-        low, high, rho, variance, usable, origin = (
-            field.take(index)
-            for field in (*surface.range, surface.rho, surface.variance, stories.usable, stories.at[0])
-        )
+        fields: tuple[Array, ...] = (*surface.range, surface.rho, surface.variance, stories.usable, stories.at[0])
+        low, high, rho, variance, usable, origin = (field.take(index) for field in fields)
         seen, seen_variance = moving.past.rho.take(origin), moving.past.variance.take(origin)
         same = _on_one_surface(seen, rho, variance)
         row, column = np.divmod(index, camera.width)
