@@ -293,7 +293,8 @@ def tell(other: Surface, view: Surface, flow: Array, flow_variance: Array | floa
     far, near = other.range
     nearest = near.take(at)
     gap = np.fmax(np.maximum(far.take(at[0]) - still_rho, still_rho - nearest[0]), np.float32(0))
-    squared += np.square(gap) / (2 * rho_variance)
+    with np.errstate(over="ignore"):
+        squared += np.square(gap) / (2 * rho_variance)
     return Stories(
         places=places,
         at=at,
