@@ -3,10 +3,12 @@
     python benchmarks/dynamic.py worlds [--seeds N] [--frames N] [--size 480x360] [--threads N] [--out worlds.json]
     python benchmarks/dynamic.py recording BAG [--frames N] [--coverage 0,0.3,0.5] [--peers lk_pnp,dis_pnp]
                                  [--pictures FOLDER] [--out recording.json]
+    python benchmarks/dynamic.py cost [--first SEED] [--scene "4 movers"] [--frames N] [--rounds N] [--out cost.json]
 
 Worlds: rooms of seeds that nothing was tuned on, with 0, 1, 2 and 4 movers and with one that covers 25 and 50 percent
 of the image; the same camera path once without movers. Recording: a strongly textured plane is rendered in front of a
-real one, in colour and depth, with its exact mask, so that it covers a given share of the image on average.
+real one, in colour and depth, with its exact mask, so that it covers a given share of the image on average. Cost: a
+world with movers and the same path without, frame by frame side by side.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from flowodom.geometry import PinholeCamera, se3
 from flowodom.odometry import Estimate, Odometry
 from flowodom.scene_flow.forecast import HORIZONS, Way, judge
 from flowodom.scene_flow.objects import COASTING, MovingObject, ObjectTracker
-from flowodom.worlds import Sensor, hand_held, pinhole, room, sequence
+from flowodom.worlds import Sensor, Step, hand_held, pinhole, room, sequence
 
 sys.path.insert(0, str(Path(__file__).parent))
 from peers import Array, Method, Shot, evaluate_poses, methods, shots
@@ -107,7 +109,7 @@ class Score:
             interval: Seconds since then.
         """
         met: set[int] = set()
-        seen = [(known, known.mask.numpy()) for known in objects if known.mask is not None]
+        seen = [(known, known.mask) for known in objects if known.mask is not None]
         for known, mask in sorted(seen, key=lambda pair: -int(pair[1].sum())):
             body = int(np.bincount(cv2.resize(ids, mask.shape[::-1], interpolation=cv2.INTER_NEAREST)[mask]).argmax())
             if body == 0 or body in met:
@@ -212,21 +214,26 @@ SCENES: dict[str, tuple[int, float | None]] = {
 """Movers, and the share of the image that the first covers (None: as it comes)."""
 
 
-def run_world(
-    seed: int, scene: str, frames: int, camera: PinholeCamera, peers: Sequence[str]
-) -> tuple[dict[str, float], dict[str, dict[str, float]], dict[str, float]]:
-    """Runs one clip; returns its figures, those of peers, and the forecast's misses."""
+def clip(seed: int, scene: str, frames: int, camera: PinholeCamera) -> Iterator[Step]:
+    """Yields the frames of one clip, with their truth."""
     movers, coverage = SCENES[scene]
     path = hand_held(seed)
     world = room(seed, movers=movers, coverage=coverage, path=path if coverage else None)
     sensor = Sensor(image_noise=1.5, depth_noise=0.0015, depth_range=(0.3, 8.0), seed=seed)
+    return sequence(world, path, camera, frames=frames, sensor=sensor)
+
+
+def run_world(
+    seed: int, scene: str, frames: int, camera: PinholeCamera, peers: Sequence[str]
+) -> tuple[dict[str, float], dict[str, dict[str, float]], dict[str, float]]:
+    """Runs one clip; returns its figures, those of peers, and the forecast's misses."""
     score, odometry, tracker = Score(), Odometry(), ObjectTracker()
     makers = methods(OdometryConfig(), depth=True)
     runs = {name: makers[name]() for name in peers}
     poses: dict[str, list[Array | None]] = {name: [] for name in peers}
     told, bound = Odometry(), list[Array | None]()
     bodies: list[Array] = []
-    for step in sequence(world, path, camera, frames=frames, sensor=sensor):
+    for step in clip(seed, scene, frames, camera):
         estimate = follow(score, odometry, tracker, step.frame, step.pose.numpy())
         shot = Shot(step.frame, step.frame.grey, step.pose.numpy())
         for name, run in runs.items():
@@ -278,6 +285,50 @@ def worlds(options: argparse.Namespace) -> dict[str, Any]:
             f"forecast of the camera, {scene}: " + ", ".join(f"{k}: {v:.3f} m" for k, v in result["forecast m"].items())
         )
     return results
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What movers cost
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def cost(options: argparse.Namespace) -> dict[str, Any]:
+    """Measures the processor time of the odometry's thread with movers and without; returns and prints all figures.
+
+    Each frame counts with the least of several rounds, in which the clips go side by side: what else the processor is
+    busy with can only add to it.
+    """
+    camera = pinhole(*(int(n) for n in options.size.split("x")))
+    still, moving = (
+        [step.frame for step in clip(options.first, scene, options.frames, camera)]
+        for scene in ("still", options.scene)
+    )
+    seconds = np.full((options.frames, 3), np.inf)
+    for _ in range(options.rounds):
+        one, other, tracker = Odometry(), Odometry(), ObjectTracker()
+        for n, (frame, crowded) in enumerate(zip(still, moving, strict=True)):
+            begin = time.thread_time()
+            one.step(frame)
+            alone = time.thread_time()
+            estimate = other.step(crowded)
+            stepped = time.thread_time()
+            if estimate.pose is not None and estimate.motion is not None:
+                interval = estimate.interval
+                tracker.update(estimate.moving, estimate.pose, estimate.motion, estimate.stamp, interval, crowded.image)
+                _ = tracker.objects
+            done = time.thread_time()
+            seconds[n] = np.minimum(seconds[n], (alone - begin, stepped - alone, done - stepped))
+    # The first frames start everything up.
+    alone, stepped, objects = 1e3 * seconds[2:].mean(0)
+    result = {
+        "still ms": alone,
+        "movers ms": stepped,
+        "objects ms": objects,
+        "movers %": 100 * (stepped / alone - 1),
+        "movers and objects %": 100 * ((stepped + objects) / alone - 1),
+    }
+    print(", ".join(f"{name} {value:.1f}" for name, value in result.items()))
+    return result
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -444,9 +495,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     second.add_argument("--coverage", default="0,0.3,0.5")
     second.add_argument("--pictures", type=Path, help="folder for pictures of the masks")
     second.set_defaults(run=recording)
+    third = kinds.add_parser("cost")
+    third.add_argument("--first", type=int, default=401, help="seed")
+    third.add_argument("--size", default="480x360")
+    third.add_argument("--scene", default="4 movers", choices=SCENES)
+    third.add_argument("--rounds", type=int, default=3)
+    third.set_defaults(run=cost)
     for each in (first, second):
-        each.add_argument("--frames", type=int)
         each.add_argument("--peers", default="lk_pnp")
+    for each in (first, second, third):
+        each.add_argument("--frames", type=int)
         each.add_argument("--threads", type=int, default=1)
         each.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
@@ -454,7 +512,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.sched_setaffinity(0, processors[-options.threads :])
     torch.set_num_threads(options.threads)
     cv2.setNumThreads(options.threads)
-    if options.kind == "worlds" and options.frames is None:
+    if options.kind != "recording" and options.frames is None:
         options.frames = 90
     results = options.run(options)
     if options.out:

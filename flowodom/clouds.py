@@ -14,7 +14,7 @@ from torch import Tensor
 from flowodom.config import CloudConfig
 from flowodom.frame import Frame
 from flowodom.scene_flow import PropertySet
-from flowodom.scene_flow.decompose import Moving, index_of
+from flowodom.scene_flow.decompose import Moving
 from flowodom.scene_flow.objects import MovingObject
 
 
@@ -73,13 +73,13 @@ def make_cloud(
     probability = torch.zeros_like(now[:, 0])
     numbers = torch.zeros(len(now), dtype=torch.int32, device=now.device)
     if moving is not None:
-        places = index_of(moving.logit.shape, *moving.places(properties.camera, pixels).unbind(-1))
+        places = moving.index(properties.camera, pixels)
         probability = moving.at(properties.camera, pixels)
         for known in objects:
             if known.mask is None or known.mask.shape != moving.logit.shape:
                 continue
             assert pose is not None
-            on = known.mask.take(places)
+            on = torch.from_numpy(known.mask.take(places)).to(now.device)
             numbers[on] = known.id
             velocity[on] = known.velocity_at(now[on], pose)
     weight = properties.weight.reshape(-1)[index] * (1 - probability)

@@ -31,7 +31,7 @@ from flowodom.registration.ground import ground_height
 from flowodom.registration.readout import Readout
 from flowodom.registration.relocation import relocate
 from flowodom.scene_flow import PropertySet, lift
-from flowodom.scene_flow.decompose import Moving, find_moving
+from flowodom.scene_flow.decompose import Carried, Moving, find_moving
 from flowodom.threads import one_thread
 from flowodom.tracking import BACKED, RIVAL_SHARE, NotTracked, OutOfSight, Parallax, Track, Tracker, Undecided, View
 
@@ -480,7 +480,7 @@ class Odometry:
         view: View,
         flow: FlowField,
         camera: PinholeCamera,
-        moving: Moving | None,
+        moving: Moving | Carried | None,
         before: Moving | None,
         *,
         search: bool,

@@ -29,7 +29,7 @@ from flowodom.registration.resection import resection
 from flowodom.registration.shear import Shear, rows, sheared
 from flowodom.registration.two_view import triangulate, two_view
 from flowodom.registration.window import KNOWN, KeyframeWindow
-from flowodom.scene_flow.decompose import Moving
+from flowodom.scene_flow.decompose import Carried, Moving
 from flowodom.threads import one_thread
 
 LEAST_INLIERS = 25
@@ -312,7 +312,7 @@ class Tracker:
         view: View,
         flow: FlowField,
         expected: Sequence[Tensor],
-        moving: Moving | None = None,
+        moving: Moving | Carried | None = None,
         *,
         rival: float = RIVAL_SHARE,
     ) -> Track:
@@ -559,13 +559,13 @@ class Tracker:
         places: Tensor,
         carried: Matches,
         expected: Tensor,
-        moving: Moving | None,
+        moving: Moving | Carried | None,
         *,
         levels: int = 1,
     ) -> tuple[Tensor, Tensor]:
         """Returns where points of a keyframe's image, at (M, 2) places, are seen (M, 2), and which were found (M,).
 
-        What a mask leaves out, and what moves on its own, is not found.
+        What a mask leaves out is not found, nor is anything looked for where something moves on its own.
         """
         rotation = expected[:3, :3]
         scaled = (rotation @ (carried.direction + carried.rho[:, None] * carried.offset)[..., None])[..., 0]
@@ -573,15 +573,16 @@ class Tracker:
         start = torch.where(carried.pixels.isnan(), reprojected, carried.pixels)
         turned = turn(grey, self._camera.homography(rotation))
         places = self._camera.project(self._camera.rays(places) @ rotation.T)
-        seen, found = follow(expose(turned, view.grey), view.grey, places, start, levels=levels)
-        found &= self._camera.contains(places)
+        seen, found = start.clone(), self._camera.contains(places)
+        if moving is not None:
+            found &= ~moving.doubted(self._camera, start)
+        asked, among = found.clone(), (places[found], start[found])
+        seen[asked], found[asked] = follow(expose(turned, view.grey), view.grey, *among, levels=levels)
         if view.frame.ignore is not None:
             column, row = seen.round().long().unbind(-1)
             inside = self._camera.contains(seen)
             index = row.clamp(0, self._camera.height - 1), column.clamp(0, self._camera.width - 1)
             found &= inside & ~torch.from_numpy(view.frame.ignore)[index]
-        if moving is not None:
-            found &= ~moving.doubted(self._camera, seen).cpu()
         return seen, found
 
     def _matched(self, carried: Matches, view: View, seen: Tensor) -> Matches:

@@ -39,11 +39,12 @@ def properties():
 
 @pytest.fixture
 def moving():
-    logit = torch.full((24, 32), -5.0)
+    logit = np.full((24, 32), -5.0, dtype=np.float32)
     logit[BLOCK] = 5.0
     blank = torch.full((24, 32), 0.5)
     depth = InverseDepth(CAMERA, blank, 1e-6 * blank)
-    return Moving(CAMERA, logit, logit, Surface(CAMERA, blank, depth.mean, depth.variance, blank.byte(), depth))
+    rho, variance = depth.mean.numpy(), depth.variance.numpy()
+    return Moving(CAMERA, logit, logit, Surface(CAMERA, rho, rho, variance, blank.byte(), depth))
 
 
 @pytest.fixture

@@ -620,11 +620,12 @@ def property_set() -> PropertySet:
 
 def moving_set() -> Moving:
     camera = CAMERA.scaled(0.5)
-    logit = torch.full((12, 16), -5.0)
+    logit = np.full((12, 16), -5.0, dtype=np.float32)
     logit[4:8, 4:8] = 5.0
     blank = torch.full((12, 16), 0.5)
     depth = InverseDepth(camera, blank, 1e-6 * blank)
-    return Moving(camera, logit, logit, Surface(camera, blank, depth.mean, depth.variance, blank.byte(), depth))
+    rho, variance = depth.mean.numpy(), depth.variance.numpy()
+    return Moving(camera, logit, logit, Surface(camera, rho, rho, variance, blank.byte(), depth))
 
 
 def cloud_rows(message: Any) -> np.ndarray:

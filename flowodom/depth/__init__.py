@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from flowodom.flow import FlowField
 from flowodom.frame import Frame
 from flowodom.geometry import PinholeCamera
+from flowodom.geometry.arrays import Array, in_numpy, library
 
 
 @dataclass(frozen=True)
@@ -50,20 +52,10 @@ class InverseDepth:
             (...) inverse depth, NaN unknown, and (...) variance, infinite where unknown, in the dtype of ``pixels``.
         """
         height, width = self.mean.shape
-        u, v = pixels.unbind(-1)
-        u, v = (u + 0.5) * (width / camera.width) - 0.5, (v + 0.5) * (height / camera.height) - 0.5
-        nearest_u, nearest_v = u.clamp(0, width - 1), v.clamp(0, height - 1)
-        inside = torch.maximum((u - nearest_u).abs_(), (v - nearest_v).abs_()) <= 0.5
-        u, v = nearest_u.nan_to_num_(), nearest_v.nan_to_num_()
-        u0, v0 = u.clamp_max(width - 2).floor_(), v.clamp_max(height - 2).floor_()
-        index = torch.add(u0, v0, alpha=width).long()
-        (a, b, c, d), mean = _bilinear(self.mean, index, u - u0, v - v0)
-        _, variance = _bilinear(self.variance, index, u - u0, v - v0)
-        nearest = torch.maximum(torch.maximum(a, b), torch.maximum(c, d))
-        farthest = torch.minimum(torch.minimum(a, b), torch.minimum(c, d))
-        one_surface = nearest - farthest <= EDGE_RATIO * mean.abs() + 3 * variance.sqrt()
-        unknown = ~(inside & one_surface)
-        return mean.masked_fill_(unknown, torch.nan), variance.masked_fill_(unknown, torch.inf)
+        u = (pixels[..., 0] + 0.5) * (width / camera.width) - 0.5
+        v = (pixels[..., 1] + 0.5) * (height / camera.height) - 0.5
+        mean, variance = _on_one_surface(self.mean, self.variance, u, v)
+        return mean, variance
 
     def read(self, camera: PinholeCamera, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Does as ``at``, for pixels (..., 2) on the processor, whose answer is there too."""
@@ -83,21 +75,26 @@ class InverseDepth:
         return self.read(camera, pixels)
 
 
-def _bilinear(field: Tensor, index: Tensor, right: Tensor, down: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Returns the four neighbours of places in a field (H, W), and what lies between them.
-
-    Args:
-        field: (H, W).
-        index: (...) of the upper left neighbour.
-        right: (...) how far, from 0 to 1, the place lies to the right of it.
-        down: (...) likewise below it.
-    """
-    width = field.shape[1]
-    flat, index = field.reshape(-1), index.reshape(-1)
-    a, b, c, d = corners = [
-        flat.index_select(0, index + step).reshape(right.shape).to(right.dtype) for step in (0, 1, width, width + 1)
-    ]
-    return corners, torch.lerp(torch.lerp(a, b, right), torch.lerp(c, d, right), down)
+@in_numpy
+def _on_one_surface(mean: Array, variance: Array, u: Array, v: Array) -> tuple[Array, Array]:
+    """Interpolates a field (H, W) and its variance at columns and rows (...) whose four neighbours are one surface."""
+    lib, (height, width) = library(mean), mean.shape
+    across, down = 0.5 * (width - 1), 0.5 * (height - 1)
+    inside = (abs(u - across) <= across + 0.5) & (abs(v - down) <= down + 0.5)
+    u, v = lib.where(inside, u, 0.0).clip(0, width - 1), lib.where(inside, v, 0.0).clip(0, height - 1)
+    left, top = lib.floor(u.clip(max=width - 2)), lib.floor(v.clip(max=height - 2))
+    u, v = u - left, v - top
+    # Left and right above, left and right below.
+    share = lib.stack(((1 - u) * (1 - v), u * (1 - v), (1 - u) * v, u * v))
+    first = top * width + left
+    index = lib.stack([first + step for step in (0, 1, width, width + 1)])
+    index = index.long() if isinstance(index, Tensor) else index.astype(np.intp)
+    corners = mean.reshape(-1)[index]
+    with np.errstate(invalid="ignore"):
+        value, noise = (share * corners).sum(0), (share * variance.reshape(-1)[index]).sum(0)
+    one_surface = lib.amax(corners, 0) - lib.amin(corners, 0) <= EDGE_RATIO * abs(value) + 3 * lib.sqrt(noise)
+    known = inside & one_surface
+    return lib.where(known, value, lib.nan), lib.where(known, noise, lib.inf)
 
 
 EDGE_RATIO = 0.03

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -50,6 +53,13 @@ def shrink(field: Tensor, height: int, width: int) -> Tensor:
     return torch.from_numpy(means if means.ndim == 2 else np.stack(cv2.split(means)))
 
 
+@lru_cache(maxsize=16)
+def _grid(height: int, width: int, stride: int) -> NDArray[np.float32]:
+    """Returns the (H, W, 2) pixels (u, v) of every so manieth row and column, the first being ``stride // 2``."""
+    rows, columns = (np.arange(stride // 2, length, stride, dtype=np.float32) for length in (height, width))
+    return np.stack(np.meshgrid(columns, rows), axis=-1)
+
+
 def round_trip(forward: Tensor, backward: Tensor, *, stride: int = 1) -> Tensor:
     """Returns by how much going forward and back misses the start, squared, pixels squared.
 
@@ -63,6 +73,12 @@ def round_trip(forward: Tensor, backward: Tensor, *, stride: int = 1) -> Tensor:
     """
     height, width = forward.shape[:2]
     first = stride // 2
+    if forward.is_cpu and not forward.requires_grad:
+        # On the processor OpenCV is three times as fast; it cuts pixels into 32 parts each way.
+        ahead, second_map = forward.numpy()[first::stride, first::stride], np.empty(0, dtype=np.float32)
+        place = ahead + _grid(height, width, stride)
+        seen = cv2.remap(backward.numpy(), place, second_map, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        return torch.from_numpy(np.square(ahead + seen).sum(-1))
     u = torch.arange(first, width, stride, device=forward.device, dtype=forward.dtype)
     v = torch.arange(first, height, stride, device=forward.device, dtype=forward.dtype)[:, None]
     forward_u, forward_v = forward[first::stride, first::stride].permute(2, 0, 1).contiguous()
@@ -92,7 +108,13 @@ def consistency_variance(forward: Tensor, backward: Tensor, *, stride: int = 1) 
     if stride == 1:
         return variance
     rows, columns = (
-        (torch.arange(length, device=variance.device) // stride).clamp_max_(count - 1)
+        _nearest(length, count, stride, variance.device)
         for length, count in zip(forward.shape, variance.shape, strict=False)
     )
     return variance.index_select(0, rows).index_select(1, columns)
+
+
+@lru_cache(maxsize=16)
+def _nearest(length: int, count: int, stride: int, device: torch.device) -> Tensor:
+    """Returns which of ``count`` numbers, one for every so manieth place, is that of each of (length,) places."""
+    return (torch.arange(length, device=device) // stride).clamp_max_(count - 1)

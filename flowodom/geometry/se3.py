@@ -4,6 +4,8 @@ Tangent vectors of SE(3) are ``xi = (rho, phi)``: translation first, then rotati
 ``T_a_b`` maps a point in frame b to frame a. Perturbations are on the right, ``T exp(xi)``, unless said otherwise.
 All series switch at small angles so that values and first derivatives are exact there; ``so3_log`` is exact near pi.
 
+What works on whole motions takes NumPy arrays as well as tensors, see ``arrays``: motions come one or a few at a time.
+
 Source: Barfoot, "State Estimation for Robotics" (2017), chapter 7; Sola et al., "A micro Lie theory for state
 estimation in robotics" (2018), whose formulas (and right-Jacobian conventions) are used.
 """
@@ -12,6 +14,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from flowodom.geometry.arrays import Array, in_numpy, library, like, zeros_like
 
 _SMALL_SQUARED = 1e-6
 """Squared angle below which Taylor series replace the closed forms (truncation error under 1e-19)."""
@@ -24,7 +28,8 @@ GENERATORS[(3, 4, 5), (2, 0, 1), (1, 2, 0)] = 1
 GENERATORS[(3, 4, 5), (1, 2, 0), (2, 0, 1)] = -1
 
 _HAT = GENERATORS[3:, :3, :3].flatten(1)
-_BOTTOM = torch.tensor([[0.0, 0.0, 0.0, 1.0]], dtype=torch.float64)
+_TWIST = GENERATORS.flatten(1)
+_EYE, _IDENTITY = (torch.eye(n, dtype=torch.float64) for n in (3, 4))
 
 
 def _quaternion_products() -> Tensor:
@@ -49,9 +54,9 @@ def _quaternion_products() -> Tensor:
 _QUATERNION = _quaternion_products()
 
 
-def hat(phi: Tensor) -> Tensor:
+def hat(phi: Array) -> Array:
     """Returns the (..., 3, 3) skew matrix of (..., 3) vectors: ``hat(a) @ b = a x b``."""
-    return (phi @ _HAT.to(phi)).reshape(*phi.shape[:-1], 3, 3)
+    return (phi @ like(_HAT, phi)).reshape(*phi.shape[:-1], 3, 3)
 
 
 def vee(matrix: Tensor) -> Tensor:
@@ -59,16 +64,16 @@ def vee(matrix: Tensor) -> Tensor:
     return torch.stack((matrix[..., 2, 1], matrix[..., 0, 2], matrix[..., 1, 0]), dim=-1)
 
 
-def _coefficients(phi: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _coefficients(phi: Array) -> tuple[Array, Array, Array]:
     """Returns sin(a)/a, (1 - cos(a))/a^2 and (a - sin(a))/a^3 of the angle a = |phi|, each (...)."""
-    s = (phi * phi).sum(-1)
+    lib, s = library(phi), (phi * phi).sum(-1)
     small = s < _SMALL_SQUARED
-    safe = torch.where(small, torch.ones_like(s), s)
-    angle = safe.sqrt()
-    a = torch.where(small, 1 - s / 6 * (1 - s / 20 * (1 - s / 42)), torch.sin(angle) / angle)
-    half = torch.sin(0.5 * angle)
-    b = torch.where(small, 0.5 - s / 24 * (1 - s / 30 * (1 - s / 56)), 2 * half * half / safe)
-    c = torch.where(small, 1 / 6 - s / 120 * (1 - s / 42 * (1 - s / 72)), (angle - torch.sin(angle)) / (safe * angle))
+    safe = lib.where(small, lib.ones_like(s), s)
+    angle = lib.sqrt(safe)
+    sine, half = lib.sin(angle), lib.sin(0.5 * angle)
+    a = lib.where(small, 1 - s / 6 * (1 - s / 20 * (1 - s / 42)), sine / angle)
+    b = lib.where(small, 0.5 - s / 24 * (1 - s / 30 * (1 - s / 56)), 2 * half * half / safe)
+    c = lib.where(small, 1 / 6 - s / 120 * (1 - s / 42 * (1 - s / 72)), (angle - sine) / (safe * angle))
     return a, b, c
 
 
@@ -80,26 +85,27 @@ def so3_exp(phi: Tensor) -> Tensor:
     return eye + a[..., None, None] * k + b[..., None, None] * (k @ k)
 
 
-def so3_log(rotation: Tensor) -> Tensor:
+@in_numpy
+def so3_log(rotation: Array) -> Array:
     """Returns the (..., 3) rotation vectors, radians in [0, pi], of (..., 3, 3) rotations.
 
     Goes through the unit quaternion picked by its largest component (Shepperd), so that it is exact at pi as well.
     """
+    lib = library(rotation)
     # Row k is the quaternion (w, x, y, z) times four times its component k; that component squared is on the diagonal.
-    products = rotation.flatten(-2) @ _QUATERNION[:9].to(rotation) + _QUATERNION[9].to(rotation)
-    candidates = products.reshape(*rotation.shape[:-2], 4, 4)
-    best = candidates.diagonal(dim1=-2, dim2=-1).argmax(-1)
-    index = best[..., None, None].expand(*best.shape, 1, 4)
-    q = candidates.gather(-2, index).squeeze(-2)
-    q = q / q.norm(dim=-1, keepdim=True)
-    q = torch.where(q[..., :1] < 0, -q, q)
+    products = rotation.reshape(*rotation.shape[:-2], 9) @ like(_QUATERNION[:9], rotation)
+    products = products + like(_QUATERNION[9], rotation)
+    candidates, best = products.reshape(-1, 4, 4), products[..., ::5].argmax(-1)
+    q = candidates[lib.arange(len(candidates)), best.reshape(-1)].reshape(*best.shape, 4)
+    q = q / lib.sqrt((q * q).sum(-1))[..., None]
+    q = lib.where(q[..., :1] < 0, -q, q)
     scalar, vector = q[..., 0], q[..., 1:]
     s = (vector * vector).sum(-1)
     small = s < _SMALL_SQUARED
-    norm = torch.where(small, torch.ones_like(s), s).sqrt()
-    t = s / (scalar * scalar).clamp_min(0.25)
-    series = 2 / scalar.clamp_min(0.5) * (1 - t / 3 * (1 - t * 3 / 5))
-    factor = torch.where(small, series, 2 * torch.atan2(norm, scalar) / norm)
+    norm = lib.sqrt(lib.where(small, lib.ones_like(s), s))
+    t = s / (scalar * scalar).clip(0.25)
+    series = 2 / scalar.clip(0.5) * (1 - t / 3 * (1 - t * 3 / 5))
+    factor = lib.where(small, series, 2 * lib.arctan2(norm, scalar) / norm)
     return factor[..., None] * vector
 
 
@@ -111,22 +117,25 @@ def so3_left_jacobian(phi: Tensor) -> Tensor:
     return eye + b[..., None, None] * k + c[..., None, None] * (k @ k)
 
 
-def so3_left_jacobian_inverse(phi: Tensor) -> Tensor:
+def so3_left_jacobian_inverse(phi: Array) -> Array:
     """Returns the (..., 3, 3) inverse of the left Jacobian of SO(3) at (..., 3) rotation vectors."""
-    s = (phi * phi).sum(-1)
+    lib, s = library(phi), (phi * phi).sum(-1)
     small = s < _SMALL_SQUARED
-    safe = torch.where(small, torch.ones_like(s), s)
-    half = 0.5 * safe.sqrt()
-    d = torch.where(small, 1 / 12 + s / 720 * (1 + s / 42), (1 - half * torch.cos(half) / torch.sin(half)) / safe)
+    safe = lib.where(small, lib.ones_like(s), s)
+    half = 0.5 * lib.sqrt(safe)
+    d = lib.where(small, 1 / 12 + s / 720 * (1 + s / 42), (1 - half * lib.cos(half) / lib.sin(half)) / safe)
     k = hat(phi)
-    eye = torch.eye(3, dtype=phi.dtype, device=phi.device)
-    return eye - 0.5 * k + d[..., None, None] * (k @ k)
+    return like(_EYE, phi) - 0.5 * k + d[..., None, None] * (k @ k)
 
 
-def matrix(rotation: Tensor, translation: Tensor) -> Tensor:
+@in_numpy
+def matrix(rotation: Array, translation: Array) -> Array:
     """Returns the (..., 4, 4) motion with (..., 3, 3) rotation and (..., 3) translation."""
-    top = torch.cat((rotation, translation[..., None]), dim=-1)
-    return torch.cat((top, _BOTTOM.to(top).expand(*top.shape[:-2], 1, 4)), dim=-2)
+    motion = zeros_like(rotation, *rotation.shape[:-2], 4, 4)
+    motion[..., :3, :3] = rotation
+    motion[..., :3, 3] = translation
+    motion[..., 3, 3] = 1
+    return motion
 
 
 def identity(*, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Tensor:
@@ -134,37 +143,44 @@ def identity(*, dtype: torch.dtype = torch.float64, device: torch.device | str =
     return torch.eye(4, dtype=dtype, device=device)
 
 
-def exp(xi: Tensor) -> Tensor:
+@in_numpy
+def exp(xi: Array) -> Array:
     """Returns the (..., 4, 4) motions of (..., 6) tangents (rho, phi): the matrix exponential of their twists."""
-    twist = (xi @ GENERATORS.flatten(1).to(xi)).reshape(*xi.shape[:-1], 4, 4)
-    return torch.linalg.matrix_exp(twist)
+    # The fourth power of a twist is its square times minus that of the angle: its series ends in closed form.
+    twist = (xi @ like(_TWIST, xi)).reshape(*xi.shape[:-1], 4, 4)
+    _, b, c = _coefficients(xi[..., 3:])
+    square = twist @ twist
+    return like(_IDENTITY, xi) + twist + b[..., None, None] * square + c[..., None, None] * (square @ twist)
 
 
-def log(motion: Tensor) -> Tensor:
+@in_numpy
+def log(motion: Array) -> Array:
     """Returns the (..., 6) tangents (rho, phi) of (..., 4, 4) motions."""
     phi = so3_log(motion[..., :3, :3])
     rho = (so3_left_jacobian_inverse(phi) @ motion[..., :3, 3:])[..., 0]
-    return torch.cat((rho, phi), dim=-1)
+    return library(rho).concatenate((rho, phi), -1)
 
 
-def inverse(motion: Tensor) -> Tensor:
+@in_numpy
+def inverse(motion: Array) -> Array:
     """Returns the (..., 4, 4) inverse motions: ``T_b_a`` of ``T_a_b``."""
-    rotation = motion[..., :3, :3].transpose(-1, -2)
+    rotation = motion[..., :3, :3].swapaxes(-1, -2)
     return matrix(rotation, -(rotation @ motion[..., :3, 3:])[..., 0])
 
 
-def normalised(motion: Tensor) -> Tensor:
+@in_numpy
+def normalised(motion: Array) -> Array:
     """Returns (..., 4, 4) motions whose rotations are orthonormal again, to second order of how far they were not.
 
     Products of many rotations lose it by rounding; where inverses are taken by the transpose and fed back, it is lost
     exponentially.
     """
     rotation = motion[..., :3, :3]
-    excess = rotation.transpose(-1, -2) @ rotation - torch.eye(3, dtype=motion.dtype, device=motion.device)
+    excess = rotation.swapaxes(-1, -2) @ rotation - like(_EYE, motion)
     return matrix(rotation - 0.5 * rotation @ excess, motion[..., :3, 3])
 
 
-def act(motion: Tensor, points: Tensor) -> Tensor:
+def act(motion: Array, points: Array) -> Array:
     """Applies (4, 4) or (..., 4, 4) motions to (..., 3) points; leading shapes broadcast."""
     return (motion[..., :3, :3] @ points[..., None])[..., 0] + motion[..., :3, 3]
 
@@ -176,12 +192,13 @@ def act_jacobian(motion: Tensor, points: Tensor) -> Tensor:
     return torch.cat((rotation.expand(by_rotation.shape), by_rotation), dim=-1)
 
 
-def adjoint(motion: Tensor) -> Tensor:
+@in_numpy
+def adjoint(motion: Array) -> Array:
     """Returns the (..., 6, 6) adjoint: ``exp(adjoint(T) @ xi) = T @ exp(xi) @ inverse(T)``."""
-    rotation = motion[..., :3, :3]
-    top = torch.cat((rotation, hat(motion[..., :3, 3]) @ rotation), dim=-1)
-    bottom = torch.cat((torch.zeros_like(rotation), rotation), dim=-1)
-    return torch.cat((top, bottom), dim=-2)
+    rotation, result = motion[..., :3, :3], zeros_like(motion, *motion.shape[:-2], 6, 6)
+    result[..., :3, :3] = result[..., 3:, 3:] = rotation
+    result[..., :3, 3:] = hat(motion[..., :3, 3]) @ rotation
+    return result
 
 
 def left_jacobian(xi: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from flowodom.geometry import se3
+from flowodom.geometry.arrays import Array
 from flowodom.registration.refine import Fit
 
 CORRELATION = 4.0
@@ -33,7 +34,7 @@ def fit_covariance(fit: Fit) -> Tensor:
     return (vectors * variances) @ vectors.T
 
 
-def compose(covariance: Tensor, motion: Tensor, motion_covariance: Tensor) -> Tensor:
+def compose(covariance: Array, motion: Array, motion_covariance: Array) -> Array:
     """Returns the covariance of ``pose @ motion``, all of right perturbations, to first order.
 
     Args:
@@ -42,7 +43,7 @@ def compose(covariance: Tensor, motion: Tensor, motion_covariance: Tensor) -> Te
         motion_covariance: (..., 6, 6) of the motion, independent of the pose.
     """
     adjoint = se3.adjoint(se3.inverse(motion))
-    return adjoint @ covariance @ adjoint.mT + motion_covariance
+    return adjoint @ covariance @ adjoint.swapaxes(-1, -2) + motion_covariance
 
 
 def since(covariance: Tensor, pose: Tensor, past_covariance: Tensor, past: Tensor) -> Tensor:

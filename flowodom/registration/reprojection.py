@@ -12,20 +12,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Generic, TypeVar
+from typing import Generic
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from flowodom.geometry import PinholeCamera, se3
+from flowodom.geometry.arrays import Array, like
 
 LEAST_DEPTH = 1e-3
 """Depth below which a point, behind the camera perhaps, is taken to lie at that depth, as a share of its own depth."""
-
-
-Array = TypeVar("Array", Tensor, NDArray[Any])
-"""Of a few points NumPy makes short work, of many or on a GPU torch does."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +53,7 @@ def reproject(camera: PinholeCamera, place: Array, by_rho: Array, seen: Array) -
     z = place[..., 2:3, :]
     over_z = 1 / z.clip(min=LEAST_DEPTH)
     view = place * over_z
-    projection = _like(_projection(camera), view)
+    projection = like(_projection(camera), view)
     error = projection @ view - seen
     slope = projection @ ((by_rho - view * by_rho[..., 2:3, :]) * over_z)
     return Reprojection(error, slope, view, z[..., 0, :] > LEAST_DEPTH)
@@ -71,12 +67,7 @@ def motion_jacobian(camera: PinholeCamera, view: Array) -> Array:
         view: (..., 4, N) float64 predicted views, see ``Reprojection``.
     """
     products = (view[..., :, None, :] * view[..., None, :, :]).reshape(*view.shape[:-2], 16, -1)
-    return (_like(_jacobian_of_products(camera), view) @ products).reshape(*view.shape[:-2], 6, 3, -1)
-
-
-def _like(matrix: Tensor, other: Array) -> Array:
-    """Returns a matrix as an array of the same kind as another one."""
-    return matrix.to(other) if isinstance(other, Tensor) else matrix.numpy()
+    return (like(_jacobian_of_products(camera), view) @ products).reshape(*view.shape[:-2], 6, 3, -1)
 
 
 @lru_cache(maxsize=16)

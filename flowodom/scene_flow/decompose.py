@@ -7,6 +7,9 @@ brightness at each, and by whether something farther was seen through the place 
 of the likelihood ratio is smoothed along surfaces, never across edges of depth, and added to what was believed of the
 same point in the image before. Little is believed at first, and beliefs fade: the world is as static as possible.
 
+All of it is told by some thousand cells, of which NumPy and OpenCV on the processor make shorter work than torch does
+anywhere: what images and fields on a GPU say of the cells is brought over first.
+
 Source: Bayes' rule in log odds, as in Moravec and Elfes, "High Resolution Maps from Wide Angle Sonar" (1985); He, Sun
 and Tang, "Guided Image Filtering" (2010); the prior on stillness as in Yang et al., "Flux4D" (2025).
 """
@@ -17,13 +20,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from flowodom.depth import InverseDepth
 from flowodom.flow import FlowField, consistency
@@ -31,6 +34,9 @@ from flowodom.flow.consistency import FLOW_NOISE, sample
 from flowodom.geometry import PinholeCamera, se3
 from flowodom.registration.refine import spread
 from flowodom.registration.reprojection import LEAST_DEPTH
+
+Array = NDArray[Any]
+Flags = NDArray[np.bool_]
 
 CELLS = 13_000
 """About how many cells, each of which has one probability, an image is cut into: what it costs hangs on that."""
@@ -113,15 +119,15 @@ class Surface:
         camera: Camera of the grid (H, W).
         grey: (H, W) float32 grey levels.
         rho: (H, W) float32 inverse depth, NaN unknown.
-        variance: (H, W) its variance, infinite where unknown.
+        variance: (H, W) float32 its variance, infinite where unknown.
         dense: (h, w) uint8 grey of the dense grid.
         depth: What ``rho`` and ``variance`` were taken from, at any resolution.
     """
 
     camera: PinholeCamera
-    grey: Tensor
-    rho: Tensor
-    variance: Tensor
+    grey: Array
+    rho: Array
+    variance: Array
     dense: Tensor
     depth: InverseDepth
 
@@ -137,7 +143,10 @@ class Surface:
         """
         grid = coarse_camera(camera, cell)
         index = _middles(grid, cell / camera.height, cell / camera.width, depth.mean.shape, depth.mean.device)
-        rho, variance = (_take(field, index) for field in (depth.mean, depth.variance))
+        rho, variance = (
+            field.reshape(-1).index_select(0, index).reshape(grid.height, grid.width).cpu().numpy()
+            for field in (depth.mean, depth.variance)
+        )
         return cls(grid, shrink(dense.float(), cell), rho, variance, dense, depth)
 
     @property
@@ -146,22 +155,27 @@ class Surface:
         return self.dense.shape[1] // self.camera.width
 
     @cached_property
-    def known(self) -> Tensor:
-        """(H, W) bool: its inverse depth is known."""
-        return self.variance < torch.inf
+    def known(self) -> Flags:
+        """(H, W): its inverse depth is known."""
+        return self.variance < np.inf
 
     @cached_property
-    def range(self) -> Tensor:
-        """(2, H, W) least and greatest inverse depth in the neighbourhood of each pixel; NaN where none is known."""
-        rho, square = self.rho.cpu().numpy(), np.ones((3, 3), dtype=np.uint8)
-        blank = np.isnan(rho)
-        far = cv2.erode(np.where(blank, np.inf, rho), square)
-        near = cv2.dilate(np.where(blank, -np.inf, rho), square)
-        limits = torch.from_numpy(np.stack((far, near)))
-        return limits.masked_fill_(limits.isinf(), torch.nan).to(self.rho)
+    def filled(self) -> Array:
+        """(H, W) inverse depth, zero where it is unknown."""
+        return np.where(np.isnan(self.rho), np.float32(0), self.rho)
+
+    @cached_property
+    def range(self) -> tuple[Array, Array]:
+        """Least and greatest inverse depth, each (H, W), in the neighbourhood of each pixel; NaN where none is."""
+        square, blank = np.ones((3, 3), dtype=np.uint8), np.isnan(self.rho)
+        far = cv2.erode(np.where(blank, np.float32(np.inf), self.rho), square)
+        near = cv2.dilate(np.where(blank, np.float32(-np.inf), self.rho), square)
+        none = np.isinf(far)
+        far[none], near[none] = np.nan, np.nan
+        return far, near
 
 
-def shrink(field: Tensor, cell: int) -> Tensor:
+def shrink(field: Tensor, cell: int) -> Array:
     """Returns the means over cells of ``cell`` by ``cell`` pixels.
 
     Args:
@@ -172,12 +186,12 @@ def shrink(field: Tensor, cell: int) -> Tensor:
         (H // cell, W // cell) or (C, H // cell, W // cell), of the same type.
     """
     height, width = (n // cell for n in field.shape[:2])
-    return consistency.shrink(field[: height * cell, : width * cell], height, width)
+    return consistency.shrink(field[: height * cell, : width * cell], height, width).cpu().numpy()
 
 
 @lru_cache(maxsize=16)
 def _middles(grid: PinholeCamera, down: float, right: float, size: tuple[int, int], device: torch.device) -> Tensor:
-    """Returns the (H, W) flat places, in a field of ``size``, of the middles of a grid's cells.
+    """Returns the (H * W,) flat places, in a field of ``size``, of the middles of a grid's cells.
 
     Args:
         grid: Camera of the grid (H, W).
@@ -188,14 +202,15 @@ def _middles(grid: PinholeCamera, down: float, right: float, size: tuple[int, in
     """
     rows = ((torch.arange(grid.height, device=device) + 0.5) * (down * size[0])).long()
     columns = ((torch.arange(grid.width, device=device) + 0.5) * (right * size[1])).long()
-    return rows[:, None] * size[1] + columns
+    return (rows[:, None] * size[1] + columns).flatten()
 
 
 @lru_cache(maxsize=16)
-def _pixels(camera: PinholeCamera, device: torch.device) -> tuple[Tensor, Tensor]:
+def _pixels(camera: PinholeCamera) -> tuple[Array, Array]:
     """Returns the (2, H, W) pixels of a camera and their (3, H * W) rays with z = 1."""
-    pixels = camera.pixels(device=device)
-    return pixels.movedim(-1, 0).contiguous(), camera.rays(pixels).flatten(0, 1).T.contiguous()
+    pixels = camera.pixels()
+    rays = camera.rays(pixels).flatten(0, 1).T
+    return tuple(np.ascontiguousarray(part.numpy()) for part in (pixels.movedim(-1, 0), rays))  # type: ignore[return-value]
 
 
 def cell_of(camera: PinholeCamera) -> int:
@@ -220,7 +235,7 @@ class Stories:
     """Both explanations of where each pixel (H, W) of one view is in another: by the flow, and by the camera's motion.
 
     Attributes:
-        places: (2, 2, H, W) where the two put it; pixels (u, v) of the grid.
+        places: (2, 2, H, W) float32 where the two put it; pixels (u, v) of the grid.
         at: (2, H, W) flat places of the other view's pixels nearest to these.
         nearest: (2, H, W) greatest inverse depth around these, NaN unknown.
         still_rho: (H, W) inverse depth where the camera's motion puts it, NaN unknown.
@@ -229,100 +244,112 @@ class Stories:
         margin: (H, W) differences of inverse depth up to which two surfaces are one; NaN where depth is unknown.
     """
 
-    places: Tensor
-    at: Tensor
-    nearest: Tensor
-    still_rho: Tensor
-    squared: Tensor
-    usable: Tensor
-    margin: Tensor
+    places: Array
+    at: NDArray[np.intp]
+    nearest: Array
+    still_rho: Array
+    squared: Array
+    usable: Flags
+    margin: Array
 
 
-def tell(other: Surface, view: Surface, flow: Tensor, flow_variance: Tensor, motion: Tensor) -> Stories:
+def tell(other: Surface, view: Surface, flow: Array, flow_variance: Array | float, motion: Tensor) -> Stories:
     """Works out both stories of where each pixel of one view is in another.
 
     Args:
         other: The other view.
         view: The view whose pixels are asked for.
         flow: (2, H, W) flow from this view to the other, pixels of their grid.
-        flow_variance: (H, W) its variance per component, pixels squared, of which the floors are part.
+        flow_variance: (H, W) its variance per component, pixels squared, of which the floors are part, or that of all.
         motion: (4, 4) float64 ``T_other_view`` of the camera.
     """
-    camera, rho, size = view.camera, view.rho.nan_to_num(), view.rho.shape
-    (u, v), rays = _pixels(camera, rho.device)
-    moved_u, moved_v = flow[0] + u, flow[1] + v
+    camera, rho, size = view.camera, view.filled, view.rho.shape
+    pixels, rays = _pixels(camera)
+    places = np.empty((2, 2, *size), dtype=np.float32)
+    moved, still = np.add(flow, pixels, out=places[0]), places[1]
 
-    typical = view.rho.reshape(-1)[::THINNED].nanmedian().nan_to_num(nan=1.0)
-    rho_variance = torch.where(view.known, view.variance + (RELATIVE_FLOOR * rho).square_(), (3 * typical) ** 2)
-    motion = motion.to(rho)
-    x, y, z = (motion[:3, :3] @ rays).reshape(3, *size).addcmul_(motion[:3, 3, None, None], rho)
-    over_z = z.clamp_min_(LEAST_DEPTH).reciprocal_()
-    x, y = x.mul_(over_z), y.mul_(over_z)
-    still_u, still_v = x * camera.fx + camera.cx, y * camera.fy + camera.cy
-    by_x, by_y, by_z = motion[:3, 3].tolist()
-    by_u = (by_x - by_z * x).mul_(over_z).mul_(camera.fx)
-    by_v = (by_y - by_z * y).mul_(over_z).mul_(camera.fy)
+    typical = _median(view.rho.reshape(-1)[::THINNED])
+    rho_variance = np.where(view.known, view.variance + np.square(RELATIVE_FLOOR * rho), np.square(3 * typical))
+    turn, shift = motion[:3, :3].to(torch.float32).numpy(), motion[:3, 3].to(torch.float32).numpy()[:, None, None]
+    place = (turn @ rays).reshape(3, *size)
+    place += shift * rho
+    over_z = 1 / np.maximum(place[2], np.float32(LEAST_DEPTH))
+    focal, centre = (
+        np.array(pair, dtype=np.float32)[:, None, None] for pair in ((camera.fx, camera.fy), (camera.cx, camera.cy))
+    )
+    on_plane = place[:2] * over_z
+    np.add(on_plane * focal, centre, out=still)
+    by_rho = (shift[:2] - shift[2] * on_plane) * (over_z * focal)
 
-    error_u, error_v = moved_u - still_u, moved_v - still_v
-    variance = flow_variance + SYSTEMATIC**2 * ((still_u - u).square_() + (still_v - v).square_())
-    along = error_u * by_u + error_v * by_v
-    denominator = variance + rho_variance * (by_u.square_() + by_v.square_())
-    squared = (error_u.square_() + error_v.square_() - rho_variance * along.square_() / denominator) / variance
+    error = moved - still
+    variance = flow_variance + np.float32(SYSTEMATIC**2) * _square(still - pixels)
+    along = error[0] * by_rho[0] + error[1] * by_rho[1]
+    squared = _square(error) - rho_variance * np.square(along) / (variance + rho_variance * _square(by_rho))
+    squared /= variance
 
     # Depth counts as different only when nothing about the place has the right one.
     still_rho = view.rho * over_z
-    places = torch.stack((moved_u, moved_v, still_u, still_v)).reshape(2, 2, *size)
     at = index_of(size, places[:, 0], places[:, 1])
-    low, high = (_take(limit, at) for limit in other.range)
-    gap = torch.maximum(low[0] - still_rho, still_rho - high[0]).clamp_min_(0).nan_to_num_(nan=0.0)
-    squared += gap.square_() / (2 * rho_variance)
+    far, near = other.range
+    nearest = near.take(at)
+    gap = np.fmax(np.maximum(far.take(at[0]) - still_rho, still_rho - nearest[0]), np.float32(0))
+    with np.errstate(over="ignore"):
+        squared += np.square(gap) / (2 * rho_variance)
     return Stories(
         places=places,
         at=at,
-        nearest=high,
+        nearest=nearest,
         still_rho=still_rho,
         squared=squared,
-        usable=_inside(size, places[0]),
-        margin=3 * rho_variance.sqrt_() + EDGE * still_rho,
+        usable=_inside(size, moved),
+        margin=3 * np.sqrt(rho_variance) + EDGE * still_rho,
     )
 
 
-def index_of(size: Sequence[int], u: Tensor, v: Tensor) -> Tensor:
+def _median(values: Array) -> Any:
+    """Returns the median of values (N,), the lower one of two, of which NaN is none; 1 for none."""
+    values = values[~np.isnan(values)]
+    middle = (len(values) - 1) // 2
+    return np.partition(values, middle)[middle] if len(values) else np.float32(1)
+
+
+def _square(vectors: Array) -> Array:
+    """Returns the (H, W) squared lengths of vectors (2, H, W)."""
+    return vectors[0] * vectors[0] + vectors[1] * vectors[1]
+
+
+def index_of(size: Sequence[int], u: Array, v: Array) -> NDArray[np.intp]:
     """Returns the flat places (...) of the pixels of a grid (height, width) nearest to columns and rows (...)."""
     height, width = size
-    column, row = u.round().clamp_(0, width - 1), v.round().clamp_(0, height - 1)
-    return torch.add(column, row, alpha=width).long().clamp_(0, height * width - 1)
+    column, row = np.rint(u).clip(0, width - 1), np.rint(v).clip(0, height - 1)
+    return (row * width + column).astype(np.intp)
 
 
-def _take(field: Tensor, index: Tensor) -> Tensor:
-    """Returns the values (...) of a field at flat places (...); faster than ``take``."""
-    return field.reshape(-1).index_select(0, index.reshape(-1)).reshape(index.shape)
-
-
-def _inside(size: Sequence[int], places: Tensor, border: float = 0.0) -> Tensor:
-    """Returns (...) bool: whether places (2, ...), columns and rows, lie in a grid (height, width) off its border."""
-    u, v = places
+def _inside(size: Sequence[int], places: Array, border: float = 0.0) -> Flags:
+    """Returns (H, W): whether places (2, H, W), columns and rows, lie in a grid (height, width) off its border."""
     across, down = 0.5 * (size[1] - 1), 0.5 * (size[0] - 1)
-    return ((u - across).abs_() <= across - border) & ((v - down).abs_() <= down - border)
+    return (np.abs(places[0] - across) <= across - border) & (np.abs(places[1] - down) <= down - border)
 
 
-def _read(layers: Tensor, places: Tensor) -> Tensor:
-    """Returns the (P, C, H, W) values of fields (C, h, w) at (P, 2, H, W) places (u, v), clamped to the border."""
-    last = torch.tensor(layers.shape[:0:-1], dtype=places.dtype, device=places.device) - 1
-    grid = (places * (2 / last)[:, None, None] - 1).permute(0, 2, 3, 1)
-    layers = layers.expand(len(places), *layers.shape)
-    return functional.grid_sample(layers, grid, mode="bilinear", padding_mode="border", align_corners=True)
+def _read(layers: Sequence[Array], places: Array) -> Array:
+    """Returns the (C, ...) values of fields (h, w) at places (2, ...), columns and rows, clamped to the border."""
+    # OpenCV cuts pixels into 32 parts each way, which is finer than anything here.
+    merged = layers[0] if len(layers) == 1 else cv2.merge(layers)
+    u, v = places.reshape(2, -1, places.shape[-1])
+    values = cv2.remap(merged, u, v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    parts = [values] if len(layers) == 1 else cv2.split(values)
+    return np.stack(parts).reshape(len(layers), *places.shape[1:])
 
 
-def _backward(flow: FlowField, cell: int) -> tuple[Tensor, Tensor, Tensor]:
+def _backward(flow: FlowField, cell: int) -> tuple[Array, Array, Flags]:
     """Returns flow to the view before on a grid of cells.
 
     Returns:
-        (2, H, W) flow and (H, W) variance with its floors, pixels of the grid, and (H, W) bool, where it is trusted.
+        (2, H, W) flow and (H, W) variance with its floors, pixels of the grid, and (H, W), where it is trusted.
     """
-    backward, variance = _thin(flow.backward, cell).movedim(-1, 0), _thin(flow.backward_variance, cell)
+    backward, variance = (_thin(field, cell).cpu().numpy() for field in (flow.backward, flow.backward_variance))
     trusted = variance < FLOW_NOISE**2 + 0.5 * MOST_MISS**2
-    return backward / cell, (variance + PIXEL_FLOOR**2) / cell**2, trusted
+    return np.moveaxis(backward, -1, 0) / cell, (variance + PIXEL_FLOOR**2) / cell**2, trusted
 
 
 def _thin(field: Tensor, cell: int) -> Tensor:
@@ -332,58 +359,59 @@ def _thin(field: Tensor, cell: int) -> Tensor:
 
 
 def evidence(
-    seen: Tensor, current: Surface, stories: Stories, hidden: Tensor, through: Tensor, believed: Tensor
-) -> tuple[Tensor, Tensor]:
+    moved: Array, stayed: Array, current: Surface, stories: Stories, hidden: Flags, through: Flags, believed: Array
+) -> tuple[Array, Flags]:
     """Weighs the two stories against each other.
 
     Args:
-        seen: (2, H, W) grey levels seen before where each pixel was if it moved, and where it was if it stood still.
+        moved: (H, W) grey levels seen before where each pixel was if it moved.
+        stayed: (H, W) those seen where it was if it stood still.
         current: View now.
         stories: Where each pixel was.
-        hidden: (H, W) bool: where it would have been if it stood still, something nearer was seen.
-        through: (H, W) bool: there, only something farther was seen.
+        hidden: (H, W): where it would have been if it stood still, something nearer was seen.
+        through: (H, W): there, only something farther was seen.
         believed: (H, W) log odds of moving that each pixel starts with.
 
     Returns:
-        (H, W) log likelihood ratio of moving to standing still, zero where nothing tells them apart, and (H, W) bool
-        where something does.
+        (H, W) log likelihood ratio of moving to standing still, zero where nothing tells them apart, and (H, W) where
+        something does.
     """
     told = stories.usable & current.known
-    squared = stories.squared / scatter(stories.squared, told & (believed < 0))
-    distance = (0.5 * (squared - SIGNIFICANT)).clamp_(-2, 3)
+    distance = stories.squared * (0.5 / scatter(stories.squared, told & (believed < 0))) - 0.5 * SIGNIFICANT
+    distance.clip(-2, 3, out=distance)
 
     # Of a slope, grey levels vary by two thirds of its square over three pixels each way.
     grey = current.grey
-    change = (seen[1] - grey).square_() - (seen[0] - grey).square_()
-    change, grey, grey_squared = box(torch.stack((change, grey, grey.square())), 1)
-    slope = 1.5 * (grey_squared - grey.square_())
-    brightness = (0.5 * change / (BRIGHTNESS_NOISE**2 + (SLOPE / current.cell) ** 2 * slope)).clamp_(-2, 2)
+    change = np.square(stayed - grey) - np.square(moved - grey)
+    change, mean, squared = box((change, grey, np.square(grey)), 1)
+    slope = 1.5 * (squared - np.square(mean))
+    brightness = 0.5 * change / (BRIGHTNESS_NOISE**2 + (SLOPE / current.cell) ** 2 * slope)
 
     told &= ~hidden
-    ratio = torch.where(told, distance + brightness, 0) + SEEN_THROUGH * through
-    return torch.where(hidden, UNCOVERED, ratio), told | through | hidden
+    ratio = np.where(told, distance + brightness.clip(-2, 2), np.float32(0)) + np.float32(SEEN_THROUGH) * through
+    ratio[hidden] = UNCOVERED
+    return ratio, told | through | hidden
 
 
-def scatter(squared: Tensor, typical: Tensor) -> Tensor:
+def scatter(squared: Array, typical: Flags) -> float:
     """Returns by how much, squared, residuals (H, W) scatter more than stated where ``typical``."""
     thinned = squared.reshape(-1)[::THINNED][typical.reshape(-1)[::THINNED]]
     if len(thinned) < 50:
-        return squared.new_tensor(1.0)
-    return squared.new_tensor(max(spread(thinned), LEAST_SCATTER))
+        return 1.0
+    return max(spread(torch.from_numpy(thinned)), LEAST_SCATTER)
 
 
-def box(fields: Tensor, radius: int) -> Tensor:
-    """Returns the mean of (C, H, W) fields over square windows, cut off at the border."""
-    width, values = 2 * radius + 1, fields.cpu().numpy()
-    means = np.empty_like(values)
-    for field, mean in zip(values, means, strict=True):
-        cv2.boxFilter(field, -1, (width, width), dst=mean, normalize=False, borderType=cv2.BORDER_CONSTANT)
-    means /= _covered(fields.shape[1], fields.shape[2], radius)
-    return torch.from_numpy(means).to(fields.device)
+def box(fields: Sequence[Array], radius: int) -> list[Array]:
+    """Returns the means of fields (H, W) over square windows, cut off at the border."""
+    size = (2 * radius + 1, 2 * radius + 1)
+    covered = _covered(*fields[0].shape, radius)
+    return [
+        np.divide(cv2.boxFilter(f, -1, size, normalize=False, borderType=cv2.BORDER_CONSTANT), covered) for f in fields
+    ]
 
 
 @lru_cache(maxsize=16)
-def _covered(height: int, width: int, radius: int) -> NDArray[np.float32]:
+def _covered(height: int, width: int, radius: int) -> Array:
     """Returns how many pixels (height, width) the window about each covers."""
     rows, columns = (
         np.convolve(np.ones(length), np.ones(2 * radius + 1))[radius:-radius] for length in (height, width)
@@ -391,7 +419,7 @@ def _covered(height: int, width: int, radius: int) -> NDArray[np.float32]:
     return (rows[:, None] * columns).astype(np.float32)
 
 
-def smooth(values: Tensor, weight: Tensor, guide: Tensor, deviation: Tensor) -> Tensor:
+def smooth(values: Array, weight: Array, guide: Array, deviation: Array) -> Array:
     """Smooths along surfaces: in each window the values are a linear function of the guide.
 
     Args:
@@ -403,17 +431,24 @@ def smooth(values: Tensor, weight: Tensor, guide: Tensor, deviation: Tensor) -> 
     Returns:
         (H, W) smoothed values, shrunk to zero where little is known; zero where the guide is unknown.
     """
-    known = guide.isfinite()
-    g = guide.nan_to_num()
-    w = weight * known
+    known = ~np.isnan(guide)
+    g = np.where(known, guide, np.float32(0))
+    w = np.where(known, weight, np.float32(0))
     wg, wv = w * g, w * values
-    sums = box(torch.stack((w, wg, wv, wg * g, wg * values)), RADIUS)
-    total = sums[0]
-    mean_g, mean_v, gg, gv = sums[1:] / total.clamp_min(1e-6)
-    slope = (gv - mean_g * mean_v) / ((gg - mean_g * mean_g).clamp_min_(0) + deviation * deviation)
+    total, mean_g, mean_v, gg, gv = box((w, wg, wv, wg * g, wg * values), RADIUS)
+    over = 1 / np.maximum(total, np.float32(1e-6))
+    mean_g *= over
+    mean_v *= over
+    spread_g = np.maximum(gg * over - np.square(mean_g), np.float32(0))
+    slope = (gv * over - mean_g * mean_v) / (spread_g + np.square(deviation))
     constant = mean_v - slope * mean_g
-    total, slope, constant = box(torch.stack((total, total * slope, total * constant)), RADIUS)
-    return (slope * g + constant) / (total + 0.05) * known
+    total, slope, constant = box((total, total * slope, total * constant), RADIUS)
+    return (slope * g + constant) / (total + np.float32(0.05)) * known
+
+
+def _sigmoid(logit: Array) -> Array:
+    """Returns the probability (...) of log odds (...)."""
+    return 1 / (1 + np.exp(-logit))
 
 
 @dataclass(frozen=True)
@@ -430,8 +465,8 @@ class Moving:
     """
 
     camera: PinholeCamera
-    logit: Tensor
-    doubt: Tensor
+    logit: Array
+    doubt: Array
     surface: Surface
     past: Surface | None = None
     stories: Stories | None = None
@@ -440,24 +475,22 @@ class Moving:
     def share(self) -> float:
         """Share of the pixels of known depth that are likelier to move than to stand still."""
         known = self.surface.known
-        return float(((self.logit > 0) & known).sum() / known.sum().clamp_min(1))
+        return float(((self.logit > 0) & known).sum() / max(int(known.sum()), 1))
 
     @cached_property
     def doubted_share(self) -> float:
         """Share of the pixels that are doubted."""
-        return float((self.doubt > 0).float().mean())
+        return float((self.doubt > 0).mean())
 
     @cached_property
     def nearness(self) -> float:
         """By how much what moves is nearer than what stands still beside it: mean of the log ratio, 0 where unknown."""
-        rho = self.surface.rho
-        moves, known = (self.logit > 0).to(rho), rho.isfinite().to(rho)
-        value = rho.nan_to_num()
-        near, far = moves * known, (1 - moves) * known
-        sums = box(torch.stack((near, near * value, far, far * value)), VICINITY)
-        beside = (sums[0] > 0.2) & (sums[2] > 0.2)
-        ratio = (sums[1] / sums[0] / (sums[3] / sums[2])).log()
-        return float(torch.where(beside, ratio, 0).sum() / beside.sum().clamp_min(1))
+        value, known = self.surface.filled, ~np.isnan(self.surface.rho)
+        near, far = ((flags & known).astype(np.float32) for flags in (self.logit > 0, ~(self.logit > 0)))
+        near, near_rho, far, far_rho = box((near, near * value, far, far * value), VICINITY)
+        beside = (near > 0.2) & (far > 0.2)
+        ratio = np.log(near_rho[beside] / near[beside] / (far_rho[beside] / far[beside]))
+        return float(ratio.sum() / max(len(ratio), 1))
 
     @cached_property
     def backed(self) -> float:
@@ -465,52 +498,41 @@ class Moving:
 
         Movers stand before the world: where it is nearly zero, what moves is the world, and what stands still hides it.
         """
-        known, logit, rho = (
-            field.reshape(-1)[::THINNED] for field in (self.surface.known, self.logit, self.surface.rho)
-        )
+        fields: tuple[Array, ...] = (self.surface.known, self.logit, self.surface.rho)
+        known, logit, rho = (field.reshape(-1)[::THINNED] for field in fields)
         moves, still = rho[known & (logit > 0)], rho[known & (logit <= 0)]
         if not len(moves) or not len(still):
             return 1.0
-        return float((still < moves.median()).double().mean())
+        return float((still < _median(moves)).mean())
 
     def unbiased(self) -> Moving:
         """Returns what is believed where moving and standing still were equally likely before: for a first pair."""
-        logit = self.logit - math.log(PRIOR / (1 - PRIOR))
-        return replace(self, logit=logit, doubt=torch.maximum(logit, self.doubt))
+        logit = self.logit - np.float32(math.log(PRIOR / (1 - PRIOR)))
+        return replace(self, logit=logit, doubt=np.maximum(logit, self.doubt))
 
     def swapped(self) -> Moving:
         """Returns the opposite: what stood still moves, and what moved stands still."""
-        return replace(self, logit=-self.logit, doubt=-self.logit, past=None, stories=None)
+        return replace(self, logit=-self.logit, doubt=-self.doubt, past=None, stories=None)
 
     @property
-    def probability(self) -> Tensor:
+    def probability(self) -> Array:
         """(H, W) in [0, 1]."""
-        return self.logit.sigmoid()
+        return _sigmoid(self.logit)
 
-    def carried(self, flow: FlowField) -> Moving:
-        """Returns what is doubted of the next image before anything of it is known: where the rough flow takes it.
+    def carried(self, flow: FlowField) -> Carried:
+        """Returns what is doubted of the next image before anything of it is known.
 
         Args:
             flow: Dense flow from this image to the next.
         """
-        doubt = self.doubt.cpu().numpy()
-        row, column = np.nonzero(doubt > 0)
-        cell = self.surface.cell
-        u, v = _thin(flow.rough, cell).cpu().numpy()[row, column].T / cell
-        ahead = np.full_like(doubt, -MOST_LOGIT)
-        there = index_of(doubt.shape, *map(torch.from_numpy, (column + u, row + v))).numpy()
-        ahead.reshape(-1)[there] = doubt[row, column]
-        # What comes nearer leaves gaps.
-        closed = cv2.morphologyEx(ahead, cv2.MORPH_CLOSE, np.ones((3, 3), dtype=np.uint8))
-        carried = torch.from_numpy(closed).to(self.doubt)
-        return replace(self, logit=carried, doubt=carried, past=None, stories=None)
+        return Carried(self, flow)
 
-    def mask(self, size: tuple[int, ...], *, doubted: bool = False) -> NDArray[np.bool_]:
+    def mask(self, size: tuple[int, ...], *, doubted: bool = False) -> Flags:
         """Returns which pixels of an image of ``size`` (height, width) are likelier to move than to stand still.
 
         With ``doubted`` those that did so a short while ago are among them.
         """
-        belief = (self.doubt if doubted else self.logit).cpu().numpy()
+        belief = self.doubt if doubted else self.logit
         # The grid ends where no whole cell is left.
         dense, cell = self.surface.dense.shape, self.surface.cell
         right, down = dense[1] / (cell * size[1]), dense[0] / (cell * size[0])
@@ -519,31 +541,55 @@ class Moving:
         found = cv2.warpAffine(belief, from_image, size[::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE)
         return np.asarray(found > 0)
 
-    def places(self, camera: PinholeCamera, pixels: Tensor) -> Tensor:
-        """Returns where (..., 2) pixels of a camera with the same view at any resolution lie on the grid."""
+    def places(self, camera: PinholeCamera, u: Any, v: Any) -> tuple[Any, Any]:
+        """Returns which columns and rows (...) of the grid those of a camera with the same view, any size, are."""
         right, down = self.camera.fx / camera.fx, self.camera.fy / camera.fy
-        first = pixels.new_tensor((self.camera.cx - right * camera.cx, self.camera.cy - down * camera.cy))
-        return (pixels * pixels.new_tensor((right, down)) + first).to(self.logit)
+        return u * right + (self.camera.cx - right * camera.cx), v * down + (self.camera.cy - down * camera.cy)
 
     def at(self, camera: PinholeCamera, pixels: Tensor) -> Tensor:
         """Returns the (...) probability at (..., 2) pixels of a camera with the same view at any resolution."""
-        return sample(self.logit[..., None], self.places(camera, pixels))[..., 0].sigmoid()
+        places = torch.stack(self.places(camera, *pixels.unbind(-1)), dim=-1)
+        return sample(torch.from_numpy(self.logit).to(pixels.device)[..., None], places.float())[..., 0].sigmoid()
+
+    def index(self, camera: PinholeCamera, pixels: Tensor) -> NDArray[np.intp]:
+        """Returns the flat places (...) on the grid of (..., 2) pixels of a camera with the same view at any size."""
+        return index_of(self.doubt.shape, *self.places(camera, *np.moveaxis(pixels.cpu().numpy(), -1, 0)))
 
     def doubted(self, camera: PinholeCamera, pixels: Tensor) -> Tensor:
         """Returns (...) bool: what is doubted at (..., 2) pixels of a camera with the same view at any resolution."""
-        return self.doubt.take(index_of(self.doubt.shape, *self.places(camera, pixels).unbind(-1))) > 0
+        return torch.from_numpy(self.doubt.take(self.index(camera, pixels)) > 0)
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What is doubted of an image of which nothing is known but the rough flow that leads to it.
+
+    Attributes:
+        before: What moved in the image before.
+        flow: Dense flow from that image.
+    """
+
+    before: Moving
+    flow: FlowField
+
+    def doubted(self, camera: PinholeCamera, pixels: Tensor) -> Tensor:
+        """Returns (...) bool: what is doubted where (..., 2) pixels of a camera came from, as the flow beside tells."""
+        before, cell = self.before, self.before.surface.cell
+        u, v = before.places(camera, *np.moveaxis(pixels.numpy(), -1, 0))
+        here = np.divmod(index_of(before.doubt.shape, u, v), before.camera.width)
+        along = np.moveaxis(_thin(self.flow.rough, cell).cpu().numpy()[here], -1, 0) / cell
+        came = index_of(before.doubt.shape, u - along[0], v - along[1])
+        return torch.from_numpy(before.doubt.take(came) > 0)
 
 
 def glance(previous: Surface, current: Surface, flow: FlowField, motion: Tensor) -> bool:
     """Tells by few, large cells, and by the rough flow alone, whether anything may move at all."""
-    sure = torch.full_like(previous.grey, (FLOW_NOISE**2 + PIXEL_FLOOR**2) / GLANCE_CELL**2)
+    sure = (FLOW_NOISE**2 + PIXEL_FLOOR**2) / GLANCE_CELL**2
     stories = tell(current, previous, shrink(flow.rough, GLANCE_CELL) / GLANCE_CELL, sure, motion)
     usable = stories.usable & previous.known
-    squared = stories.squared / scatter(stories.squared, usable)
-    moves = (usable & (squared > GLANCE_SIGNIFICANT)).float()
+    moves = usable & (stories.squared > GLANCE_SIGNIFICANT * scatter(stories.squared, usable))
     # Alone it is an error of the flow; with its neighbours it is a thing.
-    things = (box(moves[None], 1)[0] > 0.85).float().mean()
-    return bool(things > GLANCE_SHARE)
+    return bool((box((moves.astype(np.float32),), 1)[0] > 0.85).mean() > GLANCE_SHARE)
 
 
 def decompose(
@@ -567,21 +613,21 @@ def decompose(
 
     # The pixel moves and came with the flow, or it stands still and was where the camera's motion says.
     layers = [previous.grey] if before is None else [previous.grey, before.logit, before.doubt]
-    read = _read(torch.stack(layers), stories.places)
-    prior = torch.full_like(current.grey, math.log(PRIOR / (1 - PRIOR)))
-    doubt = torch.full_like(prior, -MOST_LOGIT)
-    if before is not None:
+    read = _read(layers, np.moveaxis(stories.places, 0, 1))
+    if before is None:
+        prior = np.full_like(current.grey, math.log(PRIOR / (1 - PRIOR)))
+        doubt = np.full_like(prior, -MOST_LOGIT)
+    else:
         # Another surface has no past to go by; whether one without depth is the same is known by its lack of it.
-        other = (_take(previous.rho, stories.at[0]) - stories.still_rho).abs_() > stories.margin
-        new = torch.stack((other, hidden)) | (~current.known & (stories.nearest > -torch.inf))
-        moves, stays = torch.where(new, PRIOR, (1 - FADING) * read[:, 1].sigmoid() + FADING * PRIOR)
-        prior = (moves / (1 - stays)).log_()
-        doubt = torch.where(new[0], doubt, read[0, 2] - RELIEF)
-    ratio, told = evidence(read[:, 0], current, stories, hidden, through, prior)
-    deviation = 2 * current.variance.sqrt().clamp_max_(1) + 0.5 * EDGE * current.rho.nan_to_num()
-    ratio = smooth(ratio, told.to(ratio), current.rho, deviation)
-    logit = (prior + ratio).clamp_(-MOST_LOGIT, MOST_LOGIT)
-    return Moving(current.camera, logit, torch.maximum(logit, doubt), current, previous, stories)
+        other = np.abs(previous.rho.take(stories.at[0]) - stories.still_rho) > stories.margin
+        new = np.stack((other, hidden)) | (~current.known & (stories.nearest > -np.inf))
+        moves, stays = np.where(new, np.float32(PRIOR), (1 - FADING) * _sigmoid(read[1]) + FADING * PRIOR)
+        prior = np.log(moves / (1 - stays))
+        doubt = np.where(new[0], np.float32(-MOST_LOGIT), read[2, 0] - np.float32(RELIEF))
+    ratio, told = evidence(read[0, 0], read[0, 1], current, stories, hidden, through, prior)
+    deviation = 2 * np.sqrt(np.minimum(current.variance, np.float32(1))) + np.float32(0.5 * EDGE) * current.filled
+    logit = (prior + smooth(ratio, told.astype(np.float32), current.rho, deviation)).clip(-MOST_LOGIT, MOST_LOGIT)
+    return Moving(current.camera, logit, np.maximum(logit, doubt), current, previous, stories)
 
 
 View = tuple[Tensor, InverseDepth]

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from flowodom.flow.points import follow
 from flowodom.geometry import PinholeCamera, se3
@@ -22,9 +19,7 @@ from flowodom.registration.covariance import CORRELATION
 from flowodom.registration.procrustes import procrustes
 from flowodom.registration.refine import CONVERGED, LEAST_SPREAD, MOST_SPREAD, OUTLIER, QUANTILE_OF_TWO, SPREAD_QUANTILE
 from flowodom.registration.reprojection import Reprojection, motion_jacobian, reproject
-from flowodom.scene_flow.decompose import EDGE, SYSTEMATIC, Moving
-
-Array = NDArray[Any]
+from flowodom.scene_flow.decompose import EDGE, SYSTEMATIC, Array, Moving
 
 SAMPLES = 90
 """Points of one motion's fit."""
@@ -60,7 +55,7 @@ class MovingPixels:
         rho_variance: (N,) its variance.
         place: (2, N) float32 where each was, pixels of the grid.
         place_variance: (N,) its variance a component.
-        seen_rho: (N,) inverse depth seen there; NaN where it is another surface's, or unknown.
+        seen_rho: (N,) inverse depth seen there; zero where it is another surface's, or unknown.
         seen_variance: (N,) its variance; infinite likewise.
         usable: (N,) bool: the flow can be trusted.
         moves: (N,) bool: it moves now.
@@ -88,27 +83,27 @@ class MovingPixels:
         assert moving.stories is not None
         assert moving.past is not None
         camera, surface, stories = moving.camera, moving.surface, moving.stories
-        index = np.flatnonzero(((moving.doubt > 0) & surface.known).cpu())
-
-        def at(field: Tensor, places: Array = index) -> Array:
-            return field.flatten(-2).cpu().numpy().take(places, axis=-1)
-
-        (place, still), (low, high) = at(stories.places), at(surface.range)
-        rho, variance, usable, origin = map(at, (surface.rho, surface.variance, stories.usable, stories.at[0]))
-        seen, seen_variance = at(moving.past.rho, origin), at(moving.past.variance, origin)
+        index = np.flatnonzero((moving.doubt > 0) & surface.known)
+        place, still = stories.places.reshape(2, 2, -1)[..., index]
+        fields: tuple[Array, ...] = (*surface.range, surface.rho, surface.variance, stories.usable, stories.at[0])
+        low, high, rho, variance, usable, origin = (field.take(index) for field in fields)
+        seen, seen_variance = moving.past.rho.take(origin), moving.past.variance.take(origin)
         same = _on_one_surface(seen, rho, variance)
+        row, column = np.divmod(index, camera.width)
         return cls(
             camera=camera,
             index=index,
-            ray=camera.rays(torch.from_numpy(_places(camera, index))).float().numpy().T,
+            ray=np.stack(((column - camera.cx) / camera.fx, (row - camera.cy) / camera.fy, np.ones(len(index)))).astype(
+                np.float32
+            ),
             rho=rho,
             rho_variance=variance,
             place=place,
             place_variance=(PLACE_NOISE / surface.cell) ** 2 + SYSTEMATIC**2 * np.square(place - still).sum(0),
-            seen_rho=np.where(same, seen, np.float32(np.nan)),
+            seen_rho=np.where(same, seen, np.float32(0)),
             seen_variance=np.where(same, seen_variance, np.float32(np.inf)),
             usable=usable,
-            moves=at(moving.logit) > 0,
+            moves=moving.logit.take(index) > 0,
             inner=usable & (high - low < 2 * EDGE * rho),
             origin=np.where(same & usable, origin, -1),
         )
@@ -137,22 +132,22 @@ class MovingPixels:
 
     def points(self, which: Array) -> Array:
         """Returns the (..., 3) float64 places, metres, of the pixels of an index (...)."""
-        return np.moveaxis(self.ray[:, which] / self.rho[which], 0, -1).astype(np.float64)
+        return (self.ray.T[which] / self.rho[which, None]).astype(np.float64)
 
-    def squared(self, motions: Tensor) -> Array:
+    def squared(self, motions: Array) -> Array:
         """Returns the (K, N) float32 squared Mahalanobis distance between where pixels were and where motions put them.
 
         Args:
             motions: (K, 4, 4) ``T_previous_current`` of cameras that would go with each pixel.
         """
-        rows = motions[:, :3].to(torch.float32).numpy()
-        x, y, z = np.moveaxis(rows[..., :3] @ self.ray + rows[..., 3:] * self.rho, 1, 0)
-        camera, over_z = self.camera, 1 / np.maximum(z, 1e-3)
-        u = camera.fx * (x * over_z) + (camera.cx - self.place[0])
-        v = camera.fy * (y * over_z) + (camera.cy - self.place[1])
-        gap = self.rho * over_z - np.nan_to_num(self.seen_rho)
-        depth = 1 / (self.rho_variance + self.seen_variance)
-        return (u * u + v * v) / self.place_variance + gap * gap * depth
+        rows = motions[:, :3].astype(np.float32)
+        place = rows[..., :3] @ self.ray
+        place += rows[..., 3:] * self.rho
+        camera, over_z = self.camera, 1 / np.maximum(place[:, 2], np.float32(1e-3))
+        u = place[:, 0] * over_z * camera.fx + (camera.cx - self.place[0])
+        v = place[:, 1] * over_z * camera.fy + (camera.cy - self.place[1])
+        gap = self.rho * over_z - self.seen_rho
+        return (u * u + v * v) / self.place_variance + gap * gap / (self.rho_variance + self.seen_variance)
 
 
 def _places(camera: PinholeCamera, index: Array) -> Array:
@@ -201,7 +196,7 @@ class Samples:
         assert moving.past is not None
         index = even(groups).reshape(-1)
         here = _places(pixels.camera, pixels.index[index])
-        place, polished = _polish(moving, here, pixels.place[:, index].T)
+        place, polished = _polish(moving, here, pixels.place.T[index])
         (rho, rho_variance), (seen_rho, seen_variance) = (
             [field.numpy() for field in view.depth.read(pixels.camera, torch.from_numpy(at))]
             for view, at in ((moving.surface, here), (moving.past, place))
@@ -213,7 +208,8 @@ class Samples:
         noise = np.where(polished, (POLISHED_NOISE / moving.surface.cell) ** 2, pixels.place_variance[index])
 
         def by_group(*rows: Array) -> Array:
-            return np.moveaxis(np.reshape(rows, (len(rows), len(groups), SAMPLES)), 0, 1).astype(np.float64)
+            stacked = np.stack(rows).astype(np.float64)
+            return stacked.reshape(len(rows), len(groups), SAMPLES).swapaxes(0, 1)
 
         return cls(
             place=by_group(*pixels.ray[:, index], rho),
@@ -255,7 +251,10 @@ def _polish(moving: Moving, here: Array, guess: Array) -> tuple[Array, Array]:
     return np.where(good[:, None], place, guess), good
 
 
-def fit_motions(camera: PinholeCamera, samples: Samples, starts: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
+_GENERATORS = se3.GENERATORS.flatten(1).numpy()
+
+
+def fit_motions(camera: PinholeCamera, samples: Samples, starts: Array, prior: Array) -> tuple[Array, Array]:
     """Refines K motions, each by its own points, by robust Gauss-Newton.
 
     Args:
@@ -267,8 +266,7 @@ def fit_motions(camera: PinholeCamera, samples: Samples, starts: Tensor, prior: 
     Returns:
         (K, 4, 4) motions and (K, 6, 6) covariances of their left perturbations, the prior being part of both.
     """
-    motions, known = starts.numpy(), prior.numpy()
-    moved, rank = np.zeros((len(motions), 6, 1)), int(SPREAD_QUANTILE * (SAMPLES - 1))
+    motions, moved, rank = starts, np.zeros((len(starts), 6, 1)), int(SPREAD_QUANTILE * (SAMPLES - 1))
     for _ in range(ITERATIONS):
         seen, noise, squared = samples.seen_from(camera, motions)
         low = np.partition(squared, rank, axis=-1)[:, rank, None]
@@ -277,20 +275,20 @@ def fit_motions(camera: PinholeCamera, samples: Samples, starts: Tensor, prior: 
         weight = samples.weight * np.square(kernel / (kernel + squared)) / (CORRELATION * scale)
         jacobian = motion_jacobian(camera, seen.view)
         weighted = (jacobian * (weight[:, None] * noise)[:, None]).reshape(len(motions), 6, -1)
-        hessian = weighted @ jacobian.reshape(weighted.shape).swapaxes(-1, -2) + known
+        hessian = weighted @ jacobian.reshape(weighted.shape).swapaxes(-1, -2) + prior
         # The prior is quadratic in the way from the start, which is short enough to add up its steps.
-        gradient = weighted @ seen.error.reshape(len(motions), -1, 1) + known @ moved
+        gradient = weighted @ seen.error.reshape(len(motions), -1, 1) + prior @ moved
         step = -np.linalg.solve(hessian, gradient)
-        twist = np.tensordot(step[..., 0], se3.GENERATORS.numpy(), 1)
+        twist = (step[..., 0] @ _GENERATORS).reshape(-1, 4, 4)
         # The exponential's series: what four factors of a step add is beyond any noise.
         moved, motions = moved + step, motions + twist @ (motions + twist @ (motions + twist @ motions / 3) / 2)
         if -(step * gradient).sum(1).min() < CONVERGED**2:
             break
-    covariance = torch.from_numpy(np.linalg.inv(hessian))
-    return torch.from_numpy(motions), 0.5 * (covariance + covariance.mT)
+    covariance = np.linalg.inv(hessian)
+    return motions, 0.5 * (covariance + covariance.swapaxes(-1, -2))
 
 
-def propose(camera: PinholeCamera, samples: Samples, expected: Tensor, random: np.random.Generator) -> Tensor:
+def propose(camera: PinholeCamera, samples: Samples, expected: Array, random: np.random.Generator) -> Array:
     """Returns the (4, 4) motion, of the expected one and some from three points each, that explains most points.
 
     Args:
@@ -306,7 +304,8 @@ def propose(camera: PinholeCamera, samples: Samples, expected: Tensor, random: n
         points, targets = place[:, :3] / place[:, 3:], camera.unproject(seen[:, :2], 1 / seen[:, 2])
         triples = torch.from_numpy(random.integers(len(points), size=(TRIPLES, 3)))
         ones = torch.ones(TRIPLES, 3, dtype=torch.float64)
-        every = procrustes(points, targets, place[:, 3] ** 4)
-        candidates = torch.cat((candidates, every[None], procrustes(points[triples], targets[triples], ones)))
-    squared = samples.seen_from(camera, candidates.numpy())[2]
+        every = procrustes(points, targets, place[:, 3] ** 4)[None]
+        some = procrustes(points[triples], targets[triples], ones)
+        candidates = np.concatenate((candidates, every.numpy(), some.numpy()))
+    squared = samples.seen_from(camera, candidates)[2]
     return candidates[int(squared.clip(max=OUTLIER * OUTLIER).sum(-1).argmin())]

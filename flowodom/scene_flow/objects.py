@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -33,8 +34,8 @@ from torch import Tensor
 from flowodom.geometry import PinholeCamera, se3
 from flowodom.registration.covariance import compose
 from flowodom.registration.refine import OUTLIER
-from flowodom.scene_flow.decompose import MOST_LOGIT, Moving
-from flowodom.scene_flow.motions import LEAST_SAMPLES, Array, MovingPixels, Samples, even, fit_motions, propose
+from flowodom.scene_flow.decompose import MOST_LOGIT, Array, Moving
+from flowodom.scene_flow.motions import LEAST_SAMPLES, MovingPixels, Samples, even, fit_motions, propose
 
 PROPOSALS = 3
 """Most new motions that are looked for in a frame."""
@@ -103,7 +104,10 @@ LARGER = 2.5
 """By how much larger it may show than before."""
 
 MEMORY = 20
-"""Frames over which the colours of an object are averaged."""
+"""Looks at the colours of an object over which they are averaged."""
+
+GLIMPSES = 4
+"""Frames of which one is looked at for colours that have been seen that often."""
 
 SIGNIFICANT_SPEED = 3.0
 """Standard deviations by which a velocity must differ from zero."""
@@ -137,7 +141,7 @@ class MovingObject:
         seen: Stamp, nanoseconds, at which it was last seen.
         stamp: Stamp for which all this holds.
         trail: (K, 3) where it was, odom, oldest first.
-        mask: (H, W) bool on the grid of what moves; None while it is not seen.
+        mask: (H, W) bool array on the grid of what moves; None while it is not seen.
     """
 
     id: int
@@ -151,7 +155,7 @@ class MovingObject:
     seen: int
     stamp: int
     trail: Tensor
-    mask: Tensor | None
+    mask: NDArray[np.bool_] | None
 
     @property
     def centre(self) -> Tensor:
@@ -197,8 +201,8 @@ class _Claims:
 
     pixels: MovingPixels
     numbers: list[int]
-    motions: Tensor
-    covariances: Tensor
+    motions: Array
+    covariances: Array
     squared: Array
     belief: Array
     owner: Array
@@ -206,15 +210,15 @@ class _Claims:
     @classmethod
     def none(cls, pixels: MovingPixels) -> _Claims:
         """Returns the claims of nobody."""
-        motions, covariances = (torch.zeros(0, n, n, dtype=torch.float64) for n in (4, 6))
+        motions, covariances = (np.zeros((0, n, n)) for n in (4, 6))
         empty = np.zeros((0, len(pixels)), dtype=np.float32)
         return cls(pixels, [], motions, covariances, empty, empty, _owner(empty))
 
-    def add(self, numbers: Sequence[int], motions: Tensor, covariances: Tensor, squared: Array, belief: Array) -> None:
+    def add(self, numbers: Sequence[int], motions: Array, covariances: Array, squared: Array, belief: Array) -> None:
         """Adds claims of more objects."""
         self.numbers += numbers
-        self.motions = torch.cat((self.motions, motions))
-        self.covariances = torch.cat((self.covariances, covariances))
+        self.motions = np.concatenate((self.motions, motions))
+        self.covariances = np.concatenate((self.covariances, covariances))
         self.squared = np.concatenate((self.squared, squared))
         self.belief = np.concatenate((self.belief, belief))
         self.owner = _owner(self.belief)
@@ -231,6 +235,12 @@ class _Claims:
         self.motions, self.covariances = self.motions[keep], self.covariances[keep]
         self.squared, self.belief = self.squared[keep], self.belief[keep]
         self.owner = _owner(self.belief)
+
+    def drop_strips(self) -> None:
+        """Takes back the claims of objects of which no more than strips are left."""
+        masks = self.pixels.image(self.owner == np.arange(len(self.numbers))[:, None])
+        if lost := [number for number, mask in zip(self.numbers, masks, strict=True) if not _is_thing(mask)]:
+            self.drop(lost)
 
     def unite(self, smaller: int, larger: int, stays: int) -> None:
         """Gives the pixels of the smaller of two objects to the motion of the larger, under the number that stays."""
@@ -277,32 +287,43 @@ class _Frame:
         interval: Seconds since the frame before.
     """
 
-    pose: Tensor
-    before: Tensor
+    pose: Array
+    before: Array
     stamp: int
     interval: float
 
-    def foresee(self, known: Sequence[MovingObject]) -> tuple[Tensor, Tensor, Tensor]:
+    def foresee(self, known: Sequence[MovingObject]) -> tuple[Array, Array, Array]:
         """Predicts K objects by their constant twists.
 
         Returns:
             (K, 4, 4) ``T_object_camera`` now; (K, 4, 4) the motions ``T_previous_current`` of cameras that would go
             with them; (K, 6, 6) covariances of the left perturbations of those.
         """
-        poses, twists = torch.stack([o.pose for o in known]), torch.stack([o.twist for o in known])
-        local = se3.inverse(poses @ se3.exp(twists * self.interval)) @ self.pose
-        there = se3.inverse(self.before) @ poses
+        poses = _stack(o.pose for o in known)
+        local = se3.inverse(poses @ se3.exp(_stack(o.twist for o in known) * self.interval)) @ self.pose
+        there = self.back @ poses
         turn = se3.adjoint(there) * self.interval
-        unsure = torch.stack([o.twist_covariance for o in known]) + self._drift
-        return local, there @ local, turn @ unsure @ turn.mT
+        unsure = _stack(o.twist_covariance for o in known) + self._drift
+        return local, there @ local, turn @ unsure @ turn.swapaxes(-1, -2)
 
-    @property
-    def _drift(self) -> Tensor:
+    @cached_property
+    def back(self) -> Array:
+        """(4, 4) ``T_camera_odom`` of the frame before."""
+        return se3.inverse(self.before)
+
+    @cached_property
+    def _drift(self) -> Array:
         """(6, 6) covariance of what twists change by between two frames."""
-        return torch.diag((_ACCELERATION * self.interval) ** 2)
+        return np.diag(np.square(_ACCELERATION * self.interval))
 
     def seen(
-        self, known: Sequence[MovingObject], motions: Tensor, covariances: Tensor, points: Tensor
+        self,
+        known: Sequence[MovingObject],
+        motions: Array,
+        covariances: Array,
+        points: Array,
+        masks: NDArray[np.bool_],
+        tellable: Sequence[bool],
     ) -> list[MovingObject]:
         """Returns K objects after one more frame that shows them.
 
@@ -311,32 +332,36 @@ class _Frame:
             motions: (K, 4, 4) ``T_previous_current`` of cameras that would go with them, what was expected being part.
             covariances: (K, 6, 6) of their left perturbations.
             points: (K, N, 3) on them, metres, current camera.
+            masks: (K, H, W) where they are seen.
+            tellable: Whether each may be confirmed now.
         """
-        poses, boxes = torch.stack([o.pose for o in known]), torch.stack([o.box for o in known])
-        back = se3.inverse(poses)
-        # Points fixed to an object go from here, odom, to there, between the two frames.
-        moved = self.pose @ se3.inverse(motions) @ se3.inverse(self.before)
-        ways = back @ moved @ poses
-        turn = se3.adjoint(back @ self.before) / self.interval
-        twists, unsure = se3.log(ways) / self.interval, turn @ covariances @ turn.mT
+        poses, boxes = _stack(o.pose for o in known), _stack(o.box for o in known)
+        there = self.back @ poses
+        local = se3.inverse(there)
+        # Points fixed to an object go from here, itself, to there, between the two frames.
+        ways = local @ se3.inverse(motions @ se3.inverse(self.back @ self.pose)) @ there
+        turn = se3.adjoint(local) / self.interval
+        twists = se3.log(ways) / self.interval
+        unsure = turn @ covariances @ turn.swapaxes(-1, -2)
         now = se3.normalised(poses @ ways)
-        spread = compose(torch.stack([o.covariance for o in known]), ways, unsure * self.interval**2)
+        spread = compose(_stack(o.covariance for o in known), ways, unsure * self.interval**2)
         local = se3.inverse(now) @ self.pose
-        shown = points @ local[:, :3, :3].mT + local[:, None, :3, 3]
-        low, high = torch.from_numpy(_extent(shown.numpy())).unbind(1)
-        larger = torch.stack((torch.minimum(boxes[:, 0], low), torch.maximum(boxes[:, 1], high)), dim=1)
-        boxes = boxes.lerp(larger, SETTLING)
+        shown = _extent(points @ local[:, :3, :3].swapaxes(-1, -2) + local[:, None, :3, 3])
+        larger = np.stack((np.minimum(boxes[:, 0], shown[:, 0]), np.maximum(boxes[:, 1], shown[:, 1])), axis=1)
+        boxes = boxes + SETTLING * (larger - boxes)
         centres = se3.act(now, boxes.mean(1))
-        linear = twists[:, :3]
-        significance = (linear * torch.linalg.solve(unsure[:, :3, :3], linear)).sum(-1) / SIGNIFICANT_SPEED**2
+        significance = _squared(twists[:, :3], unsure[:, :3, :3]) / SIGNIFICANT_SPEED**2
+        told = [torch.from_numpy(values) for values in (now, spread, twists, unsure, boxes)]
         return [
             replace(
                 o, pose=pose, covariance=covariance, twist=twist, twist_covariance=twist_covariance, box=box,
-                frames=o.frames + 1, confirmed=o.confirmed or (significant > 1 and o.frames + 1 >= CONFIRMED),
-                seen=self.stamp, stamp=self.stamp, trail=torch.cat((o.trail[1 - TRAIL :], centre[None])),
+                frames=o.frames + 1,
+                confirmed=o.confirmed or (may and significant > 1 and o.frames + 1 >= CONFIRMED),
+                seen=self.stamp, stamp=self.stamp, mask=mask,
+                trail=torch.from_numpy(np.concatenate((o.trail.numpy()[1 - TRAIL :], centre[None]))),
             )
-            for o, pose, covariance, twist, twist_covariance, box, significant, centre in zip(
-                known, now, spread, twists, unsure, boxes, significance.tolist(), centres, strict=True
+            for o, pose, covariance, twist, twist_covariance, box, significant, centre, mask, may in zip(
+                known, *told, significance, centres, masks, tellable, strict=True
             )
         ]  # fmt: skip
 
@@ -354,7 +379,7 @@ class _Frame:
 
     def coasted(self, known: MovingObject) -> MovingObject:
         """Returns an object that went on unseen with a constant twist."""
-        covariance = known.twist_covariance + self._drift
+        covariance = known.twist_covariance + torch.from_numpy(self._drift)
         way = se3.exp(known.twist * self.interval)
         spread = compose(known.covariance, way, covariance * self.interval**2)
         return replace(
@@ -404,16 +429,18 @@ class ObjectTracker:
             interval: Seconds since the frame before it, positive.
             image: (H, W, 3) uint8 RGB, by whose colours objects are known again; None or grey for none.
         """
-        frame = _Frame(pose, pose @ se3.inverse(motion), stamp, interval)
+        frame = _Frame(pose.numpy(), pose.numpy() @ se3.inverse(motion.numpy()), stamp, interval)
         seen: dict[int, MovingObject] = {}
         self._beliefs, former = {}, self._beliefs
         if moving is not None and moving.stories is not None and moving.past is not None:
             claims = _Claims.none(MovingPixels.of(moving))
             self._follow(claims, former, moving, frame)
             self._discover(claims, moving, frame)
+            claims.drop_strips()
+            self._remember(claims, moving, frame)
             self._unite(claims)
             seen = self._look(claims, moving, frame)
-            if image is not None and image.ndim == 3:
+            if image is not None and image.ndim == 3 and any(_is_noted(o.frames) for o in seen.values()):
                 self._note_colours(seen, claims, image)
         new = [n for n, o in seen.items() if o.confirmed and not next(k for k in self._objects if k.id == n).confirmed]
         kept, gone = [], list(self._gone)
@@ -441,7 +468,7 @@ class ObjectTracker:
         code = shade @ np.array([SHADES**2, SHADES, 1]) + SHADES**3 * claims.owner[own]
         counts = np.bincount(code, minlength=SHADES**3 * len(claims.numbers)).reshape(-1, SHADES**3)
         for number, count in zip(claims.numbers, counts, strict=True):
-            if number in seen:
+            if number in seen and _is_noted(seen[number].frames):
                 shares = count / count.sum()
                 before = self._colours.get(number, shares)
                 self._colours[number] = before + (shares - before) / min(seen[number].frames, MEMORY)
@@ -486,13 +513,10 @@ class ObjectTracker:
         known, carried, groups = [known[k] for k in kept], carried[kept], [groups[k] for k in kept]
         _, starts, unsure = frame.foresee(known)
         samples = Samples.of(pixels, groups, moving)
-        motions, covariances = fit_motions(pixels.camera, samples, starts, torch.linalg.inv(unsure))
+        motions, covariances = fit_motions(pixels.camera, samples, starts, np.linalg.inv(unsure))
         squared = pixels.squared(motions)
         belief = carried + _evidence(pixels, squared, groups, pixels.around(carried > 0, REACH))
         claims.add([o.id for o in known], motions, covariances, squared, belief)
-        masks = pixels.image(claims.owner == np.arange(len(known))[:, None])
-        if lost := [o.id for o, mask in zip(known, masks, strict=True) if not _is_thing(mask)]:
-            claims.drop(lost)
 
     def _discover(self, claims: _Claims, moving: Moving, frame: _Frame) -> None:
         """Looks for new motions in what no object explains, and for missed objects that they may be."""
@@ -504,51 +528,54 @@ class ObjectTracker:
             if region is None:
                 return
             group = np.flatnonzero(region.take(pixels.index))
-            if self._reach_over(claims, group):
+            misses = _middle(claims.squared[:, group])
+            if _reach_over(claims, group, misses / MEDIAN_OF_THREE):
                 continue
             samples = Samples.of(pixels, [group], moving)
-            still = se3.inverse(frame.before) @ frame.pose
-            start = propose(pixels.camera, samples, still, self._random)
-            prior = torch.diag((_UNKNOWN_TWIST * frame.interval) ** -2)[None]
+            start = propose(pixels.camera, samples, frame.back @ frame.pose, self._random)
+            prior = np.diag((_UNKNOWN_TWIST * frame.interval) ** -2.0)[None]
             motions, covariances = fit_motions(pixels.camera, samples, start[None], prior)
             squared = pixels.squared(motions)
             explained = group[squared[0, group] < OUTLIER * OUTLIER]
             # What no motion explains to within the noise is a fault of the flow, or not rigid.
-            if 2 * len(explained) < len(group) or np.median(squared[0, explained]) > MEDIAN_OF_THREE:
+            if 2 * len(explained) < len(group) or _middle(squared[0, explained]) > MEDIAN_OF_THREE:
                 self._resting = RESTING
                 return
-            points = torch.from_numpy(pixels.points(even([explained])[0]))
+            miss = se3.log(motions @ se3.inverse(claims.motions))
+            if _reach_over(claims, explained, _squared(miss, claims.covariances + covariances) / UNLIKELY):
+                continue
+            points = pixels.points(even([explained])[0])
             near = pixels.around(pixels.flags(explained)[None], REACH)
             belief = _evidence(pixels, squared, [explained], near)
-            number = self._known_again(claims, belief[0] > 0, points, motions[0], covariances[0], moving, frame)
+            mask = pixels.image((belief[0] > 0) & (claims.owner < 0))
+            number = self._known_again(claims, mask, points, motions[0], covariances[0], moving, frame)
             if number is None:
                 number, self._next = self._next, self._next + 1
                 self._objects.append(_born(number, points, frame.before @ motions[0], frame.stamp))
             claims.add([number], motions, covariances, squared, belief)
 
-    @staticmethod
-    def _reach_over(claims: _Claims, group: Array) -> bool:
-        """Gives pixels, an index (M,), to an object beside them whose motion is theirs; tells whether there is one.
-
-        What hides the middle of a thing, or does not show that it moves, parts it in two.
-        """
-        pixels = claims.pixels
-        misses, groups = np.median(claims.squared[:, group], axis=-1), claims.groups
-        for k in np.argsort(misses):
-            if misses[k] < MEDIAN_OF_THREE and len(groups[k]) and _beside(pixels, group, groups[k]):
-                near = pixels.around(pixels.flags(group)[None], REACH)
-                belief = _evidence(pixels, claims.squared[k : k + 1], [groups[k]], near)[0]
-                claims.raise_belief(k, belief)
-                return True
-        return False
+    def _remember(self, claims: _Claims, moving: Moving, frame: _Frame) -> None:
+        """Gives what is not confirmed yet the number of the missed object that it turns out to be."""
+        known = {o.id: o for o in self._objects}
+        for k, number in enumerate(claims.numbers):
+            if known[number].frames == 0 or known[number].confirmed:
+                continue
+            own = claims.owner == k
+            if not own.any():
+                continue
+            points, mask = claims.pixels.points(even([np.flatnonzero(own)])[0]), claims.pixels.image(own)
+            again = self._known_again(claims, mask, points, claims.motions[k], claims.covariances[k], moving, frame)
+            if again is not None:
+                claims.numbers[k] = again
+                self._objects = [o for o in self._objects if o.id != number]
 
     def _known_again(
         self,
         claims: _Claims,
-        mine: Array,
-        points: Tensor,
-        motion: Tensor,
-        covariance: Tensor,
+        mask: Array,
+        points: Array,
+        motion: Array,
+        covariance: Array,
         moving: Moving,
         frame: _Frame,
     ) -> int | None:
@@ -558,11 +585,10 @@ class ObjectTracker:
             return None
         local, expected, unsure = frame.foresee(missed)
         miss = se3.log(motion @ se3.inverse(expected))
-        far = (miss * torch.linalg.solve(unsure + covariance, miss)).sum(-1)
-        mask = claims.pixels.image(mine & (claims.owner < 0))
+        far = _squared(miss, unsure + covariance)
         likeness = [
             _likeness(o, mask, moving, se3.act(place, points)) if distance < UNLIKELY else 0.0
-            for o, place, distance in zip(missed, local, far.tolist(), strict=True)
+            for o, place, distance in zip(missed, local, far, strict=True)
         ]
         best = max(range(len(missed)), key=likeness.__getitem__)
         return missed[best].id if likeness[best] > OVERLAP else None
@@ -573,7 +599,7 @@ class ObjectTracker:
         groups = claims.groups
         by_size = sorted((k for k, group in enumerate(groups) if len(group)), key=lambda k: len(groups[k]))
         for rank, smaller in enumerate(by_size[:-1]):
-            misses = np.median(claims.squared[:, groups[smaller]], axis=-1)
+            misses = _middle(claims.squared[:, groups[smaller]])
             explained = max(WORSE * misses[smaller], MEDIAN_OF_THREE)
             for larger in by_size[rank + 1 :]:
                 if misses[larger] < explained and _beside(claims.pixels, groups[smaller], groups[larger]):
@@ -588,6 +614,17 @@ class ObjectTracker:
                 claims.unite(*pair, stays)
                 self._objects = [o for o in self._objects if o.id != goes]
 
+    def _undecided(self, claims: _Claims, row: int) -> bool:
+        """Tells whether an object may go along with one beside it that has been seen for longer."""
+        ages, groups = {o.id: o.frames for o in self._objects}, claims.groups
+        miss = se3.log(claims.motions[row] @ se3.inverse(claims.motions))
+        far = _squared(miss, claims.covariances + claims.covariances[row])
+        return any(
+            far[k] < UNLIKELY and ages[number] > ages[claims.numbers[row]] and len(groups[k])
+            and _beside(claims.pixels, groups[row], groups[k])
+            for k, number in enumerate(claims.numbers)
+        )  # fmt: skip
+
     def _look(self, claims: _Claims, moving: Moving, frame: _Frame) -> dict[int, MovingObject]:
         """Returns the objects that are seen after one more frame, by number, and keeps what is believed of them."""
         pixels, groups = claims.pixels, claims.groups
@@ -596,24 +633,64 @@ class ObjectTracker:
             return {}
         by_number = {o.id: o for o in self._objects}
         known = [by_number[claims.numbers[k]] for k in rows]
-        points = torch.from_numpy(pixels.points(even([groups[k] for k in rows])))
-        found = frame.seen(known, claims.motions[rows], claims.covariances[rows], points)
+        points = pixels.points(even([groups[k] for k in rows]))
         own = claims.owner == np.array(rows)[:, None]
-        masks, beliefs, areas = torch.from_numpy(pixels.image(own)), pixels.image(claims.odds[rows]), own.sum(1)
         # What goes along with another is a thing of its own only once it has gone its own way.
         along = {min(pair, key=lambda n: by_number[n].frames) for pair in self._alike if by_number.keys() >= set(pair)}
-        seen = {}
-        for o, mask, belief, area in zip(found, masks.to(moving.logit.device), beliefs, areas, strict=True):
-            confirmed = o.confirmed and (o.id not in along or by_number[o.id].confirmed)
+        along |= {o.id for k, o in zip(rows, known, strict=True) if not o.confirmed and self._undecided(claims, k)}
+        found = frame.seen(
+            known, claims.motions[rows], claims.covariances[rows], points, pixels.image(own),
+            [o.id not in along for o in known],
+        )  # fmt: skip
+        for o, belief, area in zip(found, pixels.image(claims.odds[rows]), own.sum(1), strict=True):
             self._beliefs[o.id] = belief
             self._area[o.id] = self._area.get(o.id, 0) + int(area)
-            seen[o.id] = replace(o, confirmed=confirmed, mask=mask)
-        return seen
+        return {o.id: o for o in found}
 
 
-def _deviation(pair: tuple[float, float]) -> Tensor:
+def _reach_over(claims: _Claims, group: Array, apart: Array) -> bool:
+    """Gives pixels, an index (M,), to the object beside them whose motion is theirs; tells whether there is one.
+
+    What hides the middle of a thing, or does not show that it moves, parts it in two.
+
+    Args:
+        claims: Those of K objects.
+        group: The pixels.
+        apart: (K,) how far their motion is from each object's, one being too far.
+    """
+    pixels, groups = claims.pixels, claims.groups
+    for k in np.argsort(apart):
+        if apart[k] < 1 and len(groups[k]) and _beside(pixels, group, groups[k]):
+            near = pixels.around(pixels.flags(group)[None], REACH)
+            claims.raise_belief(k, _evidence(pixels, claims.squared[k : k + 1], [groups[k]], near)[0])
+            return True
+    return False
+
+
+def _squared(values: Array, covariances: Array) -> Array:
+    """Returns the (K,) squared Mahalanobis lengths of values (K, D) with covariances (K, D, D)."""
+    return (values[..., None] * np.linalg.solve(covariances, values[..., None])).sum((1, 2))
+
+
+def _is_noted(frames: int) -> bool:
+    """Tells whether a frame is looked at for the colours of an object that has been seen in so many."""
+    return frames <= MEMORY or frames % GLIMPSES == 0
+
+
+def _middle(values: Array) -> Array:
+    """Returns the medians (...) of values (..., N), the upper one of two."""
+    middle = values.shape[-1] // 2
+    return np.partition(values, middle, axis=-1)[..., middle]
+
+
+def _stack(values: Iterable[Tensor]) -> Array:
+    """Returns tensors of one size as one array."""
+    return np.stack([v.numpy() for v in values])
+
+
+def _deviation(pair: tuple[float, float]) -> Array:
     """Returns the (6,) deviations of a twist, from those of its linear and its angular part."""
-    return torch.tensor([pair[0]] * 3 + [pair[1]] * 3, dtype=torch.float64)
+    return np.repeat(pair, 3)
 
 
 _ACCELERATION, _UNKNOWN_TWIST = _deviation(ACCELERATION), _deviation(UNKNOWN_TWIST)
@@ -631,8 +708,8 @@ def _evidence(pixels: MovingPixels, squared: Array, groups: Sequence[Array], nea
     Returns:
         (K, N) log likelihood ratios of going with an object to going with none, shared with neighbours.
     """
-    own = np.median(np.take_along_axis(squared, even(groups), axis=1), axis=1, keepdims=True)
-    scale = (own / MEDIAN_OF_THREE).clip(1.0, MOST_SCATTER)
+    own = _middle(np.take_along_axis(squared, even(groups), axis=1))
+    scale = (own / MEDIAN_OF_THREE).clip(1.0, MOST_SCATTER)[:, None]
     evidence = (0.5 * (OUTLIER * OUTLIER - squared / scale)).clip(min=LEAST_EVIDENCE)
     told = pixels.usable.astype(np.float32)
     layers = pixels.image(np.concatenate((np.where(near, evidence, LEAST_EVIDENCE) * told, told[None])))
@@ -667,10 +744,10 @@ def _beside(pixels: MovingPixels, a: Array, b: Array) -> bool:
     """Tells whether the boxes of two groups of pixels, indices (N,) and (M,), (nearly) touch."""
     (low_a, high_a), (low_b, high_b) = _extent(pixels.points(even((a, b))))
     gap = np.maximum(low_a - high_b, low_b - high_a).max()
-    return bool(gap < BESIDE / np.median(pixels.rho[a]))
+    return bool(gap < BESIDE / _middle(pixels.rho[a]))
 
 
-def _born(number: int, points: Tensor, back: Tensor, stamp: int) -> MovingObject:
+def _born(number: int, points: Array, back: Array, stamp: int) -> MovingObject:
     """Returns a new object as it was at the frame before.
 
     Args:
@@ -680,19 +757,19 @@ def _born(number: int, points: Tensor, back: Tensor, stamp: int) -> MovingObject
         stamp: Of the current frame.
     """
     was = se3.act(back, points)
-    middle = was.quantile(0.5, dim=0)
+    middle = np.median(was, axis=0)
     return MovingObject(
         id=number,
-        pose=se3.matrix(torch.eye(3, dtype=torch.float64), middle),
+        pose=torch.from_numpy(se3.matrix(np.eye(3), middle)),
         covariance=torch.zeros(6, 6, dtype=torch.float64),
         twist=torch.zeros(6, dtype=torch.float64),
-        twist_covariance=torch.diag(_UNKNOWN_TWIST**2),
-        box=torch.from_numpy(_extent((was - middle).numpy())),
+        twist_covariance=torch.from_numpy(np.diag(_UNKNOWN_TWIST**2)),
+        box=torch.from_numpy(_extent(was - middle)),
         frames=0,
         confirmed=False,
         seen=stamp,
         stamp=stamp,
-        trail=middle[None],
+        trail=torch.from_numpy(middle[None]),
         mask=None,
     )
 
@@ -710,8 +787,8 @@ def _returned(known: MovingObject, new: MovingObject) -> MovingObject:
     )  # fmt: skip
 
 
-def _likeness(known: MovingObject, mask: Array, moving: Moving, local: Tensor) -> float:
-    """Returns how far (0 to 1) something new is a missed object: by its pixels, or by its place if it was hidden.
+def _likeness(known: MovingObject, mask: Array, moving: Moving, local: Array) -> float:
+    """Returns how far (0 to 1) something new is a missed object: by its pixels, or by its place.
 
     Args:
         known: The object, as of the frame before.
@@ -720,12 +797,12 @@ def _likeness(known: MovingObject, mask: Array, moving: Moving, local: Tensor) -
         local: (N, 3) points on it, in the object's frame as expected.
     """
     assert moving.stories is not None
-    if known.mask is not None and known.mask.shape == mask.shape:
-        carried = known.mask.take(moving.stories.at[0]).cpu().numpy()
-        return float((carried & mask).sum() / max((carried | mask).sum(), 1))
-    margin = 0.25 * known.extent.norm()
-    inside = ((local > known.box[0] - margin) & (local < known.box[1] + margin)).all(-1)
-    return 0.9 * float(inside.double().mean())
+    margin, (low, high) = 0.25 * float(known.extent.norm()), known.box.numpy()
+    placed = 0.9 * float(((local > low - margin) & (local < high + margin)).all(-1).mean())
+    if known.mask is None or known.mask.shape != mask.shape:
+        return placed
+    carried = known.mask.take(moving.stories.at[0])
+    return max(placed, float((carried & mask).sum() / max((carried | mask).sum(), 1)))
 
 
 def _extent(points: Array) -> Array:
@@ -746,7 +823,7 @@ def label(objects: Iterable[MovingObject], camera: PinholeCamera, size: tuple[in
     numbers = np.zeros((camera.height, camera.width), dtype=np.int32)
     for known in objects:
         if known.mask is not None:
-            numbers[known.mask.cpu().numpy()] = known.id
+            numbers[known.mask] = known.id
     rows = (np.arange(size[0]) * camera.height) // size[0]
     columns = (np.arange(size[1]) * camera.width) // size[1]
     return np.ascontiguousarray(numbers[rows[:, None], columns])

@@ -84,3 +84,15 @@ def test_nothing_is_known_of_an_unknown_field():
 def test_no_pixels_give_no_values():
     mean, variance = field(plane(CAMERA)).at(CAMERA, torch.zeros(0, 2))
     assert mean.shape == variance.shape == (0,)
+
+
+def test_differentiated_pixels_read_what_others_do():
+    mean = plane(CAMERA)
+    mean[4:7, 5:9], mean[:, 20:] = torch.nan, 1.0
+    pixels = 36 * torch.rand(200, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) - 2
+    pixels[3, 0] = torch.nan
+    for found, expected in zip(
+        field(mean).at(CAMERA, pixels.clone().requires_grad_()), field(mean).at(CAMERA, pixels), strict=True
+    ):
+        torch.testing.assert_close(found.detach(), expected, equal_nan=True)
+        assert 50 < int(expected.isfinite().sum()) < 150

@@ -76,3 +76,14 @@ def test_variance_foretells_the_error_of_noisy_flows():
     variance = consistency_variance(true + noise[0], -true + noise[1])
     # Sampling between pixels averages the noise of the way back a little.
     assert 0.6 * 0.25 < float(variance.mean() - FLOW_NOISE**2) / 2 < 1.2 * 0.25 * 2
+
+
+def test_round_trips_on_the_processor_are_those_of_other_devices():
+    generator = torch.Generator().manual_seed(0)
+    v, u = torch.meshgrid(torch.arange(24.0), torch.arange(32.0), indexing="ij")
+    forward = torch.stack((2 + 0.03 * u, 0.02 * v - 1), dim=-1)
+    backward = 0.1 * torch.rand(24, 32, 2, generator=generator) - forward
+    for stride in (1, 3):
+        found = round_trip(forward, backward, stride=stride)
+        expected = round_trip(forward.clone().requires_grad_(), backward, stride=stride).detach()
+        torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.autograd import gradcheck
@@ -233,3 +234,19 @@ def test_normalised_makes_rotations_orthonormal_again():
     bent[..., :3, :3] *= 1 + 1e-6
     found = se3.normalised(bent)
     torch.testing.assert_close(found, motion, atol=1e-11, rtol=0)
+
+
+@pytest.mark.parametrize("angle", ANGLES)
+def test_numpy_and_differentiated_tensors_give_what_tensors_do(angle):
+    xi, motion = tangents(angle), se3.exp(tangents(angle))
+    for function, given in (
+        (se3.exp, xi),
+        (se3.log, motion),
+        (se3.inverse, motion),
+        (se3.adjoint, motion),
+        (se3.normalised, motion),
+    ):
+        expected = function(given)
+        assert isinstance(function(given.numpy()), np.ndarray)
+        close(torch.from_numpy(function(given.numpy())), expected)
+        close(function(given.clone().requires_grad_()).detach(), expected)
