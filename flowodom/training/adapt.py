@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import logging
 import math
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from flowodom.drawing import inverse_depth_picture
 from flowodom.errors import BagError, FlowodomError, TrajectoryError
 from flowodom.evaluation import compare
 from flowodom.flow import FlowField
-from flowodom.flow.consistency import shrink
+from flowodom.flow.consistency import chained, shrink
 from flowodom.flow.dis import DisFlow
 from flowodom.frame import Frame
 from flowodom.frames import clean
@@ -342,21 +343,41 @@ def pairs_of(frames: Iterator[Frame], network: FieldNetwork) -> VideoPairs:
     source = FieldDepth(network, next(network.parameters()).device)
     search = DisFlow()
     parts = []
+    # Patterns repeat, so that flow found from nothing may be off by one of their periods, both ways alike. Where an image
+    # goes is followed from frame to frame, which leads less far than a period, and flow begins there.
+    steps: deque[Tensor] = deque()
+    last = None
     for k, shot in enumerate(shots):
-        best, moved = None, 0.0
+        best, moved, expected, gone = None, 0.0, torch.zeros(*shot.grey.shape, 2), 0
         focal = shot.frame.camera.focal * shot.grey.shape[1] / shot.frame.camera.width
-        for other in (shots[k + gap] for gap in GAPS if k + gap < len(shots)):
-            found = search(shot.grey, other.grey)
-            if float((found.forward_variance < (NOISE * focal) ** 2).float().mean()) < LEAST_SURE:
+        for gap in GAPS:
+            if k + gap >= len(shots):
+                break
+            while len(steps) < gap:
+                found = search(*(one.grey for one in shots[k + len(steps) : k + len(steps) + 2]), last)
+                steps.append(found.forward)
+                last = found.forward if _sure(found, focal) else None
+            for step in itertools.islice(steps, gone, gap):
+                expected = chained(expected, step)
+            found = search(shot.grey, shots[k + gap].grey, expected)
+            if not _sure(found, focal):
                 break  # farther off it is only worse
-            best, moved = (other, found), float(found.forward.norm(dim=-1).median()) / shot.grey.shape[1]
+            expected, gone = found.forward, gap
+            best, moved = (shots[k + gap], found), float(found.forward.norm(dim=-1).median()) / shot.grey.shape[1]
             if moved > ENOUGH_FLOW:
                 break
+        if steps:
+            steps.popleft()
         if best is not None and moved > LEAST_FLOW:
             parts.append(_pair(shot.frame, best[0].frame, best[1], source))
     if not parts:
         return VideoPairs(*(torch.zeros(0) for _ in dataclasses.fields(VideoPairs)))
     return together(parts)
+
+
+def _sure(flow: FlowField, focal: float) -> bool:
+    """Whether enough of the flow between two images, whose focal length in pixels is given, is known."""
+    return float((flow.forward_variance < (NOISE * focal) ** 2).float().mean()) >= LEAST_SURE
 
 
 @dataclass(frozen=True)
