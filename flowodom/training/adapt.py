@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from flowodom.bags import BagReader
 from flowodom.calibration import Calibration
+from flowodom.config import FlowConfig
 from flowodom.depth.field import COARSER, FieldDepth, FieldNetwork, load_field, normalised, places, save_field
 from flowodom.drawing import inverse_depth_picture
 from flowodom.errors import BagError, FlowodomError, TrajectoryError
@@ -26,6 +27,7 @@ from flowodom.evaluation import compare
 from flowodom.flow import FlowField
 from flowodom.flow.consistency import chained, shrink
 from flowodom.flow.dis import DisFlow
+from flowodom.flow.methods import make_flow
 from flowodom.frame import Frame
 from flowodom.frames import clean
 from flowodom.geometry import se3
@@ -341,7 +343,7 @@ def pairs_of(frames: Iterator[Frame], network: FieldNetwork) -> VideoPairs:
         for frame in frames
     ]
     source = FieldDepth(network, next(network.parameters()).device)
-    search = DisFlow()
+    search, polish = DisFlow(), make_flow(FlowConfig(method="refined"))
     parts = []
     # Patterns repeat, so that flow found from nothing may be off by one of their periods, both ways alike. Where an image
     # goes is followed from frame to frame, which leads less far than a period, and flow begins there.
@@ -362,14 +364,15 @@ def pairs_of(frames: Iterator[Frame], network: FieldNetwork) -> VideoPairs:
             found = search(shot.grey, shots[k + gap].grey, expected)
             if not _sure(found, focal):
                 break  # farther off it is only worse
-            expected, gone = found.forward, gap
-            best, moved = (shots[k + gap], found), float(found.forward.norm(dim=-1).median()) / shot.grey.shape[1]
+            best, expected, gone = shots[k + gap], found.forward, gap
+            moved = float(expected.norm(dim=-1).median()) / shot.grey.shape[1]
             if moved > ENOUGH_FLOW:
                 break
         if steps:
             steps.popleft()
         if best is not None and moved > LEAST_FLOW:
-            parts.append(_pair(shot.frame, best[0].frame, best[1], source))
+            # Motions are no better than the flow: through a narrow lens they turn by degrees with a tenth of a pixel.
+            parts.append(_pair(shot.frame, best.frame, polish(shot.grey, best.grey, expected), source))
     if not parts:
         return VideoPairs(*(torch.zeros(0) for _ in dataclasses.fields(VideoPairs)))
     return together(parts)
