@@ -52,8 +52,8 @@ class DisFlow:
         """Finds the flow; see ``FlowMethod``."""
         check_pair(previous, current, initial)
         first, second = (np.ascontiguousarray(image.cpu().numpy()) for image in (previous, current))
-        # A search writes what it finds over what it starts from; and left without a start, OpenCV takes that of the call
-        # before, at whatever size that was.
+        # A search writes what it finds over what it starts from; and left without a start, OpenCV takes that of the
+        # call before, at whatever size that was.
         start = np.zeros((*first.shape, 2)) if initial is None else initial.cpu().numpy()
         guess, ahead, behind = (sign * start.astype(np.float32) for sign in (1, 1, -1))
         rough = torch.from_numpy(self._rough.calc(first, second, guess)).to(previous.device)

@@ -190,7 +190,7 @@ def adapt(
     out: Path,
     network: FieldNetwork,
     *,
-    steps: int = 1500,
+    steps: int = 180,
     rate: float = 2e-4,
     device: torch.device | str = "cpu",
     topics: Mapping[str, str | None] | None = None,
@@ -345,8 +345,8 @@ def pairs_of(frames: Iterator[Frame], network: FieldNetwork) -> VideoPairs:
     source = FieldDepth(network, next(network.parameters()).device)
     search, polish = DisFlow(), make_flow(FlowConfig(method="refined"))
     parts = []
-    # Patterns repeat, so that flow found from nothing may be off by one of their periods, both ways alike. Where an image
-    # goes is followed from frame to frame, which leads less far than a period, and flow begins there.
+    # Patterns repeat, so that flow found from nothing may be off by one of their periods, both ways alike. Where an
+    # image goes is followed from frame to frame, which leads less far than a period, and flow begins there.
     steps: deque[Tensor] = deque()
     last = None
     for k, shot in enumerate(shots):
@@ -356,7 +356,8 @@ def pairs_of(frames: Iterator[Frame], network: FieldNetwork) -> VideoPairs:
             if k + gap >= len(shots):
                 break
             while len(steps) < gap:
-                found = search(*(one.grey for one in shots[k + len(steps) : k + len(steps) + 2]), last)
+                one, other = shots[k + len(steps) : k + len(steps) + 2]
+                found = search(one.grey, other.grey, last)
                 steps.append(found.forward)
                 last = found.forward if _sure(found, focal) else None
             for step in itertools.islice(steps, gone, gap):

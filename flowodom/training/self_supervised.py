@@ -4,7 +4,8 @@ The depths that the field renders for two frames lift their optical flow to scen
 camera's motion, differentiably; and what the field of one frame shows from where the other was taken must be what the
 other shows. The losses of FlowCam are there (re-rendered colours, flow induced by the pose, colours of the context
 frame), and beside them the agreement of both frames' depths, of both directions of time, of depth with
-triangulation, and the prior that what is seen stands still.
+triangulation, and the prior that what is seen stands still. What the fit finds to move on its own has no voice in what
+is said of flow and depth.
 
 All but the colours are relative, so that the unit of length is nowhere observed; it is held where it was at the start.
 
@@ -273,8 +274,10 @@ def fit_motion(
 
 
 def _parts(ray: Tensor, rho: Tensor) -> Tensor:
-    """Returns (H, B, N) bool, which points each search begins with: four times all, then the far half, and the left,
-    right, upper and lower ones."""
+    """Returns (H, B, N) bool, which points each search begins with.
+
+    They are four times all, then the far half, and the left, right, upper and lower ones.
+    """
     x, y, far = ray[..., 0], ray[..., 1], -rho
     middle = (v > v.median(dim=1, keepdim=True).values for v in (far, x, -x, y, -y))
     return torch.stack((*torch.ones(4, *rho.shape, dtype=torch.bool, device=rho.device), *middle))
