@@ -436,7 +436,7 @@ def _parser() -> argparse.ArgumentParser:
     adapt = command("adapt", _adapt, "teach the single-image field on recordings, without poses or depth")
     adapt.add_argument("bags", type=Path, nargs="+", metavar="BAG", help="rosbag2 folder, .mcap, .db3 or ROS 1 .bag")
     adapt.add_argument("--out", type=Path, required=True, help="folder for weights, log, pictures and checkpoints")
-    adapt.add_argument("--steps", type=int, default=1500, help="steps of learning (%(default)s)")
+    adapt.add_argument("--steps", type=int, default=180, help="steps of learning (%(default)s)")
     adapt.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the folder")
     adapt.add_argument("--frames", type=int, help="most images to take of each recording (default: all)")
     add_config_arguments(adapt)

@@ -34,6 +34,14 @@ def sample(field: Tensor, pixels: Tensor) -> Tensor:
     return values[0, :, 0].T.reshape(*pixels.shape[:-1], field.shape[-1])
 
 
+def chained(first: Tensor, second: Tensor) -> Tensor:
+    """Returns the (H, W, 2) flow, pixels, over two steps: what the first leads to, and from there on the second."""
+    height, width = first.shape[:2]
+    u, v = (torch.arange(length, dtype=first.dtype, device=first.device) for length in (width, height))
+    start = torch.stack(torch.meshgrid(u, v, indexing="xy"), dim=-1)
+    return first + sample(second, start + first)
+
+
 def shrink(field: Tensor, height: int, width: int) -> Tensor:
     """Returns the means of a field over the pixels of a coarser grid.
 

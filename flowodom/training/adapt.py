@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import logging
 import math
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +19,15 @@ from torch import Tensor, nn
 
 from flowodom.bags import BagReader
 from flowodom.calibration import Calibration
+from flowodom.config import FlowConfig
 from flowodom.depth.field import COARSER, FieldDepth, FieldNetwork, load_field, normalised, places, save_field
 from flowodom.drawing import inverse_depth_picture
 from flowodom.errors import BagError, FlowodomError, TrajectoryError
 from flowodom.evaluation import compare
 from flowodom.flow import FlowField
-from flowodom.flow.consistency import shrink
+from flowodom.flow.consistency import chained, shrink
 from flowodom.flow.dis import DisFlow
+from flowodom.flow.methods import make_flow
 from flowodom.frame import Frame
 from flowodom.frames import clean
 from flowodom.geometry import se3
@@ -187,7 +190,7 @@ def adapt(
     out: Path,
     network: FieldNetwork,
     *,
-    steps: int = 1500,
+    steps: int = 180,
     rate: float = 2e-4,
     device: torch.device | str = "cpu",
     topics: Mapping[str, str | None] | None = None,
@@ -340,23 +343,45 @@ def pairs_of(frames: Iterator[Frame], network: FieldNetwork) -> VideoPairs:
         for frame in frames
     ]
     source = FieldDepth(network, next(network.parameters()).device)
-    search = DisFlow()
+    search, polish = DisFlow(), make_flow(FlowConfig(method="refined"))
     parts = []
+    # Patterns repeat, so that flow found from nothing may be off by one of their periods, both ways alike. Where an
+    # image goes is followed from frame to frame, which leads less far than a period, and flow begins there.
+    steps: deque[Tensor] = deque()
+    last = None
     for k, shot in enumerate(shots):
-        best, moved = None, 0.0
+        best, moved, expected, gone = None, 0.0, torch.zeros(*shot.grey.shape, 2), 0
         focal = shot.frame.camera.focal * shot.grey.shape[1] / shot.frame.camera.width
-        for other in (shots[k + gap] for gap in GAPS if k + gap < len(shots)):
-            found = search(shot.grey, other.grey)
-            if float((found.forward_variance < (NOISE * focal) ** 2).float().mean()) < LEAST_SURE:
+        for gap in GAPS:
+            if k + gap >= len(shots):
+                break
+            while len(steps) < gap:
+                one, other = shots[k + len(steps) : k + len(steps) + 2]
+                found = search(one.grey, other.grey, last)
+                steps.append(found.forward)
+                last = found.forward if _sure(found, focal) else None
+            for step in itertools.islice(steps, gone, gap):
+                expected = chained(expected, step)
+            found = search(shot.grey, shots[k + gap].grey, expected)
+            if not _sure(found, focal):
                 break  # farther off it is only worse
-            best, moved = (other, found), float(found.forward.norm(dim=-1).median()) / shot.grey.shape[1]
+            best, expected, gone = shots[k + gap], found.forward, gap
+            moved = float(expected.norm(dim=-1).median()) / shot.grey.shape[1]
             if moved > ENOUGH_FLOW:
                 break
+        if steps:
+            steps.popleft()
         if best is not None and moved > LEAST_FLOW:
-            parts.append(_pair(shot.frame, best[0].frame, best[1], source))
+            # Motions are no better than the flow: through a narrow lens they turn by degrees with a tenth of a pixel.
+            parts.append(_pair(shot.frame, best.frame, polish(shot.grey, best.grey, expected), source))
     if not parts:
         return VideoPairs(*(torch.zeros(0) for _ in dataclasses.fields(VideoPairs)))
     return together(parts)
+
+
+def _sure(flow: FlowField, focal: float) -> bool:
+    """Whether enough of the flow between two images, whose focal length in pixels is given, is known."""
+    return float((flow.forward_variance < (NOISE * focal) ** 2).float().mean()) >= LEAST_SURE
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ The depths that the field renders for two frames lift their optical flow to scen
 camera's motion, differentiably; and what the field of one frame shows from where the other was taken must be what the
 other shows. The losses of FlowCam are there (re-rendered colours, flow induced by the pose, colours of the context
 frame), and beside them the agreement of both frames' depths, of both directions of time, of depth with
-triangulation, and the prior that what is seen stands still.
+triangulation, and the prior that what is seen stands still. What the fit finds to move on its own has no voice in what
+is said of flow and depth.
 
 All but the colours are relative, so that the unit of length is nowhere observed; it is held where it was at the start.
 
@@ -38,8 +39,11 @@ STEPS = 10
 AHEAD = 0.1
 """Length of a step ahead or back with which the fit may begin, as a share of the median depth."""
 
-OUTLIER = 3.0
-"""Deviations of a miss that count half of what the worst does, where fits are compared."""
+OUTLIER = 1.5
+"""Medians of the best fit's misses, a miss of which counts half of what the worst does, where fits are compared."""
+
+LEAST_SCATTER = 0.1
+"""Least squared miss, in deviations, that is told from none."""
 
 ROUGH, FINER = 0.02, 0.5
 """Deviation of flow, in focal lengths, for which the first of these steps takes it, and its share from step to step."""
@@ -106,8 +110,9 @@ def losses(
     ray, seen_ray, rho, seen_rho = lifted.ray, lifted.seen_ray, lifted.rho, lifted.seen_rho
     points, targets, deviation, voice = lifted.points, lifted.targets, lifted.deviation, lifted.voice
 
-    motion = fit_motion(points, targets, seen_ray[..., :2], voice, deviation)
-    back = fit_motion(targets, points, ray[..., :2], voice, deviation)
+    motion, still = fit_motion(points, targets, seen_ray[..., :2], voice, deviation)
+    back, _ = fit_motion(targets, points, ray[..., :2], voice, deviation)
+    voice = voice * still
     moved = se3.act(motion[:, None], points)
     z = moved[..., 2].clamp_min(0.1 * network.config.near)
     miss = moved[..., :2] / z[..., None] - seen_ray[..., :2]
@@ -212,7 +217,7 @@ def motions(network: FieldNetwork, pairs: VideoPairs, *, batch: int = 8) -> Tens
         first, second = (network.encode(part.images[:, k], part.intrinsics) for k in (0, 1))
         lifted = lift(network, part, first, second, grid.expand(len(part), -1, -1))
         seen = lifted.seen_ray[..., :2]
-        motion = fit_motion(lifted.points, lifted.targets, seen, lifted.voice, lifted.deviation)
+        motion, _ = fit_motion(lifted.points, lifted.targets, seen, lifted.voice, lifted.deviation)
         found.append(motion.double())
     return torch.cat(found)
 
@@ -222,13 +227,19 @@ def total(parts: dict[str, Tensor]) -> Tensor:
     return torch.stack([WEIGHTS[name] * value for name, value in parts.items()]).sum()
 
 
-def fit_motion(points: Tensor, targets: Tensor, seen: Tensor, weight: Tensor, deviation: Tensor) -> Tensor:
+def fit_motion(
+    points: Tensor, targets: Tensor, seen: Tensor, weight: Tensor, deviation: Tensor
+) -> tuple[Tensor, Tensor]:
     """Fits the camera's motion to lifted scene flow, robustly, where the points are seen.
 
     Held fixed, wrong depths would shorten the motion and turn it, so every point's inverse depth is unknown too, with
-    the field's for a prior. What does not follow the common motion loses its voice. The search begins at the closed
-    form (which takes the errors of depth for motion), at rest, and a step ahead and back; the best of the four is kept.
-    At the optimum one more step is made, through which derivatives go: they are those of the optimum itself.
+    the field's for a prior. What does not follow the common motion loses its voice.
+
+    A mover that fills a tenth of the image draws a search that begins with all points into a motion between its own and
+    the camera's, since depths give way. So one search begins with each of the ``_parts``, which a mover seldom has all
+    of; those with all points begin at the closed form (which takes the errors of depth for motion), at rest, and a step
+    ahead and back, the others at rest. The one that explains most points is kept. At the optimum one more step is made,
+    through which derivatives go: they are those of the optimum itself.
 
     Args:
         points: (B, N, 3) points of the first frame.
@@ -238,23 +249,44 @@ def fit_motion(points: Tensor, targets: Tensor, seen: Tensor, weight: Tensor, de
         deviation: (B, N) of ``seen``.
 
     Returns:
-        (B, 4, 4) ``T_second_first``.
+        (B, 4, 4) ``T_second_first``, and (B, N) how far each point stands still, 0 to 1, without derivatives.
     """
     ray, prior = points / points[..., 2:], 1 / points[..., 2]
     with torch.no_grad():
         # Errors of depth grow with depth, so far points say less in metres; in pixels all say the same.
         closed = procrustes(points, targets, weight / points[..., 2].square())
-        rest = torch.eye(4, dtype=points.dtype, device=points.device).repeat(3, len(points), 1, 1)
-        rest[1:, :, 2, 3] = AHEAD * points[..., 2].median(dim=1).values * rest.new_tensor((1, -1))[:, None]
-        motion = torch.cat((closed[None], rest))
+        parts = _parts(ray, prior)
+        motion = torch.eye(4, dtype=points.dtype, device=points.device).repeat(len(parts), len(points), 1, 1)
+        motion[0] = closed
+        motion[1:3, :, 2, 3] = AHEAD * points[..., 2].median(dim=1).values * motion.new_tensor((1, -1))[:, None]
         rho = prior.expand(len(motion), *prior.shape)
         for number in range(STEPS):
             # With flow taken for rough at first, depth says which way the camera went before it may itself be off.
             rough = torch.hypot(deviation, deviation.new_tensor(ROUGH * FINER**number))
-            motion, rho, cost = _step(motion, rho, ray, prior, seen, weight, rough)
-        best = cost.argmin(0), torch.arange(len(points), device=points.device)
-        motion, rho = motion[best], rho[best]
-    return _step(motion, rho, ray, prior, seen, weight, deviation)[0]
+            voice = weight * parts if number < STEPS // 2 else weight
+            motion, rho, squared = _step(motion, rho, ray, prior, seen, voice, rough)
+        scatter = squared.median(dim=-1).values.amin(0).clamp_min(LEAST_SCATTER)[:, None]
+        best = _mean(squared / (OUTLIER**2 * scatter + squared), weight, dim=-1).argmin(0)
+        chosen = best, torch.arange(len(points), device=points.device)
+        motion, rho = motion[chosen], rho[chosen]
+    motion, _, squared = _step(motion, rho, ray, prior, seen, weight, deviation)
+    return motion, _robust(squared)
+
+
+def _parts(ray: Tensor, rho: Tensor) -> Tensor:
+    """Returns (H, B, N) bool, which points each search begins with.
+
+    They are four times all, then the far half, and the left, right, upper and lower ones.
+    """
+    x, y, far = ray[..., 0], ray[..., 1], -rho
+    middle = (v > v.median(dim=1, keepdim=True).values for v in (far, x, -x, y, -y))
+    return torch.stack((*torch.ones(4, *rho.shape, dtype=torch.bool, device=rho.device), *middle))
+
+
+def _robust(squared: Tensor) -> Tensor:
+    """Returns the (..., N) voices of points with so large squared misses: a kernel as wide as most of them scatter."""
+    width = LEAST_SCATTER + 2 * squared.median(dim=-1, keepdim=True).values
+    return (width / (width + squared)).square()
 
 
 def _step(
@@ -269,7 +301,7 @@ def _step(
     """Makes a Gauss-Newton step of motions (..., 4, 4) and inverse depths (..., N), the latter eliminated.
 
     Returns:
-        Both, and (...) what was wrong before: the mean of the robust misses.
+        Both, and (..., N) what was wrong before: the squared misses, in deviations.
     """
     eye, plane = (torch.eye(k, dtype=rho.dtype, device=rho.device) for k in (6, 2))
     held = ray / rho[..., None]
@@ -290,8 +322,7 @@ def _step(
     reach = ((SPREAD * prior)[..., None] * slope).detach()[..., None]
     information = (plane - reach @ reach.mT / (noise + reach.square().sum(-2, keepdim=True))) / noise
     squared = (miss.mT @ information @ miss).detach()[..., 0, 0]
-    width = 1 + squared.median(dim=-1, keepdim=True).values
-    robust = (weight * (width / (width + squared)).square())[..., None, None] * information
+    robust = (weight * _robust(squared))[..., None, None] * information
     hessian = (jacobian.mT @ robust @ jacobian).sum(-3)
     gradient = (jacobian.mT @ robust @ miss).sum(-3)
     damping = 1e-6 * hessian.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None] * eye
@@ -299,7 +330,7 @@ def _step(
     left = miss - jacobian @ step[..., None, :, :]
     gain = (SPREAD * prior).detach() * (reach.mT @ information @ left)[..., 0, 0]
     rho = torch.maximum(prior - gain, LEAST_SHARE * prior)
-    return motion @ se3.exp(-step[..., 0]), rho, _mean(squared / (OUTLIER**2 + squared), weight, dim=-1)
+    return motion @ se3.exp(-step[..., 0]), rho, squared
 
 
 @torch.no_grad()

@@ -40,6 +40,26 @@ def test_a_guess_is_taken(translated):
     guessed = DisFlow()(previous, current, true.clone())
     inner = (slice(40, -40), slice(40, -40))
     assert (guessed.forward - true)[inner].norm(dim=-1).mean() < 0.15
+    assert (guessed.backward + true)[inner].norm(dim=-1).mean() < 0.15
+
+
+def test_what_is_found_from_a_guess_is_the_same_each_time_and_leaves_the_guess_alone(method, translated):
+    previous, current, true = translated(11.0, -7.0)
+    guess = true + 2.0
+    fields = [method(previous, current, guess) for _ in range(4)]
+    rough = [field.rough.clone() for field in fields]
+    for field, before in zip(fields, rough, strict=True):
+        assert torch.equal(field.forward, fields[0].forward)
+        assert torch.equal(field.backward, fields[0].backward)
+        assert torch.equal(field.rough, before)
+    assert torch.equal(guess, true + 2.0)
+
+
+def test_a_guess_is_forgotten_by_the_next_search(translated):
+    previous, current, true = translated(11.0, -7.0)
+    used = DisFlow()
+    _ = used(previous, current, true - 40.0).forward
+    assert torch.equal(used(previous, current).forward, DisFlow()(previous, current).forward)
 
 
 def test_constant_pictures_have_no_flow(method):

@@ -11,6 +11,7 @@ from flowodom.cli import main
 from flowodom.depth.field import FieldConfig, FieldNetwork, load_field, sample, save_field
 from flowodom.errors import BagError
 from flowodom.evaluation import compare
+from flowodom.frame import Frame
 from flowodom.geometry import se3
 from flowodom.training.adapt import MEASURES, adapt, cut, pairs_of, paths_of, video
 from flowodom.training.self_supervised import VideoPairs, motions
@@ -108,6 +109,18 @@ def test_pairs_move_enough_and_keep_their_time_order(bag, network):
     assert pairs.flow[:, 0].norm(dim=-1).flatten(1).median(1).values.min() > 0.01
     opposite = (pairs.flow[:, 0] + pairs.flow[:, 1]).norm(dim=-1).flatten(1).median(1).values
     assert (opposite < 0.03).all()
+
+
+def test_a_pattern_that_repeats_is_followed_not_mistaken(network):
+    v, u = np.mgrid[:120, :200].astype(float)
+    tiles = 128 + 60 * np.sin(2 * np.pi * u / 16) * np.sin(2 * np.pi * v / 40)
+    frames = [Frame(k, tiles[:, 3 * k : 3 * k + 160].astype(np.uint8), pinhole(160, 120)) for k in range(12)]
+    pairs = pairs_of(iter(frames), network)
+    gaps = (pairs.stamps[:, 1] - pairs.stamps[:, 0]).tolist()
+    assert max(gaps) >= 3, "three frames lead nine pixels, of the sixteen after which the pattern repeats"
+    for pair, gap in zip(pairs.flow[:, 0], gaps, strict=True):
+        middle = 160 * pair[12:36, 16:48].median(dim=0).values.median(dim=0).values
+        assert middle.tolist() == pytest.approx([-3 * gap, 0], abs=0.5)
 
 
 def test_a_recording_without_motion_is_refused(make_bag, network, tmp_path):
