@@ -241,7 +241,9 @@ class Readout:
         if not math.isfinite(more + slope):
             return self
         share = 1 / (1 + self.variance * more)
-        return replace(self, seconds=share * (self.seconds + self.variance * slope), variance=share * self.variance)
+        seconds = share * (self.seconds + self.variance * slope)
+        # The first row of the next image cannot be exposed before the last one of this.
+        return replace(self, seconds=min(max(seconds, -self.gap), self.gap), variance=share * self.variance)
 
 
 def _shear_told(fit: Fit) -> tuple[Tensor, Tensor]:

@@ -114,6 +114,11 @@ def test_long_gaps_do_not_tell(camera, scatter, observe, monkeypatch):
     assert learn(camera, scatter, observe, 0.025)[0].deviation == DEVIATION
 
 
+def test_an_image_is_read_out_before_the_next(camera, scatter, observe):
+    readout, _ = learn(camera, scatter, observe, 0.02 + GAP)
+    assert 0 < readout.seconds <= GAP + 1e-9
+
+
 def test_what_cannot_be_worked_out_is_not_learned(camera, scatter, observe):
     readout, _ = learn(camera, scatter, observe, 0.025)
     fit = refine(camera, observe(scatter(50), se3.identity()), se3.identity(), max_iterations=1)
