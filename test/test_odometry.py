@@ -178,7 +178,7 @@ def test_a_wrong_guess_finds_nothing_that_flow_alone_loses(leaping):
 def test_where_flow_suffices_a_guess_does_not_change_the_pose(short, wheels):
     alone, guessed = run(short), wheeled(short, wheels)
     assert (guessed.poses[:, :3, 3] - alone.poses[:, :3, 3]).norm(dim=-1).max() < 0.005
-    assert guessed.drift < alone.drift + 0.002
+    assert guessed.drift < alone.drift + 0.003
 
 
 def test_of_a_guess_in_metres_only_the_turn_counts_where_the_unit_is_none(lane):
