@@ -50,7 +50,8 @@ STEADY = 1e-5
 REPEATED = 10.0
 """Images that err alike, since they are held against the same keyframe."""
 
-NO_SHEAR = torch.zeros(6, dtype=torch.float64)
+NO_TWIST = torch.zeros(6, dtype=torch.float64)
+"""No shear, or no rate."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class Readout:
     last: Exposure
     key: Exposure
     gap: float = math.inf
-    rate: Tensor = NO_SHEAR
+    rate: Tensor = NO_TWIST
     changing: Tensor | None = None
     told: _Told | None = None
 
@@ -117,7 +118,7 @@ class Readout:
             seconds: What the time of readout is said to be.
             deviation: By how much it may be something else; zero for not at all.
         """
-        first = Exposure(NO_SHEAR)
+        first = Exposure(NO_TWIST)
         return Readout(seconds, deviation**2, stamp, first, first)
 
     def anew(self, stamp: float) -> Readout:
