@@ -328,7 +328,8 @@ class Session:
             }
             if estimate.moving is not None:
                 values["moving [%]"] = f"{100 * estimate.moving.share:.0f}"
-            values["shutter"] = self.shutter
+            if self.shutter:
+                values["shutter"] = self.shutter
             if estimate.scale_deviation:
                 values["scale deviation [%]"] = f"{100 * estimate.scale_deviation:.1f}"
             if len(self._window) > 1:
