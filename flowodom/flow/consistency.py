@@ -36,9 +36,7 @@ def sample(field: Tensor, pixels: Tensor) -> Tensor:
 
 def chained(first: Tensor, second: Tensor) -> Tensor:
     """Returns the (H, W, 2) flow, pixels, over two steps: what the first leads to, and from there on the second."""
-    height, width = first.shape[:2]
-    u, v = (torch.arange(length, dtype=first.dtype, device=first.device) for length in (width, height))
-    start = torch.stack(torch.meshgrid(u, v, indexing="xy"), dim=-1)
+    start = torch.from_numpy(_grid(*first.shape[:2], 1)).to(first)
     return first + sample(second, start + first)
 
 

@@ -55,13 +55,14 @@ class DisFlow:
         # A search writes what it finds over what it starts from; and left without a start, OpenCV takes that of the
         # call before, at whatever size that was.
         start = np.zeros((*first.shape, 2)) if initial is None else initial.cpu().numpy()
-        guess, ahead, behind = (sign * start.astype(np.float32) for sign in (1, 1, -1))
-        rough = torch.from_numpy(self._rough.calc(first, second, guess)).to(previous.device)
+        start = start.astype(np.float32)
+        rough = torch.from_numpy(self._rough.calc(first, second, start.copy())).to(previous.device)
         (there, there_thread), (back, back_thread) = self._searches
 
         def begin() -> tuple[Future[Any], Future[Any]]:
+            behind = -start
             return (
-                there_thread.submit(there.calc, first, second, ahead),
+                there_thread.submit(there.calc, first, second, start),
                 back_thread.submit(back.calc, second, first, behind),
             )
 

@@ -143,11 +143,16 @@ def identity(*, dtype: torch.dtype = torch.float64, device: torch.device | str =
     return torch.eye(4, dtype=dtype, device=device)
 
 
+def wedge(xi: Array) -> Array:
+    """Returns the (..., 4, 4) twists of (..., 6) tangents (rho, phi): ``exp`` is their matrix exponential."""
+    return (xi @ like(_TWIST, xi)).reshape(*xi.shape[:-1], 4, 4)
+
+
 @in_numpy
 def exp(xi: Array) -> Array:
     """Returns the (..., 4, 4) motions of (..., 6) tangents (rho, phi): the matrix exponential of their twists."""
     # The fourth power of a twist is its square times minus that of the angle: its series ends in closed form.
-    twist = (xi @ like(_TWIST, xi)).reshape(*xi.shape[:-1], 4, 4)
+    twist = wedge(xi)
     _, b, c = _coefficients(xi[..., 3:])
     square = twist @ twist
     return like(_IDENTITY, xi) + twist + b[..., None, None] * square + c[..., None, None] * (square @ twist)

@@ -151,9 +151,7 @@ def _look(camera: PinholeCamera, m: Matches, motion: Tensor, rho: Tensor, shear:
     if shear is None:
         both = motion @ both
     else:
-        rate = torch.zeros(4, 4, dtype=motion.dtype)
-        rate[:3, :3], rate[:3, 3] = se3.hat(shear[3:]), shear[:3]
-        still, moved = (torch.cat((motion, rate @ motion), dim=-2) @ both).chunk(2, dim=-2)
+        still, moved = (torch.cat((motion, se3.wedge(shear) @ motion), dim=-2) @ both).chunk(2, dim=-2)
         both = still + m.row.repeat(2) * moved
     place, by_rho = both.chunk(2, dim=-1)
     return reproject(camera, place, by_rho, m.seen)
@@ -230,6 +228,7 @@ def refine(
     """
     motion, rho = se3.normalised(start), matches.rho
     twist = expected = shear.expected(motion)
+    prior, pull = shear.normal_equations()
     trusted = torch.ones_like(rho, dtype=torch.bool) if trusted is None else trusted
     squared = residuals(camera, matches, motion, twist)[1]
     final = OUTLIER * OUTLIER * spread(squared[trusted])
@@ -240,7 +239,7 @@ def refine(
     say, settled = trusted, bool(trusted.all())
     for _ in range(max_iterations):
         hessian, gradient, _, squared, rho = _normal_equations(camera, matches, motion, rho, twist, kernel, say)
-        hessian, gradient = _with_prior(hessian, gradient, shear, twist - expected)
+        hessian, gradient = hessian + prior, gradient + pull @ (twist - expected)
         hessian.diagonal().add_(1e-9 * hessian.diagonal()[:6].mean())
         step = torch.zeros(12, dtype=start.dtype)
         step[free] = torch.linalg.solve(hessian[free, free], -gradient[free])
@@ -261,7 +260,7 @@ def refine(
     hessian, gradient, weight, squared, _ = _normal_equations(camera, matches, motion, rho, twist, final, say)
     parts = 2 + matches.seen_variance.isfinite().to(squared.dtype)
     noise_factor = (weight * squared).sum() / ((weight * parts).sum() - 6).clamp_min(1)
-    known, _ = _with_prior(hessian, gradient, shear, twist - expected)
+    known = hessian + prior
     information = known[:6, :6]
     if shear.information is not None:
         information = information - known[:6, 6:] @ torch.linalg.solve(known[6:, 6:], known[6:, :6])
@@ -269,16 +268,6 @@ def refine(
         information = information.clone()
         information[:3], information[:, :3] = 0, 0
     return Fit(motion, information, weight, max(float(noise_factor), 0.25), twist, hessian, gradient)
-
-
-def _with_prior(hessian: Tensor, gradient: Tensor, shear: Shear, missed: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns Hessian (12, 12) and gradient (12,) with what is known beforehand of the shear, now missed by (6,)."""
-    if shear.information is None:
-        return hessian.clone(), gradient
-    own = torch.eye(6, dtype=missed.dtype)
-    by_both = torch.cat((-shear.gain * own, own))
-    weighted = by_both @ shear.information
-    return hessian + weighted @ by_both.T, gradient + weighted @ missed
 
 
 def _normal_equations(

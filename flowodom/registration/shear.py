@@ -63,6 +63,17 @@ class Shear:
             return self.constant
         return self.constant + self.gain * se3.log(motion @ self.before)
 
+    def normal_equations(self) -> tuple[Tensor, Tensor]:
+        """Returns what this adds to those of motion and shear: nothing where the shear is known.
+
+        Returns:
+            Hessian (12, 12), and (12, 6) the gradient by what is missed: the shear minus that expected.
+        """
+        own = torch.eye(6, dtype=self.constant.dtype)
+        by_both = torch.cat((-self.gain * own, own))
+        pull = by_both @ (torch.zeros_like(own) if self.information is None else self.information)
+        return pull @ by_both.T, pull
+
 
 NO_SHEAR = Shear(torch.zeros(6, dtype=torch.float64))
 """All rows at once."""

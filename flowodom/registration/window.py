@@ -96,17 +96,17 @@ class KeyframeWindow:
     def points(self) -> tuple[Tensor, Tensor, Tensor]:
         """Returns what the newest keyframe sees: rays (M, 3) with z = 1, inverse depths (M,), their variances (M,)."""
         p = self._points
-        direction, offset = self._from_newest()
+        direction, offset = self._seen_from(-1, self.active)
         rho, variance = p.rho[self.active], p.variance[self.active]
         scaled = direction + rho[:, None] * offset
         z = scaled[:, 2:].clamp_min(1e-3)
         return scaled / z, rho / z[:, 0], variance / z[:, 0] ** 2
 
-    def _from_newest(self) -> tuple[Tensor, Tensor]:
-        """Returns the ray of each active point in the newest keyframe, and from where it starts: (M, 3) each."""
+    def _seen_from(self, keyframe: int, which: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the rays of points, an index or a mask, in a keyframe, and from where they start: (M, 3) each."""
         p = self._points
-        change = (se3.inverse(self.poses[-1]) @ torch.stack(self.poses))[p.host[self.active], :3]
-        return (change[..., :3] * p.ray[self.active, None]).sum(-1), change[..., 3]
+        change = (se3.inverse(self.poses[keyframe]) @ torch.stack(self.poses))[p.host[which], :3]
+        return (change[..., :3] * p.ray[which, None]).sum(-1), change[..., 3]
 
     def matches(self, pixels: Tensor, row: Tensor, seen_rho: Tensor, seen_variance: Tensor) -> Matches:
         """Returns the active points as matches of a new camera against the newest keyframe.
@@ -118,7 +118,7 @@ class KeyframeWindow:
             seen_variance: (M,) its variance, infinite for none.
         """
         p = self._points
-        direction, offset = self._from_newest()
+        direction, offset = self._seen_from(-1, self.active)
         return Matches(
             direction=direction,
             offset=offset,
@@ -258,9 +258,8 @@ class KeyframeWindow:
         p.ray[own] = self.camera.rays(pixels)
         p.rho[own] /= farther
         p.prior[own] /= farther
-        change = (se3.inverse(self.poses[keyframe]) @ torch.stack(self.poses))[p.host[seen]]
-        depth = (change[:, 2, :3] * p.ray[seen]).sum(-1) + p.rho[seen] * change[:, 2, 3]
-        rho = p.rho[seen] / depth.clamp_min(1e-3)
+        direction, offset = self._seen_from(keyframe, seen)
+        rho = p.rho[seen] / (direction[:, 2] + p.rho[seen] * offset[:, 2]).clamp_min(1e-3)
         p.pixels[seen, keyframe], farther = sheared(self.camera, p.pixels[seen, keyframe], rho, -shear)
         p.seen_rho[seen, keyframe] /= farther
 

@@ -251,9 +251,6 @@ def _polish(moving: Moving, here: Array, guess: Array) -> tuple[Array, Array]:
     return np.where(good[:, None], place, guess), good
 
 
-_GENERATORS = se3.GENERATORS.flatten(1).numpy()
-
-
 def fit_motions(camera: PinholeCamera, samples: Samples, starts: Array, prior: Array) -> tuple[Array, Array]:
     """Refines K motions, each by its own points, by robust Gauss-Newton.
 
@@ -279,7 +276,7 @@ def fit_motions(camera: PinholeCamera, samples: Samples, starts: Array, prior: A
         # The prior is quadratic in the way from the start, which is short enough to add up its steps.
         gradient = weighted @ seen.error.reshape(len(motions), -1, 1) + prior @ moved
         step = -np.linalg.solve(hessian, gradient)
-        twist = (step[..., 0] @ _GENERATORS).reshape(-1, 4, 4)
+        twist = se3.wedge(step[..., 0])
         # The exponential's series: what four factors of a step add is beyond any noise.
         moved, motions = moved + step, motions + twist @ (motions + twist @ (motions + twist @ motions / 3) / 2)
         if -(step * gradient).sum(1).min() < CONVERGED**2:
