@@ -133,6 +133,30 @@ def test_lengths_of_the_odometry_may_change():
     torch.testing.assert_close(other._log_ratio.exp() * 2.5, same._log_ratio.exp())
 
 
+def test_the_ratio_follows_a_field_whose_metre_changes():
+    class Changing(Guess):
+        def observe(self, frame):
+            field = super().observe(frame)
+            grown = 1.02**frame.stamp
+            return dataclasses.replace(field, mean=field.mean * grown, variance=field.variance * grown**2)
+
+    source = FusedDepth(Changing())
+    fuse(source, 12)
+    assert float(source._log_ratio.exp()) == pytest.approx(UNIT / 1.02**12, rel=0.1)
+    assert UNIT / 1.02**12 < 0.8 * UNIT
+
+
+def test_pixels_of_the_field_alone_are_no_surer_than_the_ratio():
+    source = FusedDepth(Guess(0.01))
+    known = source.fuse(None, None, pair(1, PLANE.field(1, FLOW_NOISE)))
+    half = known.mean.shape[1] // 2
+    mean, variance = known.mean.clone(), known.variance.clone()
+    mean[:, :half], variance[:, :half] = torch.nan, torch.inf
+    field = source.complete(dataclasses.replace(known, mean=mean, variance=variance), frame(1))
+    deviation = (field.variance.sqrt() / field.mean)[:, : half - 2]
+    assert float(deviation.min()) > 0.99 * float(source._variance.sqrt()) > 0.05
+
+
 def test_without_motion_the_unit_stays_unknown():
     zero, variance = torch.zeros(36, 48, 2), torch.full((36, 48), FLOW_NOISE**2)
     still = pair(1, DenseFlow(zero, zero, variance, variance), motion=se3.identity(), covariance=1e-8 * CERTAIN)
