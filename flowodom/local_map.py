@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flowodom.geometry import PinholeCamera, se3
+from flowodom.registration.planes import Patches, local_planes
 from flowodom.registration.refine import Matches
 
 OVERLAP = 0.6
@@ -67,6 +68,11 @@ class Keyframe:
     rays: Tensor
     rho: Tensor
     variance: Tensor
+
+    @cached_property
+    def patches(self) -> Patches:
+        """What its image shows around its points."""
+        return Patches(self.grey, self.places, self.rays, local_planes(self.rays, self.rho, self.variance))
 
     def matches(self, pixel_variance: float) -> Matches:
         """Returns its points as matches that nobody has seen yet."""

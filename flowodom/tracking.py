@@ -16,11 +16,12 @@ from flowodom.depth import InverseDepth
 from flowodom.flow import FlowField
 from flowodom.flow.consistency import sample
 from flowodom.flow.features import match
-from flowodom.flow.points import choose, expose, follow, thin, turn
+from flowodom.flow.points import choose, follow, thin
 from flowodom.frame import Frame
 from flowodom.geometry import se3
 from flowodom.local_map import LEAST_POINTS, Keyframe, LocalMap
 from flowodom.registration.covariance import compose, fit_covariance, since
+from flowodom.registration.planes import Patches, local_planes
 from flowodom.registration.procrustes import procrustes
 from flowodom.registration.readout import Exposure, Readout
 from flowodom.registration.refine import ANNEALING, OUTLIER, Fit, Matches, refine, residuals, score, spread
@@ -57,7 +58,7 @@ the scene shows first that a camera has moved sideways, and has not turned."""
 HELD_PARALLAX = 1.2
 """Parallax, pixels, below which a single camera has not left its place."""
 
-START_PARALLAX = 0.01
+START_PARALLAX = 0.006
 """Parallax, as a share of the image's width, from which a single camera may start."""
 
 START_ITERATIONS = 30
@@ -236,6 +237,7 @@ class Tracker:
         self._keys: list[_Key] = []
         self._map = LocalMap(self._camera) if known is None else known
         self._places = torch.zeros(0, 2, dtype=torch.float64)
+        self._patches: Patches
         self._forget_last()
         self._rival: Rival | None = None
         self.add_keyframe(view, view.depth)
@@ -301,6 +303,7 @@ class Tracker:
         first, last = poses[0][:3, 3].clone(), self._pose[:3, 3].clone()
         self._window.rescale(factor)
         self._map.rescale(factor)
+        self._patches = self._patches.rescaled(factor)
         self._rescale_exposures(factor)
         shift = first - poses[0][:3, 3] if from_start else last - (poses[-1] @ offset)[:3, 3]
         for pose in poses:
@@ -333,7 +336,7 @@ class Tracker:
         stamp, started = view.frame.stamp * 1e-9, self._started
         carried = self._carry(view, flow)
         start = self._expect(carried, expected)
-        seen, found = self._follow(view, self._keys[-1].grey, self._window.places, carried, start, moving)
+        seen, found = self._follow(view, self._patches, start, moving, carried.pixels)
         matches = self._matched(carried, view, seen).subset(found)
         if len(matches) < LEAST_INLIERS:
             raise NotTracked(f"only {len(matches)} points could be followed, {LEAST_INLIERS} are needed")
@@ -411,6 +414,8 @@ class Tracker:
         self._keys.append(_Key(view.grey, self._readout.key, self._covariance))
         self._relative_covariance = torch.zeros_like(self._covariance)
         self._places = self._window.places
+        rays, rho, variance = self._window.points()
+        self._patches = Patches(view.grey, self._places, rays, local_planes(rays, rho, variance))
         return factor
 
     def _free_anew(self) -> None:
@@ -519,7 +524,7 @@ class Tracker:
     ) -> tuple[Fit, Matches] | None:
         """Returns a fit of ``T_view_keyframe`` that starts at ``motion``, and the matches that agree; None for none."""
         unseen = keyframe.matches(self._config.pixel_noise**2)
-        seen, found = self._follow(view, keyframe.grey, keyframe.places, unseen, motion, moving, levels=2)
+        seen, found = self._follow(view, keyframe.patches, motion, moving, unseen.pixels, levels=2)
         matches = self._matched(unseen, view, seen).subset(found)
         if len(matches) < LEAST_POINTS:
             return None
@@ -555,29 +560,32 @@ class Tracker:
     def _follow(
         self,
         view: View,
-        grey: NDArray[np.uint8],
-        places: Tensor,
-        carried: Matches,
+        patches: Patches,
         expected: Tensor,
         moving: Moving | Carried | None,
+        guess: Tensor,
         *,
-        levels: int = 1,
+        levels: int = 0,
     ) -> tuple[Tensor, Tensor]:
-        """Returns where points of a keyframe's image, at (M, 2) places, are seen (M, 2), and which were found (M,).
+        """Returns where a view shows the points of a keyframe, (M, 2) pixels, and which of them were found, (M,).
 
         What a mask leaves out is not found, nor is anything looked for where something moves on its own.
+
+        Args:
+            view: The view.
+            patches: What the keyframe shows around its points.
+            expected: (4, 4) ``T_view_keyframe``, about.
+            moving: What moves on its own in the view.
+            guess: (M, 2) where to begin, NaN for where they are expected.
+            levels: See ``follow``.
         """
-        rotation = expected[:3, :3]
-        scaled = (rotation @ (carried.direction + carried.rho[:, None] * carried.offset)[..., None])[..., 0]
-        reprojected = self._camera.project(scaled + carried.rho[:, None] * expected[:3, 3])
-        start = torch.where(carried.pixels.isnan(), reprojected, carried.pixels)
-        turned = turn(grey, self._camera.homography(rotation))
-        places = self._camera.project(self._camera.rays(places) @ rotation.T)
-        seen, found = start.clone(), self._camera.contains(places)
+        reprojected, warps = patches.seen(self._camera, expected)
+        start = torch.where(guess.isnan(), reprojected, guess)
+        seen, found = start.clone(), self._camera.contains(start)
         if moving is not None:
             found &= ~moving.doubted(self._camera, start)
-        asked, among = found.clone(), (places[found], start[found])
-        seen[asked], found[asked] = follow(expose(turned, view.grey), view.grey, *among, levels=levels)
+        asked, among = found.clone(), (patches.places[found], start[found], warps[found])
+        seen[asked], found[asked] = follow(patches.grey, view.grey, *among, levels=levels)
         if view.frame.ignore is not None:
             column, row = seen.round().long().unbind(-1)
             inside = self._camera.contains(seen)

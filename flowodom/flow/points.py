@@ -3,13 +3,18 @@
 Dense flow finds where a point went, however far; a Lucas-Kanade step against the keyframe's own pixels then makes the
 match as sharp as the full-size image allows, and free of the drift that chaining flow would add.
 
+Lucas-Kanade shifts a window and does nothing else to it: where the camera has come nearer, has turned, or looks along a
+slanted surface, the window is stretched as well, and the match is biased. So each point's patch is cut from the first
+image as the second camera should see it, and sought in a tile of the second one; all tiles lie in one mosaic.
+
 Source: Shi and Tomasi, "Good Features to Track" (CVPR 1994); Bouguet, "Pyramidal Implementation of the Lucas Kanade
-Feature Tracker" (2000), through OpenCV.
+Feature Tracker" (2000), through OpenCV; for patches that are warped first, Klein and Murray, "Parallel Tracking and
+Mapping for Small AR Workspaces" (ISMAR 2007).
 """
 
 from __future__ import annotations
 
-from typing import Any
+import math
 
 import cv2
 import numpy as np
@@ -19,6 +24,9 @@ from torch import Tensor
 
 PATCH = (11, 11)
 """Lucas-Kanade window, pixels."""
+
+REACH = 6
+"""Most pixels by which a guess may be wrong, across and down, on the coarsest level."""
 
 ROUND_TRIP = 0.7
 """Most pixels by which a point followed there and back may miss its start."""
@@ -34,6 +42,13 @@ DARK, SATURATED = 8, 240
 
 SURE = 3.0
 """Deviations by which an exposure must have changed to be brought into line."""
+
+RADIUS = PATCH[0] // 2 + REACH
+SIDE = 2 * RADIUS + 1
+"""Pixels from a tile's middle to its edge, and from edge to edge: a window fits in wherever it is found."""
+
+_AROUND = np.mgrid[-RADIUS : RADIUS + 1, -RADIUS : RADIUS + 1][::-1].reshape(2, -1).astype(np.float32)
+"""(2, SIDE * SIDE) pixels of a tile, u and v from its middle."""
 
 _STOP = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 20, 0.005)
 
@@ -98,46 +113,22 @@ def _half_cell(size: tuple[int, ...], count: int) -> int:
     return max(2, round((size[0] * size[1] / count) ** 0.5) // 2)
 
 
-def turn(grey: NDArray[np.uint8], homography: Tensor) -> NDArray[np.uint8]:
-    """Returns an image as a camera turned about its centre would have seen it.
-
-    Lucas-Kanade shifts a window and does nothing else to it: where the camera has turned, the window is turned and
-    stretched as well, and the match is biased. Undoing the rotation first removes that bias.
-
-    Args:
-        grey: (H, W) uint8 image.
-        homography: (3, 3) float64, from its pixels to those of the turned camera, ``K R K^-1``.
-    """
-    height, width = grey.shape
-    return np.asarray(
-        cv2.warpPerspective(
-            grey, homography.numpy(), (width, height), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
-        ),
-        dtype=np.uint8,
-    )
-
-
-def expose(source: NDArray[np.uint8], target: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Returns an image as it would be at the exposure of another one of nearly the same view.
+def gain(source: NDArray[np.uint8], target: NDArray[np.uint8]) -> float:
+    """Returns by how much another (H, W) uint8 image of nearly the same view is brighter; 1 where that is not told.
 
     Cameras change their exposure as they look about, and Lucas-Kanade takes a change of brightness for motion.
-
-    Args:
-        source: (H, W) uint8 image.
-        target: (H, W) uint8 image.
     """
-    return amplify(source, gain(source, target))
+    return _brightening(_cells(source), _cells(target))
 
 
-def gain(source: NDArray[np.uint8], target: NDArray[np.uint8]) -> float:
-    """Returns by how much another image of nearly the same view is brighter; 1 where that is not told."""
-    before, now = _cells(source), _cells(target)
+def _brightening(before: NDArray[np.float32], now: NDArray[np.float32]) -> float:
+    """Returns by how much places of mean brightness ``before`` are brighter now; 1 where that is not told."""
     bright = np.maximum(before, now) < SATURATED
     if not (fair := bright & (np.minimum(before, now) > DARK)).any():
         return 1.0
     ratio = now[fair] / before[fair]
     found = float(np.median(ratio))
-    # Of cells that do not lie quite on one another, the median is that sure.
+    # Of places that do not lie quite on one another, the median is that sure.
     deviation = 1.9 * float(np.median(np.abs(ratio - found))) / len(ratio) ** 0.5
     return 1.0 if abs(found - 1) < SURE * deviation else found
 
@@ -156,7 +147,13 @@ def _cells(image: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def follow(
-    source: NDArray[np.uint8], target: NDArray[np.uint8], pixels: Tensor, guess: Tensor, *, levels: int = 1
+    source: NDArray[np.uint8],
+    target: NDArray[np.uint8],
+    pixels: Tensor,
+    guess: Tensor,
+    warps: Tensor | None = None,
+    *,
+    levels: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Finds points of one image in another, starting from a guess.
 
@@ -165,6 +162,7 @@ def follow(
         target: (H, W) uint8 image to find them in.
         pixels: (N, 2) float64 places in ``source``.
         guess: (N, 2) float64 guessed places in ``target``.
+        warps: (N, 2, 2) derivative of the places in ``target`` by those in ``source``; None where patches only shift.
         levels: Pyramid levels above full size on which to search: each doubles how wrong the guess may be.
 
     Returns:
@@ -172,32 +170,100 @@ def follow(
     """
     if not len(pixels):
         return pixels.clone(), torch.zeros(0, dtype=torch.bool)
-    start = pixels.numpy().astype(np.float32)
-    there = guess.numpy().astype(np.float32)
-    there, found, _ = _search(source, target, start, there, levels)
-    back, returned, _ = _search(target, source, there, start, 0)
+    unwarp = np.eye(2)[None] if warps is None else np.linalg.inv(warps.numpy())
+    pyramid = [(source, target)]
+    for _ in range(levels):
+        pyramid.append((_halved(pyramid[-1][0]), _halved(pyramid[-1][1])))
+    start, there = pixels.numpy(), guess.numpy()
+    good = np.zeros(len(there), dtype=np.bool_)
+    for level in reversed(range(levels + 1)):
+        scale = 0.5**level
+        place, good = _search(*pyramid[level], (start + 0.5) * scale - 0.5, (there + 0.5) * scale - 0.5, unwarp)
+        there = np.where(good[:, None], (place + 0.5) / scale - 0.5, there)
     height, width = target.shape
-    inside = (there >= 1).all(1) & (there[:, 0] <= width - 2) & (there[:, 1] <= height - 2)
-    good = (found[:, 0] > 0) & (returned[:, 0] > 0) & inside & (np.linalg.norm(back - start, axis=1) < ROUND_TRIP)
-    return torch.from_numpy(there.astype(np.float64)), torch.from_numpy(good)
+    good &= (there >= 1).all(1) & (there[:, 0] <= width - 2) & (there[:, 1] <= height - 2)
+    return torch.from_numpy(there), torch.from_numpy(good)
 
 
 def _search(
     source: NDArray[np.uint8],
     target: NDArray[np.uint8],
-    start: NDArray[np.float32],
-    guess: NDArray[np.float32],
-    levels: int,
-) -> tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.float32]]:
-    found: Any = cv2.calcOpticalFlowPyrLK(
+    start: NDArray[np.float64],
+    guess: NDArray[np.float64],
+    unwarp: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Returns where points are found on one level, (N, 2), and (N,) bool, whether they are and lead back.
+
+    Args:
+        source: (H, W) image in which they lie.
+        target: (H, W) image to find them in.
+        start: (N, 2) places in ``source``.
+        guess: (N, 2) guessed places in ``target``.
+        unwarp: (N, 2, 2) or (1, 2, 2) derivative of places in ``source`` by those in ``target``.
+    """
+    height, width = target.shape
+    middle = np.rint(guess).clip(0, (width - 1, height - 1))
+    patches, tiles = _cut(source, start, unwarp), _tiles(target, middle)
+    brightness = (part.mean((1, 2), dtype=np.float32) for part in (patches, tiles))
+    (first, centre), (second, _) = _mosaic(amplify(patches, _brightening(*brightness))), _mosaic(tiles)
+    offset = (guess - middle).clip(-REACH, REACH).astype(np.float32)
+    found, good = _lucas_kanade(first, second, centre, centre + offset)
+    back, returned = _lucas_kanade(second, first, found, centre)
+    shift = (found - centre).astype(np.float64)
+    good &= returned & (np.linalg.norm(back - centre, axis=1) < ROUND_TRIP) & (np.abs(shift) <= REACH).all(1)
+    return middle + shift, good
+
+
+def _halved(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.asarray(cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+
+
+def _cut(image: NDArray[np.uint8], places: NDArray[np.float64], unwarp: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Returns the patches (N, SIDE, SIDE) around places (N, 2) as they are seen in another image.
+
+    Args:
+        image: The image.
+        places: The places.
+        unwarp: (N, 2, 2) or (1, 2, 2) derivative of places in it by those in the other image.
+    """
+    place, step = places.astype(np.float32), unwarp.astype(np.float32)
+    x, y = (place[:, k, None] + step[:, k, 0, None] * _AROUND[0] + step[:, k, 1, None] * _AROUND[1] for k in (0, 1))
+    # A row a patch: OpenCV is faster over long rows.
+    patches = cv2.remap(image, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return np.asarray(patches, dtype=np.uint8).reshape(-1, SIDE, SIDE)
+
+
+def _tiles(image: NDArray[np.uint8], middles: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Returns the tiles (N, SIDE, SIDE) of an image around whole pixels (N, 2)."""
+    padded = cv2.copyMakeBorder(image, *4 * (RADIUS,), cv2.BORDER_REPLICATE)
+    u, v = middles.astype(np.int64).T
+    return np.asarray(np.lib.stride_tricks.sliding_window_view(padded, (SIDE, SIDE))[v, u], dtype=np.uint8)
+
+
+def _mosaic(tiles: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Returns one image of tiles (N, SIDE, SIDE), side by side, and the (N, 2) places of their middles."""
+    columns = math.isqrt(len(tiles) - 1) + 1
+    order = np.arange(columns**2)
+    filled = np.zeros((columns**2, SIDE, SIDE), dtype=np.uint8)
+    filled[: len(tiles)] = tiles
+    image = filled.reshape(columns, columns, SIDE, SIDE).swapaxes(1, 2).reshape(2 * (columns * SIDE,))
+    middles = SIDE * np.stack(np.divmod(order, columns)[::-1], axis=1) + RADIUS
+    return image, middles[: len(tiles)].astype(np.float32)
+
+
+def _lucas_kanade(
+    source: NDArray[np.uint8], target: NDArray[np.uint8], start: NDArray[np.float32], guess: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Returns where points of one mosaic are in another, (N, 2), and which were found there, (N,)."""
+    there, found, _ = cv2.calcOpticalFlowPyrLK(
         source,
         target,
         start,
         guess.copy(),
         winSize=PATCH,
-        maxLevel=levels,
+        maxLevel=0,
         criteria=_STOP,
         flags=cv2.OPTFLOW_USE_INITIAL_FLOW,
         minEigThreshold=1e-4,
     )
-    return found
+    return np.asarray(there, dtype=np.float32), found[:, 0] > 0

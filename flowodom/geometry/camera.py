@@ -110,11 +110,6 @@ class PinholeCamera:
         y = (pixels[..., 1] - self.cy) / self.fy
         return torch.stack((x, y, torch.ones_like(x)), dim=-1)
 
-    def homography(self, rotation: Tensor) -> Tensor:
-        """Returns the (3, 3) map of homogeneous pixels that turning the camera by a (3, 3) ``R_new_old`` makes."""
-        k = self.matrix.to(rotation)
-        return k @ rotation @ torch.linalg.inv(k)
-
     def epipolar_rows(self, ray: Tensor, shift: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Returns what a match says of inverse depth: two rows ``a + rho b = 0``, linear in it.
 

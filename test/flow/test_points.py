@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from flowodom.flow.points import choose, expose, follow, thin
+from flowodom.flow.points import amplify, choose, follow, gain, thin
 
 
 @pytest.fixture
@@ -124,12 +124,54 @@ def test_no_points_are_followed_nowhere(image):
     assert found.shape == (0,)
 
 
-def test_an_image_is_brought_to_the_exposure_of_the_next():
+@pytest.mark.parametrize("warp", [[[1.3, 0.0], [0.0, 1.3]], [[1.1, 0.15], [-0.05, 0.8]]])
+def test_patches_are_sought_as_they_are_seen(picture, warp):
+    warp, middle = torch.tensor(warp, dtype=torch.float64), torch.tensor((80.0, 60.0), dtype=torch.float64)
+    back = torch.linalg.inv(warp)
+    first = picture(120, 160).numpy()
+    second = picture(120, 160, lambda pixels: (pixels.double() - middle) @ back.T + middle).numpy()
+    points = choose(first, 120)
+    true = (points - middle) @ warp.T + middle
+    asked = inner(true) & inner(points)
+    points, true = points[asked], true[asked]
+
+    def missed(*warps):
+        there, found = follow(first, second, points, true + 0.4, *warps)
+        return found.double().mean(), (there - true)[found].norm(dim=-1).median()
+
+    share, error = missed(warp.expand(len(points), 2, 2))
+    unwarped_share, unwarped_error = missed()
+    assert share > 0.85
+    assert error < 0.04
+    assert error < 0.3 * unwarped_error
+    assert share >= unwarped_share
+
+
+def test_points_are_followed_into_a_brighter_image(translated):
+    previous, current, _ = translated(1.4, -0.7)
+    points = choose(previous.numpy(), 120)
+    there, found = follow(amplify(previous.numpy(), 0.7), current.numpy(), points, points + torch.tensor((1.0, -1.0)))
+    error = (there - points - torch.tensor((1.4, -0.7), dtype=torch.float64)).norm(dim=-1)[found & inner(there)]
+    assert found.double().mean() > 0.85
+    assert error.median() < 0.03
+
+
+def test_a_guess_that_is_farther_off_needs_the_pyramid(translated):
+    previous, current, _ = translated(12.0, 9.0)
+    points = choose(previous.numpy(), 120)
+    _, near = follow(previous.numpy(), current.numpy(), points, points)
+    there, found = follow(previous.numpy(), current.numpy(), points, points, levels=2)
+    error = (there - points - torch.tensor((12.0, 9.0)))[found & inner(there)].norm(dim=-1)
+    assert near.double().mean() < 0.2
+    assert error.median() < 0.05
+    assert len(error) > 0.3 * len(points)
+
+
+def test_the_change_of_exposure_is_told():
     image = np.random.default_rng(5).integers(30, 150, (15, 20)).astype(np.uint8)
     image = cv2.resize(image, (320, 240), interpolation=cv2.INTER_CUBIC)
     brighter = cv2.convertScaleAbs(np.roll(image, 3, axis=1), alpha=1.3)
-    found = expose(image, brighter)
-    assert abs(float(found.mean()) / float(brighter.mean()) - 1) < 0.01
+    assert gain(image, brighter) == pytest.approx(1.3, rel=0.01)
 
 
 def test_noise_and_motion_are_no_change_of_exposure():
@@ -139,10 +181,10 @@ def test_noise_and_motion_are_no_change_of_exposure():
     )
     noise = generator.normal(0, 3, image.shape)
     same = np.clip(np.roll(image, 5, axis=1) + noise, 0, 255).astype(np.uint8)
-    assert expose(image, same) is image
+    assert gain(image, same) == 1.0
 
 
 @pytest.mark.parametrize("level", [0, 255])
 def test_black_and_white_tell_no_exposure(level):
     image = np.full((48, 64), level, dtype=np.uint8)
-    assert expose(image, np.full((48, 64), 100, dtype=np.uint8)) is image
+    assert gain(image, np.full((48, 64), 100, dtype=np.uint8)) == 1.0
