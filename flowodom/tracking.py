@@ -531,7 +531,7 @@ class Tracker:
 
     def share_on(self, moving: Moving) -> float:
         """Returns the share of the points of the last fit that lie on what moves on its own."""
-        return float(moving.doubted(self._camera, self._seen[self._found]).double().mean())
+        return float(moving.doubted(self._camera, self._seen[self._found]).numpy().mean())
 
     def _carry(self, view: View, flow: FlowField) -> Matches:
         """Returns where dense flow takes the keyframe's points, NaN for those that the last view had lost."""

@@ -32,7 +32,7 @@ from flowodom.depth import InverseDepth
 from flowodom.flow import FlowField, consistency
 from flowodom.flow.consistency import FLOW_NOISE, sample
 from flowodom.geometry import PinholeCamera, se3
-from flowodom.registration.refine import spread
+from flowodom.registration.refine import MOST_SPREAD, QUANTILE_OF_TWO, SPREAD_QUANTILE
 from flowodom.registration.reprojection import LEAST_DEPTH
 
 Array = NDArray[Any]
@@ -147,7 +147,8 @@ class Surface:
             field.reshape(-1).index_select(0, index).reshape(grid.height, grid.width).cpu().numpy()
             for field in (depth.mean, depth.variance)
         )
-        return cls(grid, shrink(dense.float(), cell), rho, variance, dense, depth)
+        grey = shrink(dense if dense.is_cpu else dense.float(), cell).astype(np.float32)
+        return cls(grid, grey, rho, variance, dense, depth)
 
     @property
     def cell(self) -> int:
@@ -206,7 +207,7 @@ def _middles(grid: PinholeCamera, down: float, right: float, size: tuple[int, in
 
 
 @lru_cache(maxsize=16)
-def _pixels(camera: PinholeCamera) -> tuple[Array, Array]:
+def pixel_rays(camera: PinholeCamera) -> tuple[Array, Array]:
     """Returns the (2, H, W) pixels of a camera and their (3, H * W) rays with z = 1."""
     pixels = camera.pixels()
     rays = camera.rays(pixels).flatten(0, 1).T
@@ -264,14 +265,14 @@ def tell(other: Surface, view: Surface, flow: Array, flow_variance: Array | floa
         motion: (4, 4) float64 ``T_other_view`` of the camera.
     """
     camera, rho, size = view.camera, view.filled, view.rho.shape
-    pixels, rays = _pixels(camera)
+    pixels, rays = pixel_rays(camera)
     places = np.empty((2, 2, *size), dtype=np.float32)
     moved, still = np.add(flow, pixels, out=places[0]), places[1]
 
     typical = _median(view.rho.reshape(-1)[::THINNED])
     rho_variance = np.where(view.known, view.variance + np.square(RELATIVE_FLOOR * rho), np.square(3 * typical))
-    turn, shift = motion[:3, :3].to(torch.float32).numpy(), motion[:3, 3].to(torch.float32).numpy()[:, None, None]
-    place = (turn @ rays).reshape(3, *size)
+    rows = motion[:3].numpy().astype(np.float32)
+    place, shift = (rows[:, :3] @ rays).reshape(3, *size), rows[:, 3, None, None]
     place += shift * rho
     over_z = 1 / np.maximum(place[2], np.float32(LEAST_DEPTH))
     focal, centre = (
@@ -282,9 +283,9 @@ def tell(other: Surface, view: Surface, flow: Array, flow_variance: Array | floa
     by_rho = (shift[:2] - shift[2] * on_plane) * (over_z * focal)
 
     error = moved - still
-    variance = flow_variance + np.float32(SYSTEMATIC**2) * _square(still - pixels)
+    variance = flow_variance + np.float32(SYSTEMATIC**2) * square(still - pixels)
     along = error[0] * by_rho[0] + error[1] * by_rho[1]
-    squared = _square(error) - rho_variance * np.square(along) / (variance + rho_variance * _square(by_rho))
+    squared = square(error) - rho_variance * np.square(along) / (variance + rho_variance * square(by_rho))
     squared /= variance
 
     # Depth counts as different only when nothing about the place has the right one.
@@ -313,7 +314,7 @@ def _median(values: Array) -> Any:
     return np.partition(values, middle)[middle] if len(values) else np.float32(1)
 
 
-def _square(vectors: Array) -> Array:
+def square(vectors: Array) -> Array:
     """Returns the (H, W) squared lengths of vectors (2, H, W)."""
     return vectors[0] * vectors[0] + vectors[1] * vectors[1]
 
@@ -331,14 +332,14 @@ def _inside(size: Sequence[int], places: Array, border: float = 0.0) -> Flags:
     return (np.abs(places[0] - across) <= across - border) & (np.abs(places[1] - down) <= down - border)
 
 
-def _read(layers: Sequence[Array], places: Array) -> Array:
-    """Returns the (C, ...) values of fields (h, w) at places (2, ...), columns and rows, clamped to the border."""
+def _read(layers: Sequence[Array], places: Array) -> list[Array]:
+    """Returns the values (...) of each field (h, w) at places (2, ...), columns and rows, clamped to the border."""
     # OpenCV cuts pixels into 32 parts each way, which is finer than anything here.
     merged = layers[0] if len(layers) == 1 else cv2.merge(layers)
     u, v = places.reshape(2, -1, places.shape[-1])
     values = cv2.remap(merged, u, v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     parts = [values] if len(layers) == 1 else cv2.split(values)
-    return np.stack(parts).reshape(len(layers), *places.shape[1:])
+    return [part.reshape(places.shape[1:]) for part in parts]
 
 
 def _backward(flow: FlowField, cell: int) -> tuple[Array, Array, Flags]:
@@ -349,7 +350,7 @@ def _backward(flow: FlowField, cell: int) -> tuple[Array, Array, Flags]:
     """
     backward, variance = (_thin(field, cell).cpu().numpy() for field in (flow.backward, flow.backward_variance))
     trusted = variance < FLOW_NOISE**2 + 0.5 * MOST_MISS**2
-    return np.moveaxis(backward, -1, 0) / cell, (variance + PIXEL_FLOOR**2) / cell**2, trusted
+    return np.ascontiguousarray(np.moveaxis(backward, -1, 0)) / cell, (variance + PIXEL_FLOOR**2) / cell**2, trusted
 
 
 def _thin(field: Tensor, cell: int) -> Tensor:
@@ -398,7 +399,8 @@ def scatter(squared: Array, typical: Flags) -> float:
     thinned = squared.reshape(-1)[::THINNED][typical.reshape(-1)[::THINNED]]
     if len(thinned) < 50:
         return 1.0
-    return max(spread(torch.from_numpy(thinned)), LEAST_SCATTER)
+    rank = int(SPREAD_QUANTILE * (len(thinned) - 1))
+    return min(max(float(np.partition(thinned, rank)[rank]) / QUANTILE_OF_TWO, LEAST_SCATTER), MOST_SPREAD)
 
 
 def box(fields: Sequence[Array], radius: int) -> list[Array]:
@@ -475,12 +477,12 @@ class Moving:
     def share(self) -> float:
         """Share of the pixels of known depth that are likelier to move than to stand still."""
         known = self.surface.known
-        return float(((self.logit > 0) & known).sum() / max(int(known.sum()), 1))
+        return float(np.count_nonzero((self.logit > 0) & known)) / max(int(np.count_nonzero(known)), 1)
 
     @cached_property
     def doubted_share(self) -> float:
         """Share of the pixels that are doubted."""
-        return float((self.doubt > 0).mean())
+        return float(np.count_nonzero(self.doubt > 0)) / self.doubt.size
 
     @cached_property
     def nearness(self) -> float:
@@ -576,8 +578,9 @@ class Carried:
         """Returns (...) bool: what is doubted where (..., 2) pixels of a camera came from, as the flow beside tells."""
         before, cell = self.before, self.before.surface.cell
         u, v = before.places(camera, *np.moveaxis(pixels.numpy(), -1, 0))
-        here = np.divmod(index_of(before.doubt.shape, u, v), before.camera.width)
-        along = np.moveaxis(_thin(self.flow.rough, cell).cpu().numpy()[here], -1, 0) / cell
+        row, column = np.divmod(index_of(before.doubt.shape, u, v), before.camera.width)
+        middle = (row * cell + cell // 2) * self.flow.rough.shape[1] + column * cell + cell // 2
+        along = np.moveaxis(self.flow.rough.cpu().numpy().reshape(-1, 2).take(middle, axis=0), -1, 0) / cell
         came = index_of(before.doubt.shape, u - along[0], v - along[1])
         return torch.from_numpy(before.doubt.take(came) > 0)
 
@@ -613,7 +616,7 @@ def decompose(
 
     # The pixel moves and came with the flow, or it stands still and was where the camera's motion says.
     layers = [previous.grey] if before is None else [previous.grey, before.logit, before.doubt]
-    read = _read(layers, np.moveaxis(stories.places, 0, 1))
+    greys, *beliefs = _read(layers, np.moveaxis(stories.places, 0, 1))
     if before is None:
         prior = np.full_like(current.grey, math.log(PRIOR / (1 - PRIOR)))
         doubt = np.full_like(prior, -MOST_LOGIT)
@@ -621,10 +624,11 @@ def decompose(
         # Another surface has no past to go by; whether one without depth is the same is known by its lack of it.
         other = np.abs(previous.rho.take(stories.at[0]) - stories.still_rho) > stories.margin
         new = np.stack((other, hidden)) | (~current.known & (stories.nearest > -np.inf))
-        moves, stays = np.where(new, np.float32(PRIOR), (1 - FADING) * _sigmoid(read[1]) + FADING * PRIOR)
+        logits, doubts = beliefs
+        moves, stays = np.where(new, np.float32(PRIOR), (1 - FADING) * _sigmoid(logits) + FADING * PRIOR)
         prior = np.log(moves / (1 - stays))
-        doubt = np.where(new[0], np.float32(-MOST_LOGIT), read[2, 0] - np.float32(RELIEF))
-    ratio, told = evidence(read[0, 0], read[0, 1], current, stories, hidden, through, prior)
+        doubt = np.where(new[0], np.float32(-MOST_LOGIT), doubts[0] - np.float32(RELIEF))
+    ratio, told = evidence(greys[0], greys[1], current, stories, hidden, through, prior)
     deviation = 2 * np.sqrt(np.minimum(current.variance, np.float32(1))) + np.float32(0.5 * EDGE) * current.filled
     logit = (prior + smooth(ratio, told.astype(np.float32), current.rho, deviation)).clip(-MOST_LOGIT, MOST_LOGIT)
     return Moving(current.camera, logit, np.maximum(logit, doubt), current, previous, stories)

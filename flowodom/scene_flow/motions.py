@@ -13,13 +13,13 @@ import cv2
 import numpy as np
 import torch
 
-from flowodom.flow.points import follow
+from flowodom.flow.points import PATCH
 from flowodom.geometry import PinholeCamera, se3
 from flowodom.registration.covariance import CORRELATION
 from flowodom.registration.procrustes import procrustes
 from flowodom.registration.refine import CONVERGED, LEAST_SPREAD, MOST_SPREAD, OUTLIER, QUANTILE_OF_TWO, SPREAD_QUANTILE
 from flowodom.registration.reprojection import Reprojection, motion_jacobian, reproject
-from flowodom.scene_flow.decompose import EDGE, SYSTEMATIC, Array, Moving
+from flowodom.scene_flow.decompose import EDGE, SYSTEMATIC, Array, Moving, pixel_rays, square
 
 SAMPLES = 90
 """Points of one motion's fit."""
@@ -38,6 +38,9 @@ PLACE_NOISE = 0.24
 
 POLISHED_NOISE = 0.1
 """The same of a point polished by Lucas-Kanade."""
+
+POLISH = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 20, 0.005)
+"""Most steps of Lucas-Kanade, and the length of one, pixels, below which it ends."""
 
 MOST_POLISH = 3.0
 """Pixels of the dense grid by which Lucas-Kanade may differ from the flow."""
@@ -89,17 +92,14 @@ class MovingPixels:
         low, high, rho, variance, usable, origin = (field.take(index) for field in fields)
         seen, seen_variance = moving.past.rho.take(origin), moving.past.variance.take(origin)
         same = _on_one_surface(seen, rho, variance)
-        row, column = np.divmod(index, camera.width)
         return cls(
             camera=camera,
             index=index,
-            ray=np.stack(((column - camera.cx) / camera.fx, (row - camera.cy) / camera.fy, np.ones(len(index)))).astype(
-                np.float32
-            ),
+            ray=pixel_rays(camera)[1].take(index, axis=1),
             rho=rho,
             rho_variance=variance,
             place=place,
-            place_variance=(PLACE_NOISE / surface.cell) ** 2 + SYSTEMATIC**2 * np.square(place - still).sum(0),
+            place_variance=(PLACE_NOISE / surface.cell) ** 2 + SYSTEMATIC**2 * square(place - still),
             seen_rho=np.where(same, seen, np.float32(0)),
             seen_variance=np.where(same, seen_variance, np.float32(np.inf)),
             usable=usable,
@@ -244,10 +244,13 @@ def _polish(moving: Moving, here: Array, guess: Array) -> tuple[Array, Array]:
     assert moving.past is not None
     source, target = (view.dense.cpu().numpy() for view in (moving.surface, moving.past))
     cell = moving.surface.cell
-    places = (torch.from_numpy(place * cell + 0.5 * (cell - 1)) for place in (here, guess))
-    found, good = (values.numpy() for values in follow(source, target, *places, levels=0))
-    place = (found - 0.5 * (cell - 1)) / cell
-    good &= np.linalg.norm(place - guess, axis=-1) < MOST_POLISH / cell
+    start, there = ((place * cell + 0.5 * (cell - 1)).astype(np.float32) for place in (here, guess))
+    # The fit is robust to what a look back would reveal.
+    found, status, _ = cv2.calcOpticalFlowPyrLK(
+        source, target, start, there, winSize=PATCH, maxLevel=0, criteria=POLISH, flags=cv2.OPTFLOW_USE_INITIAL_FLOW
+    )
+    place = (found.astype(np.float64) - 0.5 * (cell - 1)) / cell
+    good = (status[:, 0] > 0) & (np.linalg.norm(place - guess, axis=-1) < MOST_POLISH / cell)
     return np.where(good[:, None], place, guess), good
 
 

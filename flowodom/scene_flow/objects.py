@@ -257,18 +257,17 @@ class _Claims:
     @property
     def odds(self) -> Array:
         """(K, N) log odds that a pixel goes with an object rather than with the likeliest other, or with none."""
-        if len(self.belief) < 2:
-            return self.belief.clip(-MOST_LOGIT, MOST_LOGIT)
-        second, first = np.partition(self.belief.clip(min=0), -2, axis=0)[-2:]
-        rival = np.where(self.belief < first, first, second)
-        return (self.belief - rival).clip(-MOST_LOGIT, MOST_LOGIT)
+        none = np.zeros_like(self.belief[:1])
+        above = np.maximum.accumulate(np.concatenate((none, self.belief[:-1])))
+        below = np.maximum.accumulate(np.concatenate((none, self.belief[:0:-1])))[::-1]
+        return (self.belief - np.maximum(above, below)).clip(-MOST_LOGIT, MOST_LOGIT)
 
 
 def _owner(belief: Array) -> Array:
     """Returns the (N,) row of the greatest positive of beliefs (K, N), -1 where none is positive."""
     if not len(belief):
         return np.full(belief.shape[1:], -1)
-    return np.where((belief > 0).any(0), belief.argmax(0), -1)
+    return np.where(belief.max(0) > 0, belief.argmax(0), -1)
 
 
 def _groups(owner: Array, among: Array, count: int) -> list[Array]:
@@ -350,18 +349,17 @@ class _Frame:
         larger = np.stack((np.minimum(boxes[:, 0], shown[:, 0]), np.maximum(boxes[:, 1], shown[:, 1])), axis=1)
         boxes = boxes + SETTLING * (larger - boxes)
         centres = se3.act(now, boxes.mean(1))
-        significance = _squared(twists[:, :3], unsure[:, :3, :3]) / SIGNIFICANT_SPEED**2
         told = [torch.from_numpy(values) for values in (now, spread, twists, unsure, boxes)]
         return [
             replace(
                 o, pose=pose, covariance=covariance, twist=twist, twist_covariance=twist_covariance, box=box,
                 frames=o.frames + 1,
-                confirmed=o.confirmed or (may and significant > 1 and o.frames + 1 >= CONFIRMED),
+                confirmed=o.confirmed or (may and o.frames + 1 >= CONFIRMED and _is_moving(twist, twist_covariance)),
                 seen=self.stamp, stamp=self.stamp, mask=mask,
                 trail=torch.from_numpy(np.concatenate((o.trail.numpy()[1 - TRAIL :], centre[None]))),
             )
-            for o, pose, covariance, twist, twist_covariance, box, significant, centre, mask, may in zip(
-                known, *told, significance, centres, masks, tellable, strict=True
+            for o, pose, covariance, twist, twist_covariance, box, centre, mask, may in zip(
+                known, *told, centres, masks, tellable, strict=True
             )
         ]  # fmt: skip
 
@@ -672,6 +670,12 @@ def _squared(values: Array, covariances: Array) -> Array:
     return (values[..., None] * np.linalg.solve(covariances, values[..., None])).sum((1, 2))
 
 
+def _is_moving(twist: Tensor, covariance: Tensor) -> bool:
+    """Tells whether the velocity of a twist (6,) with its covariance (6, 6) is beyond its noise."""
+    velocity, unsure = twist[None, :3].numpy(), covariance[None, :3, :3].numpy()
+    return bool(_squared(velocity, unsure)[0] > SIGNIFICANT_SPEED**2)
+
+
 def _is_noted(frames: int) -> bool:
     """Tells whether a frame is looked at for the colours of an object that has been seen in so many."""
     return frames <= MEMORY or frames % GLIMPSES == 0
@@ -708,7 +712,7 @@ def _evidence(pixels: MovingPixels, squared: Array, groups: Sequence[Array], nea
     Returns:
         (K, N) log likelihood ratios of going with an object to going with none, shared with neighbours.
     """
-    own = _middle(np.take_along_axis(squared, even(groups), axis=1))
+    own = _middle(squared[np.arange(len(squared))[:, None], even(groups)])
     scale = (own / MEDIAN_OF_THREE).clip(1.0, MOST_SCATTER)[:, None]
     evidence = (0.5 * (OUTLIER * OUTLIER - squared / scale)).clip(min=LEAST_EVIDENCE)
     told = pixels.usable.astype(np.float32)
@@ -732,9 +736,9 @@ def _pick(mask: Array, random: np.random.Generator) -> Array | None:
     picks the region, by its size, so that one that no motion explains does not stand before others for ever.
     """
     thick = cv2.erode(mask.astype(np.uint8), _STRIP)
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(thick, connectivity=4)
-    if count < 2:
+    if not thick.any():
         return None
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(thick, connectivity=4)
     area = stats[1:, cv2.CC_STAT_AREA]
     chosen = 1 + random.choice(len(area), p=area / area.sum())
     return mask & (cv2.dilate((labels == chosen).astype(np.uint8), _STRIP) > 0)
