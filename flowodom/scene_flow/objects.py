@@ -7,8 +7,8 @@ what no object explains are new motions looked for. So an object is known again 
 moment too, and two that pass or touch each other stay two; after an occlusion it is known by where its constant twist
 takes it.
 
-What was out of sight for longer is known again by its colours, if it can have come to where it is, and if nothing else
-looks as much like it.
+What was out of sight for longer is known again by where it was going and by its colours, if both together make it
+likelier than anything else.
 
 An object is born unconfirmed, confirmed after ``CONFIRMED`` frames in which it was seen with a velocity beyond its
 noise, and dropped when it has not been seen for as long as it was seen before, or ``COASTING`` seconds (unconfirmed:
@@ -21,6 +21,7 @@ Cathey, "The Iterated Kalman Filter Update as a Gauss-Newton Method" (1993).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -91,17 +92,23 @@ REMEMBERED = 3.0
 SHADES = 8
 """Shades of red, green and blue each that are told apart."""
 
-SIMILAR = 0.92
-"""Bhattacharyya coefficient of the colours of two sights of an object, from which they can be of one."""
+UNLIKE = 0.28
+"""Difference of colours (one minus their Bhattacharyya coefficient) at which one object is as likely as two."""
 
-UNLIKE = 0.03
-"""By how much less all others must look like it."""
+LEAST_UNLIKE = 0.02
+"""Difference of colours below which it tells no more."""
 
-LEAST_COLOURED = 130
-"""Pixels of the grid, over all frames, that must have been seen of an object for its colours to tell anything."""
+LOOKS = 1.5
+"""Power of that difference with which the odds of being one object fall."""
 
-LARGER = 2.5
-"""By how much larger it may show than before."""
+IN_PART = 0.3
+"""How far the middle of what is seen of an object may lie from its own, as a share of its size."""
+
+WAYWARD = 0.5
+"""How far an object may lie from where its constant velocity takes it, metres for each second."""
+
+SPACE = 1.0
+"""The same for something new, which may be anywhere, metres."""
 
 MEMORY = 20
 """Looks at the colours of an object over which they are averaged."""
@@ -367,13 +374,15 @@ class _Frame:
         """Returns for how many seconds an object has not been seen."""
         return (self.stamp - known.seen) * 1e-9
 
-    def can_be(self, known: MovingObject, new: MovingObject) -> bool:
-        """Tells whether an object can have come to where a new one is, and show as large as that."""
+    def nearness(self, known: MovingObject, new: MovingObject) -> float:
+        """Returns the log odds, by its place, that a new object is one that was on its way when it was seen last.
+
+        Something new may be anywhere within ``SPACE`` of there.
+        """
         seconds = self.since(known)
-        reach = (float(known.velocity.norm()) + ACCELERATION[0] * seconds) * seconds + float(known.extent.norm())
-        # What comes back shows in part at first.
-        fits = float(new.extent.norm()) < LARGER * float(known.extent.norm())
-        return fits and float((new.centre - known.trail[-1]).norm()) < reach
+        deviation = math.hypot(IN_PART * float(known.extent.norm()), WAYWARD * seconds)
+        off = float((new.centre - known.trail[-1] - known.velocity * seconds).norm())
+        return 3 * math.log(SPACE / deviation) - 0.5 * (off / deviation) ** 2
 
     def coasted(self, known: MovingObject) -> MovingObject:
         """Returns an object that went on unseen with a constant twist."""
@@ -478,16 +487,12 @@ class ObjectTracker:
         the middle of what is seen.
         """
         (new,) = (o for o in self._objects if o.id == number)
-        if number not in self._colours or self._area[number] < LEAST_COLOURED:
-            return
-        others = [o for o in (*self.objects, *self._gone) if o is not new and o.id in self._colours]
-        looks = {o.id: float(np.sqrt(self._colours[number] * self._colours[o.id]).sum()) for o in others}
-        hidden = [o for o in others if o.seen < frame.stamp]
-        found = [o for o in hidden if looks[o.id] > SIMILAR and frame.can_be(o, new)]
-        if not found:
-            return
-        best = max(found, key=lambda o: looks[o.id])
-        if any(look > looks[best.id] - UNLIKE for n, look in looks.items() if n != best.id):
+        others = [o for o in (*self.objects, *self._gone) if o is not new and {number, o.id} <= self._colours.keys()]
+        odds = {o.id: frame.nearness(o, new) + _similarity(self._colours[number], self._colours[o.id]) for o in others}
+        best = max(others, key=lambda o: odds[o.id], default=new)
+        # It may be something new, another one, or part of something in sight.
+        rivals = 1 + sum(math.exp(odds[o.id]) for o in others if o is not best)
+        if best is new or best.seen == frame.stamp or odds[best.id] < math.log(rivals):
             return
         self._objects = [_returned(best, new) if o is new else o for o in self._objects if o is not best]
         self._gone = [o for o in self._gone if o is not best]
@@ -674,6 +679,12 @@ def _is_moving(twist: Tensor, covariance: Tensor) -> bool:
     """Tells whether the velocity of a twist (6,) with its covariance (6, 6) is beyond its noise."""
     velocity, unsure = twist[None, :3].numpy(), covariance[None, :3, :3].numpy()
     return bool(_squared(velocity, unsure)[0] > SIGNIFICANT_SPEED**2)
+
+
+def _similarity(a: Array, b: Array) -> float:
+    """Returns the log odds, by shares of colours (SHADES ** 3,), that they are those of two sights of one object."""
+    unlike = 1 - float(np.sqrt(a * b).sum())
+    return LOOKS * math.log(UNLIKE / max(unlike, LEAST_UNLIKE))
 
 
 def _is_noted(frames: int) -> bool:

@@ -179,9 +179,19 @@ def test_another_object_does_not_inherit_a_number(clip, painted):
     assert not set(after.values()) & set(before.values())
 
 
-def test_what_looks_like_two_is_neither(clip, painted):
-    before, after = after_seconds_out_of_sight(clip, painted, (RED, RED), (RED, BLUE))
+@pytest.mark.parametrize(("colours", "known"), [((RED, RED), 0), ((RED, YELLOW), 1)])
+def test_what_looks_like_two_is_neither_where_place_tells_nothing(clip, painted, monkeypatch, colours, known):
+    monkeypatch.setattr(objects, "WAYWARD", 100.0)
+    monkeypatch.setattr(objects, "SPACE", 160.0)
+    before, after = after_seconds_out_of_sight(clip, painted, colours, (RED, BLUE))
     assert len(after) == 2
+    assert len(set(after.values()) & set(before.values())) == known
+
+
+def test_what_looks_like_an_object_elsewhere_is_another(clip, painted, monkeypatch):
+    monkeypatch.setattr(objects, "WAYWARD", 0.02)
+    monkeypatch.setattr(objects, "IN_PART", 0.02)
+    before, after = after_seconds_out_of_sight(clip, painted, (RED, BLUE), (RED, BLUE))
     assert not set(after.values()) & set(before.values())
 
 
