@@ -36,7 +36,8 @@ from flowodom.geometry import PinholeCamera, se3
 from flowodom.odometry import Estimate, Odometry
 from flowodom.process import prepare
 from flowodom.scene_flow.forecast import HORIZONS, Way, judge
-from flowodom.scene_flow.objects import COASTING, MovingObject, ObjectTracker
+from flowodom.scene_flow.object_tracker import COASTING, ObjectTracker
+from flowodom.scene_flow.objects import MovingObject
 from flowodom.worlds import Sensor, Step, hand_held, pinhole, room, sequence
 
 sys.path.insert(0, str(Path(__file__).parent))

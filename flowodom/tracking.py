@@ -29,7 +29,7 @@ from flowodom.registration.resection import resection
 from flowodom.registration.shear import Shear, rows, sheared
 from flowodom.registration.two_view import triangulate, two_view
 from flowodom.registration.window import KNOWN, KeyframeWindow
-from flowodom.scene_flow.decompose import Carried, Moving
+from flowodom.scene_flow.moving import Carried, Moving
 from flowodom.threads import one_thread
 
 LEAST_INLIERS = 25

@@ -19,7 +19,10 @@ from flowodom.registration.covariance import CORRELATION
 from flowodom.registration.procrustes import procrustes
 from flowodom.registration.refine import CONVERGED, LEAST_SPREAD, MOST_SPREAD, OUTLIER, QUANTILE_OF_TWO, SPREAD_QUANTILE
 from flowodom.registration.reprojection import Reprojection, motion_jacobian, reproject
-from flowodom.scene_flow.decompose import EDGE, SYSTEMATIC, Array, Moving, pixel_rays, square
+from flowodom.scene_flow.grids import Array, square
+from flowodom.scene_flow.hypotheses import EDGE, SYSTEMATIC
+from flowodom.scene_flow.moving import Moving
+from flowodom.scene_flow.surfaces import pixel_rays
 
 SAMPLES = 90
 """Points of one motion's fit."""
