@@ -34,8 +34,10 @@ from flowodom.flow.points import PATCH
 from flowodom.frame import Frame
 from flowodom.geometry import PinholeCamera, se3
 from flowodom.odometry import Estimate, Odometry
+from flowodom.process import prepare
 from flowodom.scene_flow.forecast import HORIZONS, Way, judge
-from flowodom.scene_flow.objects import COASTING, MovingObject, ObjectTracker
+from flowodom.scene_flow.object_tracker import COASTING, ObjectTracker
+from flowodom.scene_flow.objects import MovingObject
 from flowodom.worlds import Sensor, Step, hand_held, pinhole, room, sequence
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -510,7 +512,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     processors = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, processors[-options.threads :])
-    torch.set_num_threads(options.threads)
+    prepare(options.threads)
     cv2.setNumThreads(options.threads)
     if options.kind != "recording" and options.frames is None:
         options.frames = 90

@@ -14,7 +14,7 @@ from torch import Tensor
 from flowodom.config import CloudConfig
 from flowodom.frame import Frame
 from flowodom.scene_flow import PropertySet
-from flowodom.scene_flow.decompose import Moving
+from flowodom.scene_flow.moving import Moving
 from flowodom.scene_flow.objects import MovingObject
 
 

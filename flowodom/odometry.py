@@ -31,7 +31,8 @@ from flowodom.registration.ground import ground_height
 from flowodom.registration.readout import Readout
 from flowodom.registration.relocation import relocate
 from flowodom.scene_flow import PropertySet, lift
-from flowodom.scene_flow.decompose import Carried, Moving, find_moving
+from flowodom.scene_flow.decompose import find_moving
+from flowodom.scene_flow.moving import Carried, Moving
 from flowodom.threads import one_thread
 from flowodom.tracking import BACKED, RIVAL_SHARE, NotTracked, OutOfSight, Parallax, Track, Tracker, Undecided, View
 

@@ -25,8 +25,8 @@ from flowodom.frame import Frame
 from flowodom.geometry import se3
 from flowodom.odometry import Estimate, Status
 from flowodom.scene_flow import PropertySet
-from flowodom.scene_flow.decompose import Moving
 from flowodom.scene_flow.forecast import Judgement, Way, judge
+from flowodom.scene_flow.moving import Moving
 from flowodom.scene_flow.objects import MovingObject
 from flowodom.trajectory import TOLERANCE, Array, Trajectory
 

@@ -16,9 +16,10 @@ from flowodom.geometry import se3
 from flowodom.messages import MessageFactory
 from flowodom.registration.covariance import along_parent
 from flowodom.scene_flow import PropertySet
-from flowodom.scene_flow.decompose import Moving
 from flowodom.scene_flow.forecast import forecast
-from flowodom.scene_flow.objects import MovingObject, ObjectTracker
+from flowodom.scene_flow.moving import Moving
+from flowodom.scene_flow.object_tracker import ObjectTracker
+from flowodom.scene_flow.objects import MovingObject
 
 LONGEST_FLOW = 0.05
 """Flow drawn at full strength, as a share of the image's width."""

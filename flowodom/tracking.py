@@ -30,7 +30,7 @@ from flowodom.registration.resection import resection
 from flowodom.registration.shear import Shear, rows, sheared
 from flowodom.registration.two_view import triangulate, two_view
 from flowodom.registration.window import KNOWN, KeyframeWindow
-from flowodom.scene_flow.decompose import Carried, Moving
+from flowodom.scene_flow.moving import Carried, Moving
 from flowodom.threads import one_thread
 
 LEAST_INLIERS = 25
@@ -536,7 +536,7 @@ class Tracker:
 
     def share_on(self, moving: Moving) -> float:
         """Returns the share of the points of the last fit that lie on what moves on its own."""
-        return float(moving.doubted(self._camera, self._seen[self._found]).double().mean())
+        return float(moving.doubted(self._camera, self._seen[self._found]).numpy().mean())
 
     def _carry(self, view: View, flow: FlowField) -> Matches:
         """Returns where dense flow takes the keyframe's points, NaN for those that the last view had lost."""

@@ -12,8 +12,9 @@ from flowodom.depth import InverseDepth
 from flowodom.frame import Frame
 from flowodom.geometry import PinholeCamera, se3
 from flowodom.scene_flow import PropertySet
-from flowodom.scene_flow.decompose import Moving, Surface
+from flowodom.scene_flow.moving import Moving
 from flowodom.scene_flow.objects import MovingObject
+from flowodom.scene_flow.surfaces import Surface
 
 CAMERA = PinholeCamera(fx=40.0, fy=40.0, cx=15.5, cy=11.5, width=32, height=24)
 FRAME = Frame(0, np.full((24, 32), 100, dtype=np.uint8), CAMERA)

@@ -13,7 +13,8 @@ from flowodom.config import CloudConfig
 from flowodom.geometry import se3
 from flowodom.object_maps import ObjectMap, ObjectMaps
 from flowodom.odometry import Odometry
-from flowodom.scene_flow.objects import MovingObject, ObjectTracker
+from flowodom.scene_flow.object_tracker import ObjectTracker
+from flowodom.scene_flow.objects import MovingObject
 from flowodom.trajectory import read_tum
 from flowodom.worlds import Primitive, Sensor, Shape, hand_held, pinhole, room, sequence
 from flowodom.worlds.motion import level_pose

@@ -20,7 +20,8 @@ from flowodom.messages import MessageFactory
 from flowodom.odometry import Estimate, Scale, Status
 from flowodom.registration.readout import Readout
 from flowodom.scene_flow import PropertySet
-from flowodom.scene_flow.decompose import Moving, Surface
+from flowodom.scene_flow.moving import Moving
+from flowodom.scene_flow.surfaces import Surface
 from flowodom.session import Session
 
 SECOND = 1_000_000_000

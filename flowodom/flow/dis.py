@@ -5,6 +5,8 @@ Source: Kroeger, Timofte, Dai and Van Gool, "Fast Optical Flow using Dense Inver
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
@@ -46,7 +48,10 @@ class DisFlow:
         self._cell = PATCH_STRIDE * 2**finest_scale
         self._rough = search(max(finest_scale, ROUGH_SCALE))
         # A search keeps its buffers, so each direction has a thread that runs one at a time.
-        self._searches = [(search(finest_scale), ThreadPoolExecutor(1, f"dis-{way}")) for way in ("there", "back")]
+        self._searches = [
+            (search(finest_scale), ThreadPoolExecutor(1, f"dis-{way}", initializer=_in_background))
+            for way in ("there", "back")
+        ]
 
     def __call__(self, previous: Tensor, current: Tensor, initial: Tensor | None = None) -> DisField:
         """Finds the flow; see ``FlowMethod``."""
@@ -67,6 +72,12 @@ class DisFlow:
             )
 
         return DisField(rough, begin, cell=self._cell)
+
+
+def _in_background() -> None:
+    """Has the calling thread wait for its turn where others, that of the pose above all, run on the same processor."""
+    with contextlib.suppress(AttributeError, OSError):  # Linux alone tells threads for throughput from others.
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 class DisField:

@@ -207,8 +207,8 @@ def _search(
     brightness = (part.mean((1, 2), dtype=np.float32) for part in (patches, tiles))
     (first, centre), (second, _) = _mosaic(amplify(patches, _brightening(*brightness))), _mosaic(tiles)
     offset = (guess - middle).clip(-REACH, REACH).astype(np.float32)
-    found, good = _lucas_kanade(first, second, centre, centre + offset)
-    back, returned = _lucas_kanade(second, first, found, centre)
+    found, good = lucas_kanade(first, second, centre, centre + offset)
+    back, returned = lucas_kanade(second, first, found, centre)
     shift = (found - centre).astype(np.float64)
     good &= returned & (np.linalg.norm(back - centre, axis=1) < ROUND_TRIP) & (np.abs(shift) <= REACH).all(1)
     return middle + shift, good
@@ -251,10 +251,20 @@ def _mosaic(tiles: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.flo
     return image, middles[: len(tiles)].astype(np.float32)
 
 
-def _lucas_kanade(
+def lucas_kanade(
     source: NDArray[np.uint8], target: NDArray[np.uint8], start: NDArray[np.float32], guess: NDArray[np.float32]
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Returns where points of one mosaic are in another, (N, 2), and which were found there, (N,)."""
+    """Shifts windows until they fit, wherever that leads.
+
+    Args:
+        source: (H, W) uint8 image in which the points lie.
+        target: (H, W) uint8 image to find them in.
+        start: (N, 2) float32 places in ``source``.
+        guess: (N, 2) float32 guessed places in ``target``, right to a few pixels.
+
+    Returns:
+        (N, 2) float32 places in ``target`` and (N,) bool, which have texture enough.
+    """
     there, found, _ = cv2.calcOpticalFlowPyrLK(
         source,
         target,

@@ -13,13 +13,16 @@ import cv2
 import numpy as np
 import torch
 
-from flowodom.flow.points import follow
+from flowodom.flow.points import lucas_kanade
 from flowodom.geometry import PinholeCamera, se3
 from flowodom.registration.covariance import CORRELATION
 from flowodom.registration.procrustes import procrustes
 from flowodom.registration.refine import CONVERGED, LEAST_SPREAD, MOST_SPREAD, OUTLIER, QUANTILE_OF_TWO, SPREAD_QUANTILE
 from flowodom.registration.reprojection import Reprojection, motion_jacobian, reproject
-from flowodom.scene_flow.decompose import EDGE, SYSTEMATIC, Array, Moving
+from flowodom.scene_flow.grids import Array, square
+from flowodom.scene_flow.hypotheses import EDGE, SYSTEMATIC
+from flowodom.scene_flow.moving import Moving
+from flowodom.scene_flow.surfaces import pixel_rays
 
 SAMPLES = 90
 """Points of one motion's fit."""
@@ -89,17 +92,14 @@ class MovingPixels:
         low, high, rho, variance, usable, origin = (field.take(index) for field in fields)
         seen, seen_variance = moving.past.rho.take(origin), moving.past.variance.take(origin)
         same = _on_one_surface(seen, rho, variance)
-        row, column = np.divmod(index, camera.width)
         return cls(
             camera=camera,
             index=index,
-            ray=np.stack(((column - camera.cx) / camera.fx, (row - camera.cy) / camera.fy, np.ones(len(index)))).astype(
-                np.float32
-            ),
+            ray=pixel_rays(camera)[1].take(index, axis=1),
             rho=rho,
             rho_variance=variance,
             place=place,
-            place_variance=(PLACE_NOISE / surface.cell) ** 2 + SYSTEMATIC**2 * np.square(place - still).sum(0),
+            place_variance=(PLACE_NOISE / surface.cell) ** 2 + SYSTEMATIC**2 * square(place - still),
             seen_rho=np.where(same, seen, np.float32(0)),
             seen_variance=np.where(same, seen_variance, np.float32(np.inf)),
             usable=usable,
@@ -244,9 +244,10 @@ def _polish(moving: Moving, here: Array, guess: Array) -> tuple[Array, Array]:
     assert moving.past is not None
     source, target = (view.dense.cpu().numpy() for view in (moving.surface, moving.past))
     cell = moving.surface.cell
-    places = (torch.from_numpy(place * cell + 0.5 * (cell - 1)) for place in (here, guess))
-    found, good = (values.numpy() for values in follow(source, target, *places, levels=0))
-    place = (found - 0.5 * (cell - 1)) / cell
+    start, there = ((place * cell + 0.5 * (cell - 1)).astype(np.float32) for place in (here, guess))
+    # The fit is robust to what a look back would reveal.
+    found, good = lucas_kanade(source, target, start, there)
+    place = (found.astype(np.float64) - 0.5 * (cell - 1)) / cell
     good &= np.linalg.norm(place - guess, axis=-1) < MOST_POLISH / cell
     return np.where(good[:, None], place, guess), good
 

@@ -12,7 +12,8 @@ from flowodom.flow import DenseFlow
 from flowodom.flow.consistency import FLOW_NOISE
 from flowodom.geometry import se3
 from flowodom.odometry import Odometry, Status
-from flowodom.scene_flow.decompose import Surface, cell_of, coarse_camera, decompose, find_moving, glance, smooth
+from flowodom.scene_flow.decompose import decompose, find_moving, glance
+from flowodom.scene_flow.surfaces import Surface, cell_of, coarse_camera
 from flowodom.worlds import Sensor, hand_held, pinhole, room, sequence
 
 CAMERA = pinhole(160, 120)
@@ -126,21 +127,6 @@ def test_belief_travels_with_the_flow_and_fades(views):
     for _ in range(60):
         moving = find_moving(CAMERA, (grey, depth), (grey, depth), frozen, se3.identity(), moving)
     assert moving is None
-
-
-def test_smoothing_keeps_to_its_surface():
-    guide = np.full((40, 40), 0.5, dtype=np.float32)
-    guide[:, 20:] = 1.0
-    values = np.zeros((40, 40), dtype=np.float32)
-    values[:, 20:] = 2.0
-    noisy = values + np.random.default_rng(0).normal(size=(40, 40)).astype(np.float32)
-    weight = np.ones((40, 40), dtype=np.float32)
-    weight[10:14, 25:30] = 0
-    noisy[10:14, 25:30] = 50.0
-    found = smooth(noisy, weight, guide, np.full_like(guide, 0.01))
-    assert np.abs(found - values).max() < 0.6
-    guide[5:8, 5:8] = np.nan
-    assert (smooth(noisy, weight, guide, np.full_like(guide, 0.01))[5:8, 5:8] == 0).all()
 
 
 def test_the_coarse_camera_sees_the_same(views):

@@ -10,8 +10,9 @@ from flowodom.depth import InverseDepth
 from flowodom.flow import DenseFlow
 from flowodom.flow.consistency import FLOW_NOISE
 from flowodom.geometry import se3
-from flowodom.scene_flow.decompose import Surface, cell_of, decompose
+from flowodom.scene_flow.decompose import decompose
 from flowodom.scene_flow.motions import SAMPLES, MovingPixels, Samples, even, fit_motions, propose
+from flowodom.scene_flow.surfaces import Surface, cell_of
 from flowodom.worlds import pinhole, room, straight
 
 CAMERA = pinhole(240, 180)

@@ -10,9 +10,12 @@ from flowodom.depth import InverseDepth
 from flowodom.flow import DenseFlow
 from flowodom.flow.consistency import FLOW_NOISE
 from flowodom.geometry import se3
-from flowodom.scene_flow import objects
-from flowodom.scene_flow.decompose import cell_of, find_moving
-from flowodom.scene_flow.objects import COASTING, CONFIRMED, REMEMBERED, ObjectTracker, label
+from flowodom.scene_flow import claims, recognition
+from flowodom.scene_flow.decompose import find_moving
+from flowodom.scene_flow.kinematics import CONFIRMED
+from flowodom.scene_flow.object_tracker import COASTING, REMEMBERED, ObjectTracker
+from flowodom.scene_flow.objects import label
+from flowodom.scene_flow.surfaces import cell_of
 from flowodom.worlds import pinhole, room, straight
 
 CAMERA = pinhole(240, 180)
@@ -102,7 +105,7 @@ def test_an_object_is_known_again_after_it_was_hidden(clip):
 
 
 def test_a_thing_that_shows_in_two_parts_is_one_object(clip, monkeypatch):
-    monkeypatch.setattr(objects, "REACH", 1)
+    monkeypatch.setattr(claims, "REACH", 1)
     seen, moving, motions = clip
     body = int(coarse(seen[-1])[coarse(seen[-1]) > 0].mode().values)
     tracker = ObjectTracker()
@@ -179,9 +182,19 @@ def test_another_object_does_not_inherit_a_number(clip, painted):
     assert not set(after.values()) & set(before.values())
 
 
-def test_what_looks_like_two_is_neither(clip, painted):
-    before, after = after_seconds_out_of_sight(clip, painted, (RED, RED), (RED, BLUE))
+@pytest.mark.parametrize(("colours", "known"), [((RED, RED), 0), ((RED, YELLOW), 1)])
+def test_what_looks_like_two_is_neither_where_place_tells_nothing(clip, painted, monkeypatch, colours, known):
+    monkeypatch.setattr(recognition, "WAYWARD", 100.0)
+    monkeypatch.setattr(recognition, "SPACE", 160.0)
+    before, after = after_seconds_out_of_sight(clip, painted, colours, (RED, BLUE))
     assert len(after) == 2
+    assert len(set(after.values()) & set(before.values())) == known
+
+
+def test_what_looks_like_an_object_elsewhere_is_another(clip, painted, monkeypatch):
+    monkeypatch.setattr(recognition, "WAYWARD", 0.02)
+    monkeypatch.setattr(recognition, "IN_PART", 0.02)
+    before, after = after_seconds_out_of_sight(clip, painted, (RED, BLUE), (RED, BLUE))
     assert not set(after.values()) & set(before.values())
 
 
