@@ -25,11 +25,11 @@ CONFIRMED = 3
 SIGNIFICANT_SPEED = 3.0
 """Standard deviations by which a velocity must differ from zero."""
 
-ACCELERATION = (2.0, 4.0)
-"""What objects are expected to do, m/s^2 and rad/s^2, one standard deviation."""
+ACCELERATION = np.repeat((2.0, 4.0), 3)
+"""What objects are expected to do, (6,), m/s^2 and rad/s^2, one standard deviation."""
 
-UNKNOWN_TWIST = (2.0, 3.0)
-"""Standard deviation of the twist of a thing seen for the first time, m/s and rad/s."""
+UNKNOWN_TWIST = np.repeat((2.0, 3.0), 3)
+"""Standard deviation of the twist of a thing seen for the first time, (6,), m/s and rad/s."""
 
 SETTLING = 0.1
 """Share by which the extent follows what one frame shows of an object beyond it."""
@@ -73,7 +73,7 @@ class Transition:
     @cached_property
     def _drift(self) -> Array:
         """(6, 6) covariance of what twists change by between two frames."""
-        return np.diag(np.square(_ACCELERATION * self.interval))
+        return np.diag(np.square(ACCELERATION * self.interval))
 
     def seen(
         self,
@@ -153,7 +153,7 @@ def born(number: int, points: Array, back: Array, stamp: int) -> MovingObject:
         pose=torch.from_numpy(se3.matrix(np.eye(3), middle)),
         covariance=torch.zeros(6, 6, dtype=torch.float64),
         twist=torch.zeros(6, dtype=torch.float64),
-        twist_covariance=torch.from_numpy(np.diag(_UNKNOWN_TWIST**2)),
+        twist_covariance=torch.from_numpy(np.diag(UNKNOWN_TWIST**2)),
         box=torch.from_numpy(extent_of(was - middle)),
         frames=0,
         confirmed=False,
@@ -178,11 +178,3 @@ def _is_moving(twist: Tensor, covariance: Tensor) -> bool:
 def _stack(values: Iterable[Tensor]) -> Array:
     """Returns tensors of one size as one array."""
     return np.stack([v.numpy() for v in values])
-
-
-def _deviation(pair: tuple[float, float]) -> Array:
-    """Returns the (6,) deviations of a twist, from those of its linear and its angular part."""
-    return np.repeat(pair, 3)
-
-
-_ACCELERATION, _UNKNOWN_TWIST = _deviation(ACCELERATION), _deviation(UNKNOWN_TWIST)

@@ -40,7 +40,7 @@ from flowodom.scene_flow.claims import (
     reach_over,
 )
 from flowodom.scene_flow.grids import Array, median
-from flowodom.scene_flow.kinematics import _UNKNOWN_TWIST, CONFIRMED, Transition, born, mahalanobis
+from flowodom.scene_flow.kinematics import CONFIRMED, UNKNOWN_TWIST, Transition, born, mahalanobis
 from flowodom.scene_flow.motions import LEAST_SAMPLES, MovingPixels, Samples, even, fit_motions, propose
 from flowodom.scene_flow.moving import Moving
 from flowodom.scene_flow.objects import MovingObject
@@ -211,7 +211,7 @@ class ObjectTracker:
                 continue
             samples = Samples.of(pixels, [group], moving)
             start = propose(pixels.camera, samples, frame.back @ frame.pose, self._random)
-            prior = np.diag((_UNKNOWN_TWIST * frame.interval) ** -2.0)[None]
+            prior = np.diag((UNKNOWN_TWIST * frame.interval) ** -2.0)[None]
             motions, covariances = fit_motions(pixels.camera, samples, start[None], prior)
             squared = pixels.squared(motions)
             explained = group[squared[0, group] < OUTLIER * OUTLIER]
