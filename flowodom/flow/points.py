@@ -208,10 +208,8 @@ def _search(
     (first, centre), (second, _) = _mosaic(amplify(patches, _brightening(*brightness))), _mosaic(tiles)
     offset = (guess - middle).clip(-REACH, REACH).astype(np.float32)
     found, good = lucas_kanade(first, second, centre, centre + offset)
-    back, returned = lucas_kanade(second, first, found, centre)
     shift = (found - centre).astype(np.float64)
-    good &= returned & (np.linalg.norm(back - centre, axis=1) < ROUND_TRIP) & (np.abs(shift) <= REACH).all(1)
-    return middle + shift, good
+    return middle + shift, good & (np.abs(shift) <= REACH).all(1)
 
 
 def _halved(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -254,7 +252,7 @@ def _mosaic(tiles: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.flo
 def lucas_kanade(
     source: NDArray[np.uint8], target: NDArray[np.uint8], start: NDArray[np.float32], guess: NDArray[np.float32]
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Shifts windows until they fit, wherever that leads.
+    """Shifts windows until they fit, and back.
 
     Args:
         source: (H, W) uint8 image in which the points lie.
@@ -263,8 +261,16 @@ def lucas_kanade(
         guess: (N, 2) float32 guessed places in ``target``, right to a few pixels.
 
     Returns:
-        (N, 2) float32 places in ``target`` and (N,) bool, which have texture enough.
+        (N, 2) float32 places in ``target`` and (N,) bool: found, and back within ``ROUND_TRIP``.
     """
+    there, found = _shift(source, target, start, guess)
+    back, returned = _shift(target, source, there, start)
+    return there, found & returned & (np.linalg.norm(back - start, axis=1) < ROUND_TRIP)
+
+
+def _shift(
+    source: NDArray[np.uint8], target: NDArray[np.uint8], start: NDArray[np.float32], guess: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     there, found, _ = cv2.calcOpticalFlowPyrLK(
         source,
         target,

@@ -245,7 +245,6 @@ def _polish(moving: Moving, here: Array, guess: Array) -> tuple[Array, Array]:
     source, target = (view.dense.cpu().numpy() for view in (moving.surface, moving.past))
     cell = moving.surface.cell
     start, there = ((place * cell + 0.5 * (cell - 1)).astype(np.float32) for place in (here, guess))
-    # The fit is robust to what a look back would reveal.
     found, good = lucas_kanade(source, target, start, there)
     place = (found.astype(np.float64) - 0.5 * (cell - 1)) / cell
     good &= np.linalg.norm(place - guess, axis=-1) < MOST_POLISH / cell
