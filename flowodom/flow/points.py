@@ -26,7 +26,7 @@ PATCH = (11, 11)
 """Lucas-Kanade window, pixels."""
 
 REACH = 6
-"""Most pixels by which a guess may be wrong, across and down, on the coarsest level."""
+"""Most pixels of a level by which its guess may be wrong, across and down."""
 
 ROUND_TRIP = 0.7
 """Most pixels by which a point followed there and back may miss its start."""

@@ -71,7 +71,7 @@ COASTING = 1.0
 """Seconds for which a confirmed object goes on unseen."""
 
 REMEMBERED = 3.0
-"""Seconds for which an object that is out of sight can be known again by its colours."""
+"""Seconds for which an object that is out of sight can be known again by its place and its colours."""
 
 
 class ObjectTracker:
