@@ -34,7 +34,18 @@ from flowodom.scene_flow import PropertySet, lift
 from flowodom.scene_flow.decompose import find_moving
 from flowodom.scene_flow.moving import Carried, Moving
 from flowodom.threads import one_thread
-from flowodom.tracking import BACKED, RIVAL_SHARE, NotTracked, OutOfSight, Parallax, Track, Tracker, Undecided, View
+from flowodom.tracking import (
+    BACKED,
+    LEAST_INLIERS,
+    RIVAL_SHARE,
+    NotTracked,
+    OutOfSight,
+    Parallax,
+    Track,
+    Tracker,
+    Undecided,
+    View,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -174,6 +185,15 @@ class _Start(NamedTuple):
     """Whether the motion must end up near the first of them to be believed."""
 
 
+class _Past(NamedTuple):
+    """What an earlier segment has seen, and in which unit."""
+
+    seen: LocalMap
+    segment: int
+    scale: Scale
+    scale_variance: float
+
+
 class _Opinion(NamedTuple):
     """What a view tells, given what may move."""
 
@@ -199,7 +219,8 @@ class Odometry:
         self._origin = se3.identity()
         self._origin_covariance = torch.zeros(6, 6, dtype=torch.float64)
         self._tracker: Tracker | None = None
-        self._known: tuple[LocalMap, int] | None = None
+        self._past: _Past | None = None
+        self._usual_rho: float | None = None
         self._readout: Readout | None = None
         self._depth: DepthSource
         self._scale = Scale.UNKNOWN
@@ -233,11 +254,13 @@ class Odometry:
         if self._tracker is not None:
             self._origin, self._origin_covariance = self._tracker.pose, self._tracker.covariance
             self._tracker.remember_newest()
-            if self._known is None or len(self._tracker.local_map) >= len(self._known[0]):
-                self._known = self._tracker.local_map, self._segment
+            if self._past is None or len(self._tracker.local_map) >= len(self._past.seen):
+                self._past = _Past(self._tracker.local_map, self._segment, self._scale, self._scale_variance)
+            self._usual_rho = self._tracker.typical_rho or self._usual_rho
             self._readout = self._tracker.readout
             self._segment, self._segments = self._segments, self._segments + 1
-        self._known, self._readout = (None, None) if forget else (self._known, self._readout)
+        if forget:
+            self._past, self._usual_rho, self._readout = None, None, None
         self._tracker, self._field, self._moving, self._velocity, self._lost_since = None, None, None, None, None
 
     def step(self, frame: Frame, *, fields: bool = False, guess: Tensor | None = None) -> Estimate:
@@ -282,6 +305,8 @@ class Odometry:
                     self._check(opinion.track.motion, start.motions[0])
                 break
             except Parallax as wait:
+                if self._past is not None and (found := self._recognised(self._tracker, view)) is not None:
+                    return self._go_on(found, view)
                 self._previous = view
                 if isinstance(wait, OutOfSight):
                     self._restart()
@@ -537,8 +562,12 @@ class Odometry:
         size = (max(16, round(grey.shape[1] * scale)), max(16, round(grey.shape[0] * scale)))
         dense = grey if scale == 1.0 else cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
         if self._tracker is None:
-            self._depth = choose_depth(self._config.depth, self._single_image, frame, self._device)
+            self._depth = self._choose_depth(frame)
         return View(frame, grey, torch.from_numpy(dense).to(self._device), self._depth.observe(frame))
+
+    def _choose_depth(self, frame: Frame) -> DepthSource:
+        """Returns a source of depth that knows nothing yet of the unit of length."""
+        return choose_depth(self._config.depth, self._single_image, frame, self._device)
 
     def _begin(self, view: View) -> Estimate:
         """Makes the view the first keyframe of a segment."""
@@ -555,6 +584,9 @@ class Odometry:
             covariance=self._origin_covariance,
             readout=self._readout,
         )
+        if (count := len(tracker.points()[0])) < LEAST_INLIERS:
+            reason = f"the image shows only {count} points that could be followed, {LEAST_INLIERS} are needed"
+            return self._estimate(view, Status.INITIALIZING, reason=reason)
         stereo = view.frame.depth is None and view.frame.other is not None
         measured = Scale.STEREO if stereo else Scale.SENSOR
         self._scale = measured if self._depth.metric else Scale.UNKNOWN
@@ -565,10 +597,11 @@ class Odometry:
         """Returns a tracker that goes on from a place which the given one or an earlier one has seen; None for none."""
         with self._stage("features"):
             found = tracker.recognise(view, tracker.local_map)
-            if found is None and self._known is not None and self._known[0] is not tracker.local_map:
-                known, segment = self._known
-                found = tracker.recognise(view, known)
-                self._segment = self._segment if found is None else segment
+            if found is None and self._past is not None and self._past.seen is not tracker.local_map:
+                found = tracker.recognise(view, self._past.seen)
+                if found is not None:
+                    _, self._segment, self._scale, self._scale_variance = self._past
+                    self._depth = self._choose_depth(view.frame)
             return found
 
     def _go_on(self, tracker: Tracker, view: View) -> Estimate:
@@ -580,8 +613,7 @@ class Odometry:
     def _lose(self, view: View, losses: Sequence[NotTracked]) -> Estimate:
         """Goes on from a place that is recognised; else reports LOST, and after a while starts a new segment.
 
-        A single camera recognises none: what it would see there has no unit. Nor is any recognised where it is not told
-        what stands still, by what may be the mover.
+        None is recognised where it is not told what stands still, by what may be the mover.
         """
         assert self._tracker is not None
         if self._lost_since is None:
@@ -605,6 +637,8 @@ class Odometry:
         factor = self._scale_by_height()
         if factor is None and self._scale is not Scale.CAMERA_HEIGHT:
             factor = self._scale_by_field(frame)
+        if factor is None and started:
+            factor = self._scale_as_usual()
         if factor is None:
             return 1.0
         self._tracker.rescale(factor, from_start=started)
@@ -654,6 +688,16 @@ class Odometry:
         factor, deviation = found
         self._scale, self._scale_variance = Scale.LEARNED, deviation**2
         return factor
+
+    def _scale_as_usual(self) -> float | None:
+        """Returns the factor by which what is seen is about as far as it was before the camera was lost.
+
+        A first baseline may have any length; so those who read poses need not expect another order of magnitude.
+        """
+        assert self._tracker is not None
+        if self._usual_rho is None or self._tracker.typical_rho is None:
+            return None
+        return self._tracker.typical_rho / self._usual_rho
 
     def _estimate(self, view: View, status: Status, **known: object) -> Estimate:
         return Estimate(

@@ -170,6 +170,26 @@ class _Key(NamedTuple):
     covariance: Tensor
 
 
+class Recalled(NamedTuple):
+    """Points known from before: where a view shows them, (N, 2) pixels, their inverse depths (N,), its variance."""
+
+    places: Tensor
+    rho: Tensor
+    variance: Tensor
+
+    @classmethod
+    def none(cls) -> Recalled:
+        """Returns no points."""
+        blank = torch.zeros(0, dtype=torch.float64)
+        return cls(blank.reshape(0, 2), blank, blank)
+
+    @classmethod
+    def of(cls, matches: Matches, motion: Tensor) -> Recalled:
+        """Returns what a camera moved by ``T_current_reference`` (4, 4) sees of matches."""
+        rho = matches.rho_after(motion)
+        return cls(matches.pixels, rho, matches.rho_variance * (rho / matches.rho) ** 2)
+
+
 class Rival(NamedTuple):
     """What lies behind all that agrees with a pose, and agrees on another: the world behind a large mover, maybe.
 
@@ -209,6 +229,8 @@ class Tracker:
         covariance: (6, 6) of its right perturbation.
         known: Keyframes that are remembered from before; None for none.
         readout: What is known of the camera's time of readout from before; None for nothing.
+        recalled: What the view shows of points known from before, by which a single camera need not start; None for
+            nothing.
     """
 
     def __init__(
@@ -221,6 +243,7 @@ class Tracker:
         covariance: Tensor,
         known: LocalMap | None = None,
         readout: Readout | None = None,
+        recalled: Recalled | None = None,
     ) -> None:
         self._config = config
         self._camera = view.frame.camera
@@ -230,7 +253,7 @@ class Tracker:
         self._pose = pose
         self._covariance = covariance
         self._relative_covariance = torch.zeros(6, 6, dtype=torch.float64)
-        self._started = metric
+        self._started = metric or recalled is not None
         stamp = view.frame.stamp * 1e-9
         told = Readout.begin(stamp, config.readout, config.readout_deviation)
         self._readout = told if readout is None else readout.anew(stamp)
@@ -240,7 +263,7 @@ class Tracker:
         self._patches: Patches
         self._forget_last()
         self._rival: Rival | None = None
-        self.add_keyframe(view, view.depth)
+        self.add_keyframe(view, view.depth, recalled=recalled)
 
     def _forget_last(self) -> None:
         """Forgets what the last frame saw: where (N, 2), at which inverse depth (N,), and which of it (N,)."""
@@ -284,6 +307,11 @@ class Tracker:
     def rival(self) -> Rival | None:
         """Another motion that explains points of the last fit, all of them behind what agrees with its pose."""
         return self._rival
+
+    @property
+    def typical_rho(self) -> float | None:
+        """Median inverse depth of what is well known; None where nothing is."""
+        return self._window.typical_rho if self._window.scaled else None
 
     def points(self) -> tuple[Tensor, Tensor, Tensor]:
         """Returns what the newest keyframe sees: rays (M, 3) with z = 1, inverse depths (M,), their variances (M,)."""
@@ -371,7 +399,14 @@ class Tracker:
         return Track(pose, covariance, motion, motion_covariance, keyframe, len(matches), inliers)
 
     @one_thread()
-    def add_keyframe(self, view: View, depth: InverseDepth | None, moving: Moving | None = None) -> float:
+    def add_keyframe(
+        self,
+        view: View,
+        depth: InverseDepth | None,
+        moving: Moving | None = None,
+        *,
+        recalled: Recalled | None = None,
+    ) -> float:
         """Makes the view that was tracked last a keyframe, and refines the window; ``pose`` changes a little.
 
         A single camera that has not left its place needs only the newest: older ones tell no depth. Where an older one
@@ -381,6 +416,7 @@ class Tracker:
             view: That view.
             depth: Its field, from which new points start.
             moving: What moves on its own in it, where none start; None for nothing.
+            recalled: What it shows of points known from before, beside those that it was tracked by; None for nothing.
 
         Returns:
             By how much all lengths were multiplied, because a single camera's unit had changed.
@@ -398,8 +434,10 @@ class Tracker:
         # Points of many keyframes crowd together where the camera looks back; the oldest know their place best.
         observed[observed.clone()] = thin(seen[observed], count, view.grey.shape)
         rho, variance = self._read(view.depth, seen, closely=True)
-        fresh = choose(view.grey, count, taken=seen[observed], ignore=unfit)
-        fresh_rho, fresh_variance = self._read(depth, fresh, closely=True)
+        begun = Recalled.none() if recalled is None else recalled
+        fresh = choose(view.grey, count, taken=torch.cat((seen[observed], begun.places)), ignore=unfit)
+        new = Recalled(fresh, *self._read(depth, fresh, closely=True))
+        fresh, fresh_rho, fresh_variance = (torch.cat(parts) for parts in zip(begun, new, strict=True))
         straight, farther = self._unsheared(seen, self._rho)
         fresh_straight, fresh_farther = self._unsheared(fresh, fresh_rho)
         self._window.add(
@@ -496,26 +534,27 @@ class Tracker:
     def recognise(self, view: View, known: LocalMap) -> Tracker | None:
         """Returns a tracker that goes on from a view of a place that is known; None where it is not recognised.
 
-        A single camera recognises none: it could not tell how far it is from there in its own unit.
+        Depth that is measured begins the tracker's first keyframe anew; a single camera goes on by the points that it
+        knows again, and in their unit.
         """
-        if not self._metric or view.depth is None:
+        if self._metric and view.depth is None:
             return None
         for keyframe in known.alike(view.grey, RECOGNISED):
             pixels, there = match(keyframe.grey, view.grey)
             motion = relocate(self._camera, pixels, there, keyframe.rho_near(pixels))
             look = None if motion is None else self._look_back(keyframe, view, motion)
             if look is not None and len(look[1]) > RECOGNISED_SHARE * len(keyframe.rho):
-                motion = se3.inverse(look[0].motion)
-                covariance = compose(keyframe.covariance, motion, fit_covariance(look[0]))
-                pose = keyframe.pose @ motion
+                fit, matches = look
+                motion = se3.inverse(fit.motion)
                 return Tracker(
                     self._config,
                     view,
-                    metric=True,
-                    pose=pose,
-                    covariance=covariance,
+                    metric=self._metric,
+                    pose=keyframe.pose @ motion,
+                    covariance=compose(keyframe.covariance, motion, fit_covariance(fit)),
                     known=known,
                     readout=self._readout,
+                    recalled=None if self._metric else Recalled.of(matches, fit.motion),
                 )
         return None
 
@@ -799,7 +838,7 @@ class Tracker:
         share = float(found.double().mean())
         if not self._started:
             return share < KEYFRAME_SHARE
-        if len(self._window.poses) == 1 and not self._metric:
+        if not self._window.scaled:
             return True
         return self._moved(seen, found) > KEYFRAME_FLOW or share < KEYFRAME_SHARE
 

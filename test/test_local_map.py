@@ -8,7 +8,7 @@ import torch
 
 from flowodom.geometry import se3
 from flowodom.local_map import CAPACITY, LEAST_POINTS, Keyframe, LocalMap
-from flowodom.odometry import Odometry, Status
+from flowodom.odometry import Odometry, Scale, Status
 from flowodom.registration.covariance import compose, since
 from flowodom.worlds import Sensor, hand_held, pinhole, room, sequence
 
@@ -184,16 +184,19 @@ def test_the_unit_of_a_single_camera_stays_where_the_same_is_seen_again(way):
     frames, poses = laps(way, 3)
     found = follow([replace(f, depth=None) for f in frames])
     lap = (len(frames) - 1) // 3
+    assert unit(found[-lap:], poses[-lap:]) == pytest.approx(unit(found[-3 * lap : -2 * lap], poses[:lap]), rel=0.03)
+
+
+def unit(found, poses):
+    """Lengths as estimated, over true ones, of the frames that were tracked."""
     paired = [(e.pose[:3, 3], p[:3, 3]) for e, p in zip(found, poses, strict=True) if e.pose is not None]
-    lengths = []
-    for part in (paired[-3 * lap : -2 * lap], paired[-lap:]):
-        ours, true = (torch.stack(side) for side in zip(*part, strict=True))
-        lengths.append(float((ours - ours.mean(0)).norm() / (true - true.mean(0)).norm()))
-    assert lengths[1] == pytest.approx(lengths[0], rel=0.03)
+    ours, true = (torch.stack(side) for side in zip(*paired, strict=True))
+    return float((ours - ours.mean(0)).norm() / (true - true.mean(0)).norm())
 
 
 def dark(frame, stamp):
-    return replace(frame, stamp=stamp, image=np.zeros_like(frame.image), depth=np.full_like(frame.depth, np.nan))
+    depth = None if frame.depth is None else np.full_like(frame.depth, np.nan)
+    return replace(frame, stamp=stamp, image=np.zeros_like(frame.image), depth=depth)
 
 
 @pytest.mark.parametrize("seconds", [0.5, 5.0])
@@ -209,6 +212,52 @@ def test_after_darkness_a_place_that_was_seen_is_recognised(way, seconds):
         assert e.segment == 0
         assert missed(e, truth)[:3].norm() < 0.01
         assert missed(e, truth)[3:].norm() < 0.005
+
+
+@pytest.mark.parametrize("seconds", [0.5, 5.0])
+def test_a_single_camera_that_recognises_a_place_goes_on_there_in_its_unit(way, seconds):
+    frames, poses = way
+    frames = [replace(frame, depth=None) for frame in frames]
+    count = round(10 * seconds)
+    night = [dark(frames[0], frames[20].stamp + (k + 1) * 100_000_000) for k in range(count)]
+    order = [*range(14, 24)]
+    back = [replace(frames[n], stamp=night[-1].stamp + (k + 1) * 100_000_000) for k, n in enumerate(order)]
+    found = follow([*frames[:21], *night, *back])
+    assert all(e.pose is None for e in found[21 : 21 + count])
+    before, after = found[10:21], found[-len(order) :]
+    scale = unit(before, poses[10:21])
+    assert unit(after, poses[order]) == pytest.approx(scale, rel=0.03)
+    home = se3.inverse(poses[14])
+    for e, truth in zip(after, home @ poses[order], strict=True):
+        assert e.status is Status.TRACKING
+        assert e.segment == 0
+        truth[:3, 3] *= scale
+        since_then = se3.log(se3.inverse(se3.inverse(before[4].pose) @ e.pose) @ truth)
+        assert since_then[:3].norm() < 0.01 * scale
+        assert since_then[3:].norm() < 0.005
+
+
+def test_where_a_single_camera_starts_anew_things_are_about_as_far_as_before(way, monkeypatch):
+    monkeypatch.setattr(LocalMap, "alike", lambda *_: [])
+    frames, poses = way
+    frames = [replace(frame, depth=None) for frame in frames]
+    night = [dark(frames[0], frames[17].stamp + (k + 1) * 100_000_000) for k in range(15)]
+    later = [replace(f, stamp=night[-1].stamp + (k + 1) * 100_000_000) for k, f in enumerate(frames[17:])]
+    found = follow([*frames[:18], *night, *later])
+    pairs = zip(found[-len(later) :], poses[17:], strict=True)
+    after = [(e, pose) for e, pose in pairs if e.scale is not Scale.UNKNOWN]
+    assert {e.segment for e, _ in after} == {1}
+    assert unit(*zip(*after, strict=True)) == pytest.approx(unit(found[10:18], poses[10:18]), rel=0.5)
+
+
+def test_an_image_that_shows_nothing_is_no_place_to_start_from(way):
+    frames, _ = way
+    odometry = Odometry()
+    first = odometry.step(replace(frames[0], image=np.zeros_like(frames[0].image)))
+    assert first.status is Status.INITIALIZING
+    assert first.pose is None
+    assert "only 0 points" in first.reason
+    assert odometry.step(frames[1]).status is Status.TRACKING
 
 
 def test_after_a_pause_a_place_that_was_seen_is_recognised(way):

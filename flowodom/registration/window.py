@@ -84,6 +84,12 @@ class KeyframeWindow:
         return float(p.rho[known].median()) if known.any() else 1.0
 
     @property
+    def scaled(self) -> bool:
+        """Whether any inverse depth is known, and with it what a length is."""
+        p = self._points
+        return bool((p.variance < (KNOWN * p.rho) ** 2).any())
+
+    @property
     def places(self) -> Tensor:
         """(M, 2) pixels at which the newest keyframe's image shows the active points."""
         return self._points.place[self.active]
