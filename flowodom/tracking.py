@@ -24,12 +24,12 @@ from flowodom.registration.covariance import compose, fit_covariance, since
 from flowodom.registration.planes import Patches, local_planes
 from flowodom.registration.procrustes import procrustes
 from flowodom.registration.readout import Exposure, Readout
-from flowodom.registration.refine import ANNEALING, OUTLIER, Fit, Matches, refine, residuals, score, spread
+from flowodom.registration.refine import ANNEALING, KNOWN, OUTLIER, Fit, Matches, refine, residuals, score, spread
 from flowodom.registration.relocation import relocate
 from flowodom.registration.resection import resection
 from flowodom.registration.shear import Shear, rows, sheared
 from flowodom.registration.two_view import triangulate, two_view
-from flowodom.registration.window import KNOWN, KeyframeWindow
+from flowodom.registration.window import KeyframeWindow
 from flowodom.scene_flow.moving import Carried, Moving
 from flowodom.threads import one_thread
 
@@ -39,11 +39,19 @@ LEAST_INLIERS = 25
 LEAST_INLIER_SHARE = 0.35
 """Share of the matches that must agree with a pose for it to be believed."""
 
+LEAST_SEEN_SHARE = 0.1
+"""Share of the points looked for that must agree with a pose for it to be believed: where the camera sees something
+else, some are found by chance."""
+
 HYPOTHESES = 24
 """Motions proposed from three points each, beside the predicted ones."""
 
-KEYFRAME_FLOW = 0.04
-"""Median displacement since the keyframe, as a share of the image's width, that asks for a new one."""
+KEYFRAME_PARALLAX = 0.04
+"""Median displacement since the keyframe by translation, as a share of the image's width, that asks for a new one: this
+is what tells depth, and where little of it lies between keyframes, they tell little."""
+
+KEYFRAME_FLOW = 0.08
+"""The same by all motion, rotation too."""
 
 KEYFRAME_SHARE = 0.6
 """Share of the keyframe's points still followed, below which a new one is due."""
@@ -93,6 +101,9 @@ GROWTHS = 3
 
 PROVEN = 0.25
 """Share of the points that must have stood still from one keyframe to another for the others to depend on them."""
+
+JUST_BEGUN = 0.04
+"""Median displacement since the keyframe, as a share of the image's width, up to which these suffice."""
 
 MOST_STILL = 2.0
 """Displacement of a typical point by translation, pixels, above which the camera has moved beyond doubt."""
@@ -376,9 +387,13 @@ class Tracker:
             self._places = torch.where(found[:, None], seen, torch.nan)
             raise
         inlier = fit.weight > 0.25
-        inliers = int(inlier.sum())
+        inliers, sure = int(inlier.sum()), int((inlier & matches.known).sum())
         if inliers < LEAST_INLIERS or inliers < LEAST_INLIER_SHARE * len(matches):
             raise NotTracked(f"only {inliers} of {len(matches)} points agree on one motion")
+        if inliers < LEAST_SEEN_SHARE * (looked := int(seen[:, 0].isfinite().sum())):
+            raise NotTracked(f"only {inliers} of {looked} points that should be seen are where one motion has them")
+        if started and sure < LEAST_INLIERS and fit.motion[:3, 3].any():
+            raise NotTracked(f"only {sure} of {inliers} points have a known depth: how far the camera went is not told")
         found[found.clone()] = inlier
         self._rival = self._find_rival(matches, fit, rival)
 
@@ -395,7 +410,7 @@ class Tracker:
         self._rho[found] = matches.subset(inlier).rho_after(fit.motion)
         self._relative_covariance = relative
         self._pose, self._covariance = pose, covariance
-        keyframe = self._wants_keyframe(seen, found)
+        keyframe = self._wants_keyframe(seen, found, fit.motion)
         return Track(pose, covariance, motion, motion_covariance, keyframe, len(matches), inliers)
 
     @one_thread()
@@ -608,7 +623,8 @@ class Tracker:
     ) -> tuple[Tensor, Tensor]:
         """Returns where a view shows the points of a keyframe, (M, 2) pixels, and which of them were found, (M,).
 
-        What a mask leaves out is not found, nor is anything looked for where something moves on its own.
+        What a mask leaves out is not found, nor is anything looked for where something moves on its own; where nothing
+        is looked for the place is NaN.
 
         Args:
             view: The view.
@@ -625,6 +641,7 @@ class Tracker:
             found &= ~moving.doubted(self._camera, start)
         asked, among = found.clone(), (patches.places[found], start[found], warps[found])
         seen[asked], found[asked] = follow(patches.grey, view.grey, *among, levels=levels)
+        seen[~asked] = torch.nan
         if view.frame.ignore is not None:
             column, row = seen.round().long().unbind(-1)
             inside = self._camera.contains(seen)
@@ -663,7 +680,7 @@ class Tracker:
             found: (N,) bool, which were found there; M of them.
         """
         proven = self._window.proven[found]
-        enough = float(proven.double().mean()) > PROVEN and self._moved(seen, found) < KEYFRAME_FLOW
+        enough = float(proven.double().mean()) > PROVEN and self._moved(self._window.places, seen, found) < JUST_BEGUN
         return proven if enough else torch.ones_like(proven)
 
     def _fit(self, matches: Matches, expected: Tensor, stamp: float, trusted: Tensor) -> Fit:
@@ -729,7 +746,7 @@ class Tracker:
     def _propose(self, matches: Matches, expected: Tensor) -> Tensor:
         """Returns the best of several guesses of ``T_current_keyframe``: as expected, at rest, and from scene flow."""
         candidates = [expected, se3.inverse(self._pose) @ self._window.poses[-1]]
-        known = matches.subset(matches.rho_variance < (KNOWN * matches.rho) ** 2)
+        known = matches.subset(matches.known)
         points = known.direction / known.rho[:, None] + known.offset
         lifted = known.seen_variance.isfinite()
         if int(lifted.sum()) >= LEAST_INLIERS:
@@ -804,7 +821,7 @@ class Tracker:
     def _find_rival(self, matches: Matches, fit: Fit, share: float) -> Rival | None:
         """Looks among the points that contradict a fit for a motion of their own, where depth is measured."""
         least = max(LEAST_INLIERS, round(share * len(matches)))
-        known = (matches.rho_variance < (KNOWN * matches.rho) ** 2) & matches.seen_variance.isfinite()
+        known = matches.known & matches.seen_variance.isfinite()
         agreeing = fit.weight > 0.25
         odd = matches.subset(known & ~agreeing)
         # Most often what contradicts is noise and edges, which lie everywhere: then nothing need be fitted.
@@ -834,17 +851,20 @@ class Tracker:
         """Returns the share of points of inverse depth ``rho`` (M,) that are farther than the middle of others (N,)."""
         return float((rho < of.median()).double().mean())
 
-    def _wants_keyframe(self, seen: Tensor, found: Tensor) -> bool:
+    def _wants_keyframe(self, seen: Tensor, found: Tensor, motion: Tensor) -> bool:
         share = float(found.double().mean())
         if not self._started:
             return share < KEYFRAME_SHARE
         if not self._window.scaled:
             return True
-        return self._moved(seen, found) > KEYFRAME_FLOW or share < KEYFRAME_SHARE
+        if share < KEYFRAME_SHARE or self._moved(self._window.places, seen, found) > KEYFRAME_FLOW:
+            return True
+        turned = self._camera.project(self._patches.rays @ motion[:3, :3].T)
+        return self._moved(turned, seen, found) > KEYFRAME_PARALLAX
 
-    def _moved(self, seen: Tensor, found: Tensor) -> float:
-        """Returns the median displacement since the keyframe, as a share of the image's width."""
-        return float((seen - self._window.places)[found].norm(dim=-1).median()) / self._camera.width
+    def _moved(self, places: Tensor, seen: Tensor, found: Tensor) -> float:
+        """Returns by how much points are seen (N, 2) beside places, the median, as a share of the image's width."""
+        return float((seen - places)[found].norm(dim=-1).median()) / self._camera.width
 
 
 def _unfit(view: View, moving: Moving | None) -> NDArray[np.bool_] | None:

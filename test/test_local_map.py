@@ -250,6 +250,28 @@ def test_where_a_single_camera_starts_anew_things_are_about_as_far_as_before(way
     assert unit(*zip(*after, strict=True)) == pytest.approx(unit(found[10:18], poses[10:18]), rel=0.5)
 
 
+@pytest.mark.parametrize("depth", [True, False], ids=["depth", "one camera"])
+def test_the_noise_of_a_covered_lens_is_never_taken_for_a_view(way, depth):
+    frames = [f if depth else replace(f, depth=None) for f in way[0]]
+    random = np.random.default_rng(0)
+    shape = frames[0].image.shape
+    noise = [random.normal(20, 10, shape).clip(0, 255).astype(np.uint8) for _ in range(9)]
+    covered = [replace(f, image=each) for f, each in zip(frames[20:29], noise, strict=True)]
+    assert all(e.status is Status.LOST for e in follow([*frames[:20], *covered])[20:])
+
+
+def test_how_far_a_single_camera_went_is_not_invented(way, monkeypatch):
+    frames = [replace(f, depth=None) for f in way[0]]
+    odometry = Odometry()
+    for frame in frames[:16]:
+        odometry.step(frame)
+    monkeypatch.setattr(LocalMap, "alike", lambda *_: [])
+    monkeypatch.setattr("flowodom.registration.refine.KNOWN", 0.0)
+    estimate = odometry.step(frames[16])
+    assert estimate.pose is None
+    assert "only 0 of" in estimate.reason
+
+
 def test_an_image_that_shows_nothing_is_no_place_to_start_from(way):
     frames, _ = way
     odometry = Odometry()

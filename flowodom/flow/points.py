@@ -31,6 +31,10 @@ REACH = 6
 ROUND_TRIP = 0.7
 """Most pixels by which a point followed there and back may miss its start."""
 
+ALIKE = 1.0
+"""Mean difference between a window and what it was found to be, over the contrast that it has, up to which the two show
+the same: noise alone differs by more, however it is shifted."""
+
 DARK_CORNER = 4e-5
 """Least smaller eigenvalue of the structure tensor, grey levels squared on a scale of one, for a point to be chosen."""
 
@@ -166,7 +170,8 @@ def follow(
         levels: Pyramid levels above full size on which to search: each doubles how wrong the guess may be.
 
     Returns:
-        (N, 2) float64 places in ``target`` and (N,) bool: found, inside the image, and back within ``ROUND_TRIP``.
+        (N, 2) float64 places in ``target`` and (N,) bool: found, alike, inside the image, and back within
+        ``ROUND_TRIP``.
     """
     if not len(pixels):
         return pixels.clone(), torch.zeros(0, dtype=torch.bool)
@@ -261,17 +266,28 @@ def lucas_kanade(
         guess: (N, 2) float32 guessed places in ``target``, right to a few pixels.
 
     Returns:
-        (N, 2) float32 places in ``target`` and (N,) bool: found, and back within ``ROUND_TRIP``.
+        (N, 2) float32 places in ``target`` and (N,) bool: found there, alike, and back within ``ROUND_TRIP``.
     """
-    there, found = _shift(source, target, start, guess)
-    back, returned = _shift(target, source, there, start)
-    return there, found & returned & (np.linalg.norm(back - start, axis=1) < ROUND_TRIP)
+    there, found, difference = _shift(source, target, start, guess)
+    back, returned, _ = _shift(target, source, there, start)
+    alike = difference < ALIKE * _contrast(source, start)
+    return there, found & alike & returned & (np.linalg.norm(back - start, axis=1) < ROUND_TRIP)
+
+
+def _contrast(image: NDArray[np.uint8], places: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Returns the mean absolute deviation (N,) of windows around places (N, 2) from their mean, grey levels."""
+    windows = np.lib.stride_tricks.sliding_window_view(image, PATCH)
+    first = np.rint(places).astype(np.int64) - PATCH[0] // 2
+    u, v = first.clip(0, np.array(windows.shape[1::-1]) - 1).T
+    window = windows[v, u].reshape(len(places), -1).astype(np.float32)
+    return np.asarray(np.abs(window - window.mean(1, keepdims=True)).mean(1), dtype=np.float32)
 
 
 def _shift(
     source: NDArray[np.uint8], target: NDArray[np.uint8], start: NDArray[np.float32], guess: NDArray[np.float32]
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    there, found, _ = cv2.calcOpticalFlowPyrLK(
+) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.float32]]:
+    """Returns where windows fit best (N, 2), whether that was found (N,), and their mean difference (N,) there."""
+    there, found, difference = cv2.calcOpticalFlowPyrLK(
         source,
         target,
         start,
@@ -282,4 +298,4 @@ def _shift(
         flags=cv2.OPTFLOW_USE_INITIAL_FLOW,
         minEigThreshold=1e-4,
     )
-    return np.asarray(there, dtype=np.float32), found[:, 0] > 0
+    return np.asarray(there, dtype=np.float32), found[:, 0] > 0, np.asarray(difference[:, 0], dtype=np.float32)

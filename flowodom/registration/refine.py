@@ -21,6 +21,9 @@ from flowodom.geometry import PinholeCamera, se3
 from flowodom.registration.reprojection import Reprojection, motion_jacobian, reproject
 from flowodom.registration.shear import NO_SHEAR, Shear
 
+KNOWN = 0.3
+"""Deviation of an inverse depth, as a share of it, up to which it is known at all."""
+
 OUTLIER = 3.0
 """Deviations at which the robust weight of a match has dropped to a quarter."""
 
@@ -72,6 +75,11 @@ class Matches:
 
     def __len__(self) -> int:
         return len(self.rho)
+
+    @property
+    def known(self) -> Tensor:
+        """(N,) bool: whose inverse depth is known."""
+        return self.rho_variance < (KNOWN * self.rho) ** 2
 
     @cached_property
     def ray(self) -> Tensor:

@@ -10,22 +10,24 @@ Koltun and Cremers, "Direct Sparse Odometry" (2018), with flow correspondences i
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from flowodom.geometry import PinholeCamera, se3
-from flowodom.registration.refine import OUTLIER, Matches, spread
+from flowodom.registration.refine import KNOWN, OUTLIER, Matches, spread
 from flowodom.registration.reprojection import motion_jacobian, reproject
 from flowodom.registration.shear import sheared
 from flowodom.registration.two_view import triangulate
 
+LEAST_BASELINE = 0.1
+"""Distance between two keyframes, as a share of the usual depth, from which it keeps a single camera's unit."""
+
 UNKNOWN_DEVIATION = 30.0
 """Deviation of an unknown inverse depth, as a share of the typical one: so large that it says nothing of scale."""
-
-KNOWN = 0.3
-"""Deviation of an inverse depth, as a share of it, up to which it is known at all."""
 
 LEAST_RHO = 1e-4
 """Inverse depths are kept above it, as a share of the typical one: a point at 10,000 times the usual depth."""
@@ -39,7 +41,7 @@ class _Points:
     ray: Tensor  # (N, 3) that ray, host camera, z = 1
     rho: Tensor  # (N,) inverse depth in the host
     variance: Tensor  # (N,) its variance as last estimated
-    prior: Tensor  # (N,) inverse depth measured in the host, NaN none
+    prior: Tensor  # (N,) inverse depth measured in the host, or known from before, NaN none
     prior_variance: Tensor  # (N,) infinite for none
     pixels: Tensor  # (N, K, 2) where each keyframe sees it, NaN unseen (and in the host, where it lies by definition)
     seen_rho: Tensor  # (N, K) inverse depth measured there, NaN none
@@ -58,7 +60,7 @@ class KeyframeWindow:
         camera: The camera.
         size: Most keyframes.
         pixel_variance: Variance of an observation, per component, pixels squared.
-        metric: Whether depths are measured; without, the scale of the oldest keyframes is preserved.
+        metric: Whether depths are measured; without, the unit of length is kept.
     """
 
     def __init__(self, camera: PinholeCamera, *, size: int, pixel_variance: float, metric: bool) -> None:
@@ -293,7 +295,7 @@ class KeyframeWindow:
             return
         if not self.metric:
             self._triangulate(point, frame)
-        reference = self._scale_reference() if not self.metric else 0.0
+        unit = None if self.metric else self._unit()
         problem = _Problem(self.camera, p, point, frame, self._pixel_variance, k)
         poses, rho = torch.stack(self.poses), p.rho.clone()
         floor = LEAST_RHO * self.typical_rho
@@ -317,17 +319,28 @@ class KeyframeWindow:
         self.poses = list(poses.unbind())
         p.rho = rho
         p.variance = self._posterior(system, problem)
-        if not self.metric and reference > 0:
-            now = self._scale_reference()
-            if now > 0:
-                self._rescale_about_oldest(reference / now)
+        if unit is not None:
+            self._rescale_about_oldest(1 / max(unit(), 1e-9))
         self._discard_outliers(system, point, frame)
 
-    def _scale_reference(self) -> float:
-        """Returns the distance whose length is the scale: from the oldest keyframe to the middle one."""
-        middle = max(1, (len(self.poses) - 1) // 2)
-        distance = float((self.poses[middle][:3, 3] - self.poses[0][:3, 3]).norm())
-        return distance if distance * self.typical_rho > 1e-3 else 0.0
+    def _unit(self) -> Callable[[], float]:
+        """Returns what tells, once the window has changed, how many of today's units the same length then has.
+
+        Longest known is how far the middle keyframe is from the oldest. Where the camera hardly moved between them, or
+        came back, that says little, and the inverse depths that are known say more.
+        """
+        p, middle = self._points, max(1, (len(self.poses) - 1) // 2)
+
+        def distance() -> float:
+            return float((self.poses[middle][:3, 3] - self.poses[0][:3, 3]).norm())
+
+        known = p.variance < (KNOWN * p.rho) ** 2
+        before, depths, weight = distance(), p.rho[known].log(), (p.rho**2 / p.variance)[known]
+        if before * self.typical_rho > (LEAST_BASELINE if len(depths) else 0.0):
+            return lambda: distance() / before
+        if not len(depths):
+            return lambda: 1.0
+        return lambda: math.exp(-float((weight * (p.rho[known].log() - depths)).sum() / weight.sum()))
 
     def _rescale_about_oldest(self, factor: float) -> None:
         origin = self.poses[0][:3, 3]

@@ -117,6 +117,15 @@ def test_points_are_not_found_in_another_picture(image, picture):
     assert found.double().mean() < 0.33
 
 
+def test_noise_is_found_nowhere():
+    random = np.random.default_rng(0)
+    one, other = (random.normal(60, 12, (240, 320)).clip(0, 255).astype(np.uint8) for _ in range(2))
+    pixels = choose(one, 900)
+    assert len(pixels) > 500
+    _, found = follow(one, other, pixels, pixels)
+    assert found.double().mean() < 0.02
+
+
 def test_no_points_are_followed_nowhere(image):
     none = torch.zeros(0, 2, dtype=torch.float64)
     there, found = follow(image, image, none, none)

@@ -163,6 +163,14 @@ def test_the_oldest_pose_stays_fixed(walk):
     torch.testing.assert_close(w.window.poses[0], oldest, rtol=0, atol=0)
 
 
+def test_the_unit_of_a_single_camera_stays_where_it_comes_back_to_its_first_place(walk):
+    w = walk(2, metric=False, size=0.0)
+    for k, place in enumerate((0.03, 2.0, 3.0)):
+        w.add(path(place), path(place) @ nudge(k), depth=False, fresh=20)
+    w.window.optimise(max_iterations=60)
+    assert w.window.poses[-1][:3, 3].norm() / path(3.0)[:3, 3].norm() == pytest.approx(1.0, rel=0.01)
+
+
 def test_outliers_do_not_bend_the_poses(walk):
     w = walk(4, metric=True, size=0.0, optimise=False)
     pose = path(4)
