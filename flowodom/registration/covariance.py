@@ -7,10 +7,7 @@ from torch import Tensor
 
 from flowodom.geometry import se3
 from flowodom.geometry.arrays import Array
-from flowodom.registration.refine import Fit
-
-CORRELATION = 4.0
-"""How many matches share one error: those of neighbours are alike, so the Hessian counts too many as independent."""
+from flowodom.registration.refine import CORRELATION, Fit
 
 UNOBSERVED = 1e6
 """Variance, m^2 or rad^2, given to directions of which the matches say nothing."""

@@ -24,6 +24,9 @@ from flowodom.registration.shear import NO_SHEAR, Shear
 KNOWN = 0.3
 """Deviation of an inverse depth, as a share of it, up to which it is known at all."""
 
+CORRELATION = 4.0
+"""How many matches share one error: those of neighbours are alike, so the Hessian counts too many as independent."""
+
 OUTLIER = 3.0
 """Deviations at which the robust weight of a match has dropped to a quarter."""
 
@@ -229,7 +232,8 @@ def refine(
         annealing: By how much the kernel is widened, in deviations squared, at the first step; each step shrinks it
             fourfold.
         trusted: (N,) bool, which matches tell the scatter. The others have a say once the fit to those has settled,
-            and only as far as they are no outliers to it; elsewhere their weight is zero. None for all.
+            and only where they are no outliers to it, as well as it is known by then; elsewhere their weight is zero.
+            None for all.
 
     Returns:
         The fit; its information has zero rows for what was held.
@@ -262,9 +266,12 @@ def refine(
         kernel = max(kernel / 4, final)
         if converged and settled:
             break
-        settled |= converged
-        say = trusted | (squared < final) if settled else trusted
-    say = trusted | (squared < final)
+        if converged:
+            unsure = torch.zeros_like(hessian)
+            unsure[free, free] = CORRELATION * spread(squared[trusted]) * torch.linalg.inv(hessian[free, free])
+            say, settled = trusted | (_surprise(camera, matches, motion, twist, unsure) < final), True
+    if not settled:
+        say = trusted | (squared < final)
     hessian, gradient, weight, squared, _ = _normal_equations(camera, matches, motion, rho, twist, final, say)
     parts = 2 + matches.seen_variance.isfinite().to(squared.dtype)
     noise_factor = (weight * squared).sum() / ((weight * parts).sum() - 6).clamp_min(1)
@@ -276,6 +283,25 @@ def refine(
         information = information.clone()
         information[:3], information[:, :3] = 0, 0
     return Fit(motion, information, weight, max(float(noise_factor), 0.25), twist, hessian, gradient)
+
+
+def _surprise(camera: PinholeCamera, matches: Matches, motion: Tensor, twist: Tensor, unsure: Tensor) -> Tensor:
+    """Returns the (N,) squared residuals along their own directions, in deviations of matches and motion together.
+
+    A fit to one side of the image alone is not well known at the other: what it misses there need not be an outlier.
+
+    Args:
+        camera: The current camera.
+        matches: N matches, which have had no say in the motion.
+        motion: (4, 4) float64 ``T_current_reference``.
+        twist: (6,) shear of the current image.
+        unsure: (12, 12) covariance of motion and shear, in units of the stated noise.
+    """
+    seen = _look(camera, matches, motion, matches.rho, twist)
+    point = _Elimination(matches, seen, 0.0)
+    by_motion = (motion_jacobian(camera, seen.view) * point.whitened).sum(1)
+    slope = torch.cat((by_motion, matches.row * by_motion))
+    return point.squared**2 / (point.squared + (slope * (unsure @ slope)).sum(0)).clamp_min(1e-12)
 
 
 def _normal_equations(

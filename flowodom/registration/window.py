@@ -41,7 +41,7 @@ class _Points:
     ray: Tensor  # (N, 3) that ray, host camera, z = 1
     rho: Tensor  # (N,) inverse depth in the host
     variance: Tensor  # (N,) its variance as last estimated
-    prior: Tensor  # (N,) inverse depth measured in the host, or known from before, NaN none
+    prior: Tensor  # (N,) inverse depth measured in the host, NaN none
     prior_variance: Tensor  # (N,) infinite for none
     pixels: Tensor  # (N, K, 2) where each keyframe sees it, NaN unseen (and in the host, where it lies by definition)
     seen_rho: Tensor  # (N, K) inverse depth measured there, NaN none

@@ -182,7 +182,9 @@ def decompose(
         logits, doubts = beliefs
         moves, stays = np.where(new, np.float32(PRIOR), (1 - FADING) * sigmoid(logits) + FADING * PRIOR)
         prior = np.log(moves / (1 - stays))
-        doubt = np.where(new[0], np.float32(-MOST_LOGIT), doubts[0] - np.float32(RELIEF))
+        # Of what comes into sight nobody knows that it has moved.
+        unseen = new[0] | ~inside(hidden.shape, stories.places[0])
+        doubt = np.where(unseen, np.float32(-MOST_LOGIT), doubts[0] - np.float32(RELIEF))
     ratio, told = evidence(greys[0], greys[1], current, stories, hidden, through, prior)
     deviation = 2 * np.sqrt(np.minimum(current.variance, np.float32(1))) + np.float32(0.5 * EDGE) * current.filled
     logit = (prior + smooth(ratio, told.astype(np.float32), current.rho, deviation)).clip(-MOST_LOGIT, MOST_LOGIT)

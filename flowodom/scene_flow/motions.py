@@ -15,9 +15,16 @@ import torch
 
 from flowodom.flow.points import lucas_kanade
 from flowodom.geometry import PinholeCamera, se3
-from flowodom.registration.covariance import CORRELATION
 from flowodom.registration.procrustes import procrustes
-from flowodom.registration.refine import CONVERGED, LEAST_SPREAD, MOST_SPREAD, OUTLIER, QUANTILE_OF_TWO, SPREAD_QUANTILE
+from flowodom.registration.refine import (
+    CONVERGED,
+    CORRELATION,
+    LEAST_SPREAD,
+    MOST_SPREAD,
+    OUTLIER,
+    QUANTILE_OF_TWO,
+    SPREAD_QUANTILE,
+)
 from flowodom.registration.reprojection import Reprojection, motion_jacobian, reproject
 from flowodom.scene_flow.grids import Array, square
 from flowodom.scene_flow.hypotheses import EDGE, SYSTEMATIC

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from flowodom.flow import FlowField
 from flowodom.flow.consistency import sample
+from flowodom.flow.points import PATCH
 from flowodom.geometry import PinholeCamera
 from flowodom.scene_flow.grids import Array, Flags, index_of, median
 from flowodom.scene_flow.guided_filter import box
@@ -153,14 +154,23 @@ class Carried:
     flow: FlowField
 
     def doubted(self, camera: PinholeCamera, pixels: Tensor) -> Tensor:
-        """Returns (...) bool: what is doubted where (..., 2) pixels of a camera came from, as the flow beside tells."""
+        """Returns (...) bool: whether anything is doubted where patches came from, as the flow beside them tells.
+
+        A patch that straddles the outline of what moves is drawn along by it.
+
+        Args:
+            camera: Their camera.
+            pixels: (..., 2) pixels in the middles of the patches.
+        """
         before, cell = self.before, self.before.surface.cell
         u, v = before.places(camera, *np.moveaxis(pixels.numpy(), -1, 0))
         row, column = np.divmod(index_of(before.doubt.shape, u, v), before.camera.width)
         middle = (row * cell + cell // 2) * self.flow.rough.shape[1] + column * cell + cell // 2
         along = np.moveaxis(self.flow.rough.cpu().numpy().reshape(-1, 2).take(middle, axis=0), -1, 0) / cell
         came = index_of(before.doubt.shape, u - along[0], v - along[1])
-        return torch.from_numpy(before.doubt.take(came) > 0)
+        reach = math.ceil(PATCH[0] // 2 * before.camera.fx / camera.fx)
+        around = cv2.dilate(before.doubt, np.ones(2 * [2 * reach + 1], dtype=np.uint8))
+        return torch.from_numpy(around.take(came) > 0)
 
 
 def sigmoid(logit: Array) -> Array:

@@ -118,16 +118,17 @@ class ObjectTracker:
         """
         frame = Transition(pose.numpy(), pose.numpy() @ se3.inverse(motion.numpy()), stamp, interval)
         seen: dict[int, MovingObject] = {}
+        image = image if image is not None and image.ndim == 3 else None
         self._beliefs, former = {}, self._beliefs
         if moving is not None and moving.stories is not None and moving.past is not None:
             claims = Claims.none(MovingPixels.of(moving))
             self._follow(claims, former, moving, frame)
-            self._discover(claims, moving, frame)
+            self._discover(claims, moving, frame, image)
             claims.drop_strips()
-            self._remember(claims, moving, frame)
+            self._remember(claims, moving, frame, image)
             self._unite(claims)
             seen = self._look(claims, moving, frame)
-            if image is not None and image.ndim == 3 and any(is_noted(o.frames) for o in seen.values()):
+            if image is not None and any(is_noted(o.frames) for o in seen.values()):
                 self._note_colours(seen, claims, image)
         new = [n for n, o in seen.items() if o.confirmed and not next(k for k in self._objects if k.id == n).confirmed]
         kept, gone = [], list(self._gone)
@@ -147,8 +148,9 @@ class ObjectTracker:
 
     def _note_colours(self, seen: dict[int, MovingObject], claims: Claims, image: NDArray[np.uint8]) -> None:
         """Keeps the shares (SHADES ** 3,) of an image's colours on each object that is seen."""
-        for number, shares in zip(claims.numbers, colours(claims, image), strict=True):
+        for number, group in zip(claims.numbers, claims.groups, strict=True):
             if number in seen and is_noted(seen[number].frames):
+                shares = colours(claims.pixels, group, image)
                 before = self._colours.get(number, shares)
                 self._colours[number] = before + (shares - before) / min(seen[number].frames, MEMORY)
 
@@ -159,15 +161,17 @@ class ObjectTracker:
         the middle of what is seen.
         """
         (new,) = (o for o in self._objects if o.id == number)
-        others = [o for o in (*self.objects, *self._gone) if o is not new and {number, o.id} <= self._colours.keys()]
+        # What goes along with one in sight has not been confirmed.
+        missed = [o for o in (*self.objects, *self._gone) if o.seen < frame.stamp]
+        others = [o for o in missed if {number, o.id} <= self._colours.keys()]
         odds = {
             o.id: nearness(o, new, frame.since(o)) + similarity(self._colours[number], self._colours[o.id])
             for o in others
         }
         best = max(others, key=lambda o: odds[o.id], default=new)
-        # It may be something new, another one, or part of something in sight.
+        # It may be something new, or another one.
         rivals = 1 + sum(math.exp(odds[o.id]) for o in others if o is not best)
-        if best is new or best.seen == frame.stamp or odds[best.id] < math.log(rivals):
+        if best is new or odds[best.id] < math.log(rivals):
             return
         self._objects = [returned(best, new) if o is new else o for o in self._objects if o is not best]
         self._gone = [o for o in self._gone if o is not best]
@@ -196,7 +200,7 @@ class ObjectTracker:
         belief = carried + likelihoods(pixels, squared, groups, pixels.around(carried > 0, REACH))
         claims.add([o.id for o in known], motions, covariances, squared, belief)
 
-    def _discover(self, claims: Claims, moving: Moving, frame: Transition) -> None:
+    def _discover(self, claims: Claims, moving: Moving, frame: Transition, image: NDArray[np.uint8] | None) -> None:
         """Looks for new motions in what no object explains, and for missed objects that they may be."""
         pixels = claims.pixels
         self._resting = max(self._resting - 1, 0)
@@ -225,14 +229,14 @@ class ObjectTracker:
             points = pixels.points(even([explained])[0])
             near = pixels.around(pixels.flags(explained)[None], REACH)
             belief = likelihoods(pixels, squared, [explained], near)
-            mask = pixels.image((belief[0] > 0) & (claims.owner < 0))
-            number = self._known_again(claims, mask, points, motions[0], covariances[0], moving, frame)
+            own = (belief[0] > 0) & (claims.owner < 0)
+            number = self._known_again(claims, own, points, motions[0], covariances[0], moving, frame, image)
             if number is None:
                 number, self._next = self._next, self._next + 1
                 self._objects.append(born(number, points, frame.before @ motions[0], frame.stamp))
             claims.add([number], motions, covariances, squared, belief)
 
-    def _remember(self, claims: Claims, moving: Moving, frame: Transition) -> None:
+    def _remember(self, claims: Claims, moving: Moving, frame: Transition, image: NDArray[np.uint8] | None) -> None:
         """Gives what is not confirmed yet the number of the missed object that it turns out to be."""
         known = {o.id: o for o in self._objects}
         for k, number in enumerate(claims.numbers):
@@ -241,8 +245,9 @@ class ObjectTracker:
             own = claims.owner == k
             if not own.any():
                 continue
-            points, mask = claims.pixels.points(even([np.flatnonzero(own)])[0]), claims.pixels.image(own)
-            again = self._known_again(claims, mask, points, claims.motions[k], claims.covariances[k], moving, frame)
+            points = claims.pixels.points(even([np.flatnonzero(own)])[0])
+            motion, covariance = claims.motions[k], claims.covariances[k]
+            again = self._known_again(claims, own, points, motion, covariance, moving, frame, image)
             if again is not None:
                 claims.numbers[k] = again
                 self._objects = [o for o in self._objects if o.id != number]
@@ -250,26 +255,42 @@ class ObjectTracker:
     def _known_again(
         self,
         claims: Claims,
-        mask: Array,
+        own: Array,
         points: Array,
         motion: Array,
         covariance: Array,
         moving: Moving,
         frame: Transition,
+        image: NDArray[np.uint8] | None,
     ) -> int | None:
-        """Returns the number of the missed object that something new is: the likeliest that can go as it does."""
+        """Returns the number of the missed object that something new is: the likeliest that can go as it does.
+
+        Args:
+            claims: What is seen by now.
+            own: (N,) bool, the pixels of what is new.
+            points: (M, 3) on it, metres, current camera.
+            motion: (4, 4) ``T_previous_current`` of a camera that would go with it.
+            covariance: (6, 6) of the left perturbation of that.
+            moving: What moves.
+            frame: The frame.
+            image: (H, W, 3) uint8 RGB; None for no colours.
+        """
         missed = [o for o in self._objects if o.id not in claims.numbers]
         if not missed:
             return None
         local, expected, unsure = frame.foresee(missed)
         miss = se3.log(motion @ se3.inverse(expected))
         far = mahalanobis(miss, unsure + covariance)
-        likeness = [
-            overlap(o, mask, moving, se3.act(place, points)) if distance < UNLIKELY else 0.0
-            for o, place, distance in zip(missed, local, far, strict=True)
-        ]
-        best = max(range(len(missed)), key=likeness.__getitem__)
-        return missed[best].id if likeness[best] > OVERLAP else None
+        mask = claims.pixels.image(own)
+        looks = None if image is None else colours(claims.pixels, np.flatnonzero(own), image)
+        odds: dict[int, float] = {}
+        for o, place, distance in zip(missed, local, far, strict=True):
+            likeness = overlap(o, mask, moving, se3.act(place, points))
+            if distance < UNLIKELY and likeness > OVERLAP:
+                alike = 0.0 if looks is None or o.id not in self._colours else similarity(looks, self._colours[o.id])
+                odds[o.id] = math.log(likeness / OVERLAP) + alike
+        best = max(odds, key=odds.__getitem__, default=None)
+        return None if best is None or odds[best] < 0 else best
 
     def _unite(self, claims: Claims) -> None:
         """Makes one of two objects that have gone as one for a while; the one of which more has been seen stays."""

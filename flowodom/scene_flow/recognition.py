@@ -1,6 +1,7 @@
 """Which object has come back into sight: by its pixels and its place, or by where it was going and its colours.
 
-Source: Swain and Ballard, "Color Indexing" (1991).
+Source: Swain and Ballard, "Color Indexing" (1991); on logarithms of the ratios of colours, which shading leaves alone,
+Funt and Finlayson, "Color Constant Color Indexing" (1995).
 """
 
 from __future__ import annotations
@@ -13,21 +14,27 @@ import torch
 from numpy.typing import NDArray
 
 from flowodom.geometry import se3
-from flowodom.scene_flow.claims import Claims
 from flowodom.scene_flow.grids import Array
+from flowodom.scene_flow.motions import MovingPixels
 from flowodom.scene_flow.moving import Moving
 from flowodom.scene_flow.objects import TRAIL, MovingObject
 
 SHADES = 8
-"""Shades of red, green and blue each that are told apart."""
+"""Steps of red against green, blue against green, and brightness each that are told apart."""
 
-UNLIKE = 0.28
+COLOURED = 2.0
+"""Slope of those steps where the logarithm of a ratio is zero: nearly grey colours are told apart best."""
+
+DARK = 8.0
+"""Grey levels in which the noise of an image drowns the ratios of its colours."""
+
+UNLIKE = 0.23
 """Difference of colours (one minus their Bhattacharyya coefficient) at which one object is as likely as two."""
 
 LEAST_UNLIKE = 0.02
 """Difference of colours below which it tells no more."""
 
-LOOKS = 1.5
+LOOKS = 3.0
 """Power of that difference with which the odds of being one object fall."""
 
 IN_PART = 0.3
@@ -36,8 +43,17 @@ IN_PART = 0.3
 WAYWARD = 0.5
 """How far an object may lie from where its constant velocity takes it, metres for each second."""
 
-SPACE = 1.0
-"""The same for something new, which may be anywhere, metres."""
+SPACE = 0.6
+"""How far two objects lie apart, metres, one deviation."""
+
+UNSTEADY = 0.25
+"""Error of a velocity that a first or last glimpse tells, m/s."""
+
+CHANGING = 2.0
+"""How much velocities change, m/s for each second."""
+
+UNRELATED = 0.6
+"""By how much velocities of two objects differ, m/s, one deviation."""
 
 MEMORY = 20
 """Looks at the colours of an object over which they are averaged."""
@@ -47,18 +63,25 @@ GLIMPSES = 4
 
 
 def nearness(known: MovingObject, new: MovingObject, seconds: float) -> float:
-    """Returns the log odds, by its place, that a new object is one that was on its way when it was seen last.
+    """Returns the log odds, by its place and velocity, that a new object is one that was on its way when last seen.
 
-    Something new may be anywhere within ``SPACE`` of there.
+    Something new lies off by ``SPACE`` and goes otherwise by ``UNRELATED`` as well.
 
     Args:
         known: The object.
         new: What is seen now.
         seconds: How long ago the object was seen last.
     """
-    deviation = math.hypot(IN_PART * float(known.extent.norm()), WAYWARD * seconds)
+    placed = math.hypot(IN_PART * float(known.extent.norm()), WAYWARD * seconds)
     off = float((new.centre - known.trail[-1] - known.velocity * seconds).norm())
-    return 3 * math.log(SPACE / deviation) - 0.5 * (off / deviation) ** 2
+    turned = float((new.velocity - known.velocity).norm())
+    return _odds(off, placed, SPACE) + _odds(turned, math.hypot(UNSTEADY, CHANGING * seconds), UNRELATED)
+
+
+def _odds(off: float, own: float, other: float) -> float:
+    """Returns the log odds that a difference in space is one of deviation ``own``, not of ``other`` as well."""
+    both = math.hypot(own, other)
+    return 3 * math.log(both / own) - 0.5 * ((off / own) ** 2 - (off / both) ** 2)
 
 
 def similarity(a: Array, b: Array) -> float:
@@ -67,16 +90,21 @@ def similarity(a: Array, b: Array) -> float:
     return LOOKS * math.log(UNLIKE / max(unlike, LEAST_UNLIKE))
 
 
-def colours(claims: Claims, image: NDArray[np.uint8]) -> Array:
-    """Returns the (K, SHADES ** 3) shares of an image's colours on each object that claims pixels, zero for none."""
-    pixels = claims.pixels
-    own = np.flatnonzero(pixels.inner & (claims.owner >= 0))
-    row, column = np.divmod(pixels.index[own], pixels.camera.width)
+def colours(pixels: MovingPixels, which: Array, image: NDArray[np.uint8]) -> Array:
+    """Returns the (SHADES ** 3,) shares of an image's colours on some of the pixels that move, an index (M,)."""
+    row, column = np.divmod(pixels.index[which], pixels.camera.width)
     row, column = row * image.shape[0] // pixels.camera.height, column * image.shape[1] // pixels.camera.width
-    shade = image[row, column] // (256 // SHADES)
-    code = shade @ np.array([SHADES**2, SHADES, 1]) + SHADES**3 * claims.owner[own]
-    counts = np.bincount(code, minlength=SHADES**3 * len(claims.numbers)).reshape(-1, SHADES**3)
-    return counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    counts = np.bincount(shades(image[row, column]), minlength=SHADES**3)
+    return counts / max(len(which), 1)
+
+
+def shades(colour: NDArray[np.uint8]) -> NDArray[np.intp]:
+    """Returns the numbers (N,), below SHADES ** 3, of what is told apart of colours (N, 3), RGB."""
+    red, green, blue = (colour.T + np.float32(DARK)) / np.float32(256 + DARK)
+    ratios = np.stack((red / green, blue / green))
+    steps = np.stack((*(0.5 + 0.5 * np.tanh(COLOURED * np.log(ratios))), (red + green + blue) / 3))
+    step = (SHADES * steps).astype(np.intp).clip(0, SHADES - 1)
+    return (step[0] * SHADES + step[1]) * SHADES + step[2]
 
 
 def is_noted(frames: int) -> bool:

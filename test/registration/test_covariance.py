@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from flowodom.geometry import se3
-from flowodom.registration.covariance import CORRELATION, UNOBSERVED, along_parent, compose, fit_covariance
-from flowodom.registration.refine import refine
+from flowodom.registration.covariance import UNOBSERVED, along_parent, compose, fit_covariance
+from flowodom.registration.refine import CORRELATION, refine
 
 
 def spd(seed, size):

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from flowodom.geometry import se3
-from flowodom.registration.covariance import CORRELATION, fit_covariance
+from flowodom.registration.covariance import fit_covariance
 from flowodom.registration.procrustes import procrustes
-from flowodom.registration.refine import refine, residuals, score
+from flowodom.registration.refine import CORRELATION, refine, residuals, score
 from flowodom.worlds import hand_held, pinhole, room
 
 MOTION = se3.exp(torch.tensor([0.05, -0.02, 0.04, 0.01, 0.03, -0.02], dtype=torch.float64))
@@ -119,6 +119,22 @@ def test_a_third_that_moves_by_little_draws_nothing_along_where_the_rest_is_trus
     every = refine(camera, matches, MOTION, max_iterations=20)
     assert (heard.weight[slow] > 0).double().mean() > 0.95
     assert miss(heard.motion, every.motion).norm() < 0.5 * miss(alone.motion, every.motion).norm()
+
+
+def test_what_a_fit_to_one_side_misses_at_the_other_is_heard(camera, scatter, observe):
+    matches = observe(scatter(400), MOTION, seed=3)
+    u = matches.pixels[:, 0]
+    strip, far = u < 40, u > 200
+    among = matches.subset(strip | far)
+    trusted = strip[strip | far]
+    fit = refine(camera, among, MOTION, max_iterations=20, trusted=trusted)
+    alone = refine(camera, matches.subset(strip), MOTION, max_iterations=20)
+    every = refine(camera, among, MOTION, max_iterations=20)
+    assert (fit.weight[~trusted] > 0).double().mean() > 0.97
+    assert miss(fit.motion, every.motion).norm() < 0.2 * miss(alone.motion, every.motion).norm()
+    # What moves there by far more than that fit is unsure of is not.
+    moved = replace(among, pixels=among.pixels + torch.where(trusted[:, None], 0.0, 25.0))
+    assert (refine(camera, moved, MOTION, max_iterations=20, trusted=trusted).weight[~trusted] == 0).all()
 
 
 def test_points_of_unknown_depth_still_tell_the_rotation(camera, scatter, observe):

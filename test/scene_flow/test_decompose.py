@@ -3,6 +3,7 @@
 import itertools
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -10,9 +11,11 @@ import torch
 from flowodom.depth import InverseDepth
 from flowodom.flow import DenseFlow
 from flowodom.flow.consistency import FLOW_NOISE
+from flowodom.flow.points import PATCH
 from flowodom.geometry import se3
 from flowodom.odometry import Odometry, Status
 from flowodom.scene_flow.decompose import decompose, find_moving, glance
+from flowodom.scene_flow.moving import Moving
 from flowodom.scene_flow.surfaces import Surface, cell_of, coarse_camera
 from flowodom.worlds import Sensor, hand_held, pinhole, room, sequence
 
@@ -117,7 +120,8 @@ def test_belief_travels_with_the_flow_and_fades(views):
     variance = torch.full((120, 160), FLOW_NOISE**2)
     carried = moving.carried(DenseFlow(-shift, shift, variance, variance))
     truth = ids.numpy() > 0
-    assert iou(carried.doubted(CAMERA, CAMERA.pixels())[:, 8:], truth[:, :-8]) > 0.85
+    around = cv2.dilate(truth.astype(np.uint8), np.ones(PATCH, dtype=np.uint8)) > 0
+    assert iou(carried.doubted(CAMERA, CAMERA.pixels())[:, 8:], around[:, :-8]) > 0.85
     # The camera and everything else stop: soon nothing moves, but what did so is still doubted.
     frozen = DenseFlow(still, still, variance, variance)
     for _ in range(12):
@@ -127,6 +131,36 @@ def test_belief_travels_with_the_flow_and_fades(views):
     for _ in range(60):
         moving = find_moving(CAMERA, (grey, depth), (grey, depth), frozen, se3.identity(), moving)
     assert moving is None
+
+
+def test_patches_that_straddle_an_outline_are_doubted(views):
+    moving = chain(views)
+    variance, still = torch.full((120, 160), FLOW_NOISE**2), torch.zeros(120, 160, 2)
+    patches = moving.carried(DenseFlow(still, still, variance, variance)).doubted(CAMERA, CAMERA.pixels()).numpy()
+    wider = cv2.dilate(moving.doubted(CAMERA, CAMERA.pixels()).numpy().astype(np.uint8), np.ones(PATCH, np.uint8)) > 0
+    assert not (wider & ~patches).any()
+    assert iou(patches, wider) > 0.9
+
+
+def test_what_comes_into_sight_beside_what_is_doubted_is_not(views):
+    """A camera turns away from what moved at the border of its image a moment ago."""
+    (grey, depth), _, _ = views[-1]
+    flat = InverseDepth(CAMERA, torch.full_like(depth.mean, 0.5), depth.variance)
+    surface = Surface.of(CAMERA, grey, flat, cell_of(CAMERA))
+    logit = np.full(surface.rho.shape, -5.0, dtype=np.float32)
+    doubt = logit.copy()
+    doubt[:, -4:] = 5.0
+    before = Moving(surface.camera, logit, doubt, surface)
+    turn = se3.exp(torch.tensor([0, 0, 0, 0, -8.0 / CAMERA.fx, 0], dtype=torch.float64))
+    shift = torch.zeros(120, 160, 2)
+    shift[..., 0] = -8.0
+    variance = torch.full((120, 160), FLOW_NOISE**2)
+    flow, shifted = DenseFlow(shift, -shift, variance, variance), torch.roll(grey, -8, 1)
+    found = find_moving(CAMERA, (grey, flat), (shifted, flat), flow, turn, before)
+    assert found is not None
+    there = np.flatnonzero((found.doubt > 0).any(0))
+    cells = 8 // cell_of(CAMERA)
+    assert (there.min(), there.max()) == (logit.shape[1] - 4 - cells, logit.shape[1] - 1 - cells)
 
 
 def test_the_coarse_camera_sees_the_same(views):

@@ -184,8 +184,8 @@ def test_another_object_does_not_inherit_a_number(clip, painted):
 
 @pytest.mark.parametrize(("colours", "known"), [((RED, RED), 0), ((RED, YELLOW), 1)])
 def test_what_looks_like_two_is_neither_where_place_tells_nothing(clip, painted, monkeypatch, colours, known):
-    monkeypatch.setattr(recognition, "WAYWARD", 100.0)
-    monkeypatch.setattr(recognition, "SPACE", 160.0)
+    monkeypatch.setattr(recognition, "SPACE", 0.0)
+    monkeypatch.setattr(recognition, "UNRELATED", 0.0)
     before, after = after_seconds_out_of_sight(clip, painted, colours, (RED, BLUE))
     assert len(after) == 2
     assert len(set(after.values()) & set(before.values())) == known
@@ -201,6 +201,24 @@ def test_what_looks_like_an_object_elsewhere_is_another(clip, painted, monkeypat
 def test_after_too_long_nobody_is_known(clip, painted):
     before, after = after_seconds_out_of_sight(clip, painted, (RED, BLUE), (RED, BLUE), away=REMEMBERED + 0.2)
     assert not set(after.values()) & set(before.values())
+
+
+def test_shading_changes_no_colour_but_its_brightness():
+    colours = np.array([[150, 110, 50], [60, 120, 100], [100, 100, 100]], dtype=np.uint8)
+    bright, dark = (recognition.shades((light * colours).astype(np.uint8)) for light in (1.4, 0.7))
+    assert (bright // recognition.SHADES == dark // recognition.SHADES).all()
+    assert (bright % recognition.SHADES != dark % recognition.SHADES).all()
+    assert len(set(bright // recognition.SHADES)) == 3
+
+
+def test_what_was_seen_a_moment_ago_still_goes_as_it_did(clip):
+    (known, *_) = run(clip)[-1]
+    turned = replace(known, twist=-known.twist, trail=known.trail[-1:])
+    assert recognition.nearness(known, known, 0.1) > 1
+    assert recognition.nearness(known, turned, 0.1) < recognition.nearness(known, known, 0.1) - 1
+    # After a while its velocity tells little.
+    later = [recognition.nearness(known, new, 2.0) for new in (known, turned)]
+    assert abs(later[0] - later[1]) < 1
 
 
 def test_nothing_moving_gives_no_objects(clip):
