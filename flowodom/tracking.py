@@ -46,14 +46,13 @@ else, some are found by chance."""
 HYPOTHESES = 24
 """Motions proposed from three points each, beside the predicted ones."""
 
-KEYFRAME_PARALLAX = 0.04
-"""Median displacement since the keyframe by translation, as a share of the image's width, that asks for a new one: this
-is what tells depth, and where little of it lies between keyframes, they tell little."""
+KEYFRAME_FLOW = 0.04
+"""Median displacement since the keyframe, as a share of the image's width, that asks for a new one."""
 
-KEYFRAME_FLOW = 0.08
-"""The same by all motion, rotation too."""
+IDLE = 2.0
+"""By how much a single camera waits longer where that is rotation, which tells no depth."""
 
-KEYFRAME_SHARE = 0.6
+KEYFRAME_SHARE = 0.45
 """Share of the keyframe's points still followed, below which a new one is due."""
 
 SPARSEST = 0.5
@@ -101,9 +100,6 @@ GROWTHS = 3
 
 PROVEN = 0.25
 """Share of the points that must have stood still from one keyframe to another for the others to depend on them."""
-
-JUST_BEGUN = 0.04
-"""Median displacement since the keyframe, as a share of the image's width, up to which these suffice."""
 
 MOST_STILL = 2.0
 """Displacement of a typical point by translation, pixels, above which the camera has moved beyond doubt."""
@@ -680,8 +676,8 @@ class Tracker:
             found: (N,) bool, which were found there; M of them.
         """
         proven = self._window.proven[found]
-        enough = float(proven.double().mean()) > PROVEN and self._moved(self._window.places, seen, found) < JUST_BEGUN
-        return proven if enough else torch.ones_like(proven)
+        begun = self._moved(self._window.places, seen, found) < KEYFRAME_FLOW
+        return proven if begun and float(proven.double().mean()) > PROVEN else torch.ones_like(proven)
 
     def _fit(self, matches: Matches, expected: Tensor, stamp: float, trusted: Tensor) -> Fit:
         """Fits the motion from the newest keyframe; holds the camera in its place where translation earns nothing."""
@@ -857,10 +853,11 @@ class Tracker:
             return share < KEYFRAME_SHARE
         if not self._window.scaled:
             return True
-        if share < KEYFRAME_SHARE or self._moved(self._window.places, seen, found) > KEYFRAME_FLOW:
-            return True
+        moved = self._moved(self._window.places, seen, found)
+        if self._metric or moved < KEYFRAME_FLOW or share < KEYFRAME_SHARE:
+            return moved > KEYFRAME_FLOW or share < KEYFRAME_SHARE
         turned = self._camera.project(self._patches.rays @ motion[:3, :3].T)
-        return self._moved(turned, seen, found) > KEYFRAME_PARALLAX
+        return moved > IDLE * KEYFRAME_FLOW or self._moved(turned, seen, found) > KEYFRAME_FLOW
 
     def _moved(self, places: Tensor, seen: Tensor, found: Tensor) -> float:
         """Returns by how much points are seen (N, 2) beside places, the median, as a share of the image's width."""
