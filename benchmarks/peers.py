@@ -4,10 +4,11 @@
                                    [--methods ours,lk_pnp] [--set registration.window=9] [--out peers.json]
 
 Peers with depth: OpenCV pyramidal Lucas-Kanade + depth + PnP-RANSAC; OpenCV DIS + depth + PnP-RANSAC; Open3D RGB-D
-odometry with the hybrid term, the older implementation and the newer (tensor) one. Peers with a single camera: OpenCV
-Lucas-Kanade or DIS + five-point, the length of every step taken from the truth. All go from frame to frame, each set
-up as one who knows it well would do it. Noise shortens what goes from frame to frame, and less so over longer steps:
-where a peer's figures change with ``--every``, they tell of that noise rather than of the recording.
+odometry with the hybrid term, the older implementation and the newer (tensor) one. With a rectified stereo pair: the
+first two, with the depth of OpenCV's semiglobal matching. Peers with a single camera: OpenCV Lucas-Kanade or DIS +
+five-point, the length of every step taken from the truth. All go from frame to frame, each set up as one who knows it
+well would do it. Noise shortens what goes from frame to frame, and less so over longer steps: where a peer's figures
+change with ``--every``, they tell of that noise rather than of the recording.
 
 Truths of recordings have errors of their own, and a wrong calibration makes all methods wrong alike. With ``--back``
 the frames are played forth and then back to the first one, where the camera must end up: that needs no truth.
@@ -31,15 +32,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowodom.bags import BagReader
-from flowodom.calibration import Calibration
+from flowodom.calibration import Calibration, between
 from flowodom.config import OdometryConfig, override
 from flowodom.errors import BagError, FrameError
 from flowodom.evaluation import compare
-from flowodom.frame import Frame
+from flowodom.frame import Frame, OtherEye
 from flowodom.frames import FrameTree, motion_of
 from flowodom.messages import decode_depth, decode_image, stamp
 from flowodom.odometry import Odometry, Scale
 from flowodom.process import prepare
+from flowodom.selection import Selection, is_rectified
 from flowodom.trajectory import Trajectory
 
 Array = NDArray[Any]
@@ -186,7 +188,7 @@ def shots(bag: Path, frames: int | None = None, *, mono: bool = False) -> Iterat
     Args:
         bag: The recording.
         frames: How many at most.
-        mono: Leaves depth out.
+        mono: Leaves depth out, and the right image of a stereo pair, which is used where its CameraInfo has a baseline.
 
     Raises:
         BagError: The bag has no image or no calibration.
@@ -201,6 +203,7 @@ def shots(bag: Path, frames: int | None = None, *, mono: bool = False) -> Iterat
             depths = {stamp(m): decode_depth(m) for m in _some(reader, chosen.depth, frames)}
         _, _, info = next(reader.messages([chosen.camera_info]))
         calibration = Calibration.from_info(info, rectified=chosen.rectified)
+        eyes = {} if chosen.depth or not chosen.right else _right_eyes(reader, chosen, info, frames)
         depth_stamps = np.array(sorted(depths), dtype=np.int64)
         for message in _some(reader, chosen.image, frames):
             at = stamp(message)
@@ -210,8 +213,23 @@ def shots(bag: Path, frames: int | None = None, *, mono: bool = False) -> Iterat
                 if abs(nearest - at) > PAIRING:
                     continue
                 depth = calibration.rectify_depth(depths[nearest])
-            frame = Frame(at, calibration.rectify(decode_image(message)), calibration.camera, depth)
+            frame = Frame(at, calibration.rectify(decode_image(message)), calibration.camera, depth, other=eyes.get(at))
             yield Shot(frame, frame.grey, truth(at))
+
+
+def _right_eyes(reader: BagReader, chosen: Selection, info: Any, frames: int | None) -> dict[int, OtherEye]:
+    """Returns what the right camera of a rectified stereo pair saw, by stamp; nothing where no baseline is known."""
+    if chosen.right is None or chosen.right_info is None:
+        return {}
+    _, _, right_info = next(reader.messages([chosen.right_info]))
+    motion = between(info, right_info, rectified=chosen.rectified)
+    if motion is None:
+        return {}
+    calibration = Calibration.from_info(right_info, rectified=is_rectified(chosen.right))
+    return {
+        stamp(m): OtherEye(calibration.rectify(decode_image(m)), calibration.camera, motion)
+        for m in _some(reader, chosen.right, frames)
+    }
 
 
 def there_and_back(forth: Iterable[Shot]) -> Iterator[Shot]:
@@ -367,6 +385,31 @@ class Chain:
         return None if motion is None else self._pose
 
 
+BASELINES = 60.0
+"""Baselines of a stereo pair up to which its depth is used."""
+
+
+def semiglobal(shot: Shot) -> tuple[Array, float]:
+    """Returns depth (H, W), metres, of a rectified pair by OpenCV's semiglobal matching, NaN unknown, and its reach."""
+    assert shot.frame.other is not None
+    baseline = float(shot.frame.other.place[0])
+    matcher = cv2.StereoSGBM.create(
+        minDisparity=0,
+        numDisparities=128,
+        blockSize=5,
+        P1=8 * 25,
+        P2=32 * 25,
+        disp12MaxDiff=1,
+        uniquenessRatio=10,
+        speckleWindowSize=100,
+        speckleRange=2,
+        mode=cv2.StereoSGBM_MODE_SGBM_3WAY,
+    )
+    disparity = np.asarray(matcher.compute(shot.grey, shot.frame.other.grey), dtype=np.float32) / 16
+    depth = np.where(disparity > 0, shot.frame.camera.fx * baseline / np.maximum(disparity, 1e-3), np.nan)
+    return depth.astype(np.float32), BASELINES * baseline
+
+
 def pnp(matcher: Matcher, tolerance: float) -> Callable[[Shot, Shot], Array | None]:
     """Depth of the previous frame at the matches, PnP with RANSAC, then Levenberg-Marquardt on the inliers.
 
@@ -376,11 +419,11 @@ def pnp(matcher: Matcher, tolerance: float) -> Callable[[Shot, Shot], Array | No
     """
 
     def motion(previous: Shot, shot: Shot) -> Array | None:
-        assert previous.depth is not None
+        depth, reach = (previous.depth, 10.0) if previous.depth is not None else semiglobal(previous)
         start, end = matcher(previous.grey, shot.grey)
         u, v = np.round(start).astype(int).T
-        z = previous.depth[v, u]
-        keep = np.isfinite(z) & (z > 0.1) & (z < 10)
+        z = depth[v, u]
+        keep = np.isfinite(z) & (z > 0.1) & (z < reach)
         start, end, z = start[keep], end[keep].astype(np.float64), z[keep]
         if len(z) < 8:
             return None
@@ -505,16 +548,22 @@ def _colour(shot: Shot) -> Array:
     return np.ascontiguousarray(image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2))
 
 
-def methods(config: OdometryConfig, *, depth: bool) -> dict[str, Callable[[], Method]]:
-    """Returns how to make each method that runs on frames with or without depth, by name."""
+def methods(config: OdometryConfig, *, depth: bool, pair: bool = False) -> dict[str, Callable[[], Method]]:
+    """Returns how to make each method that runs on frames with or without depth, or on a stereo pair's, by name."""
     ours: dict[str, Callable[[], Method]] = {
         "ours": lambda: Ours(config, dense=False),
         "ours_dense": lambda: Ours(config, dense=True),
     }
+    with_pnp: dict[str, Callable[[], Method]] = {
+        "lk_pnp": lambda: Chain(pnp(lucas_kanade, 1.0)),
+        "dis_pnp": lambda: Chain(pnp(Dis(), 1.5)),
+    }
+    if pair:
+        return ours | with_pnp
     if depth:
-        return ours | {
-            "lk_pnp": lambda: Chain(pnp(lucas_kanade, 1.0)),
-            "dis_pnp": lambda: Chain(pnp(Dis(), 1.5)),
+        return {
+            **ours,
+            **with_pnp,
             "open3d": lambda: Chain(Open3D(tensor=False)),
             "open3d_tensor": lambda: Chain(Open3D(tensor=True)),
         }
@@ -622,7 +671,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=1, help="repetitions; times are of the best one")
     parser.add_argument("--threads", type=int, default=1, help="processors to run on; 0 for all")
     parser.add_argument("--methods", default="", help="names separated by commas; all when left out")
-    parser.add_argument("--mono", action="store_true", help="leave depth out: single-camera methods")
+    parser.add_argument("--mono", action="store_true", help="leave depth and right images out: single-camera methods")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of ours")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args(arguments)
@@ -635,7 +684,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     config = override(OdometryConfig(), dict(item.split("=", 1) for item in options.set))
     first = next(shots(options.bag, 1, mono=options.mono))
-    makers = methods(config, depth=first.depth is not None)
+    makers = methods(config, depth=first.depth is not None, pair=first.frame.other is not None)
     wanted = options.methods.split(",") if options.methods else list(makers)
     if unknown := set(wanted) - set(makers):
         parser.error(f"there is no method {', '.join(sorted(unknown))} here; there are: {', '.join(makers)}")
@@ -653,7 +702,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if isinstance(run.method, Ours):
                 stages[name] = {stage: 1e3 * s / len(stamps) for stage, s in run.method.stages.items()}
 
-    kind = "with_depth" if first.depth is not None else "single"
+    kind = "single" if first.depth is None and first.frame.other is None else "with_depth"
     names = [n for n, m in MEASURES.items() if getattr(m, kind) and (options.back or not n.startswith("return"))]
     print(
         f"{options.bag.name}: {len(stamps)} frames {first.grey.shape[1]}x{first.grey.shape[0]}, {threads} thread(s)\n"

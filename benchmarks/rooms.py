@@ -30,6 +30,9 @@ CAMERA_HEIGHT = 1.65
 HAND, CAR = 0.06, 0.54
 """Metres between the cameras of stereo pairs, in a hand and on a car."""
 
+TURN = (0.001, 0.0015, -0.001)
+"""Pitch, yaw and roll of a stereo pair beside its calibration, radians: about what recordings of cars have."""
+
 READOUT = 0.025
 """Seconds from the first to the last row of a rolling shutter."""
 
@@ -105,6 +108,7 @@ class Scene:
         clip: Makes its steps.
         depth: Whether the odometry is given the exact depth.
         baseline: Metres between the cameras of a stereo pair in its place; 0 for none.
+        turn: How the pair is turned beside its calibration: pitch, yaw and roll, radians.
         camera_height: Metres, 0 where it is not told.
         still: Whether the camera only turns.
     """
@@ -112,6 +116,7 @@ class Scene:
     clip: Clip
     depth: bool = True
     baseline: float = 0.0
+    turn: tuple[float, float, float] = (0.0, 0.0, 0.0)
     camera_height: float = 0.0
     still: bool = False
 
@@ -135,8 +140,10 @@ SCENES = {
     "gaps, one camera": Scene(_gaps, depth=False),
     "hand-held, stereo": Scene(_hand_held, depth=False, baseline=HAND),
     "mover, stereo": Scene(_mover, depth=False, baseline=HAND),
+    "hand-held, stereo, turned": Scene(_hand_held, depth=False, baseline=HAND, turn=TURN),
     "street": Scene(_street),
     "street, stereo": Scene(_street, depth=False, baseline=CAR),
+    "street, stereo, turned": Scene(_street, depth=False, baseline=CAR, turn=TURN),
     "street, one camera": Scene(_street, depth=False, camera_height=CAMERA_HEIGHT),
 }
 
@@ -227,7 +234,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in wanted:
         scene = SCENES[name]
         for seed in range(1, options.seeds + 1):
-            sensor = Sensor(image_noise=options.noise, depth=scene.depth, baseline=scene.baseline, seed=seed)
+            sensor = Sensor(
+                image_noise=options.noise, depth=scene.depth, baseline=scene.baseline, turn=scene.turn, seed=seed
+            )
             figures = run(scene, scene.clip(seed, options.frames, camera, sensor))
             found.setdefault(name, []).append(figures)
             _print_row(name, str(seed), figures)

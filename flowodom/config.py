@@ -89,6 +89,14 @@ class DepthConfig:
         low=0.01,
         high=5.0,
     )
+    turn_deviation: float = parameter(
+        0.002,
+        "Standard deviation of the angle by which the cameras of a stereo pair are turned together or apart beside "
+        "what their calibration says: it is learned from the images. 0: they stand just as it says.",
+        unit="rad",
+        low=0.0,
+        high=0.1,
+    )
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,9 @@ from flowodom.geometry import PinholeCamera
 STEEPEST = 0.7
 """Greatest part of an optical axis of a stereo rig that may lie along its baseline."""
 
+SAME_PLACE = 1e-6
+"""Metres and radians by which a rig may seem another because its motion was worked out anew."""
+
 
 @dataclass(frozen=True, eq=False)
 class OtherEye:
@@ -59,10 +62,13 @@ class OtherEye:
     def upright(self) -> Tensor:
         """(3, 3) the turn of the first camera after which rows lie along the baseline, whose right end this one is."""
         x = self.place / self.place.norm()
-        forward = self.motion[2, :3] + self.motion.new_tensor((0.0, 0.0, 1.0))
-        z = forward - (forward @ x) * x
+        z = self.motion.new_tensor((0.0, 0.0, 1.0)) - x[2] * x
         z = z / z.norm()
         return torch.stack((x, torch.linalg.cross(z, x), z))
+
+    def stands_like(self, other: OtherEye) -> bool:
+        """Tells whether another one is the same camera in the same place."""
+        return self.camera == other.camera and torch.allclose(self.motion, other.motion, rtol=0.0, atol=SAME_PLACE)
 
     @property
     def grey(self) -> NDArray[np.uint8]:

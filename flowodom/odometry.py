@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple, TypeVar
 
@@ -20,6 +20,7 @@ from flowodom.config import OdometryConfig, override
 from flowodom.depth import DepthSource, FramePair, InverseDepth
 from flowodom.depth.fusion import FusedDepth
 from flowodom.depth.sources import choose_depth, find_field, measures
+from flowodom.depth.stereo import PairDepth, StereoDepth
 from flowodom.errors import ConfigError
 from flowodom.flow import FlowField, FlowMethod
 from flowodom.flow.features import match
@@ -30,6 +31,7 @@ from flowodom.local_map import LocalMap
 from flowodom.registration.ground import ground_height
 from flowodom.registration.readout import Readout
 from flowodom.registration.relocation import relocate
+from flowodom.registration.turn import Turn
 from flowodom.scene_flow import PropertySet, lift
 from flowodom.scene_flow.decompose import find_moving
 from flowodom.scene_flow.moving import Carried, Moving
@@ -78,6 +80,9 @@ WATCHED = 0.003
 
 GUESS_DEVIATION = 0.06
 """Angle, radians, by which points may lie off from where a guess has them, in a frame that is tracked only by it."""
+
+LEVELLINGS = 2
+"""How often the rows of a stereo pair are made to meet at first: each time more of what both see is found."""
 
 STEADY = 0.3
 """Longest time, seconds, for which a camera is expected to go on as before."""
@@ -222,6 +227,7 @@ class Odometry:
         self._past: _Past | None = None
         self._usual_rho: float | None = None
         self._readout: Readout | None = None
+        self._turn: Turn | None = None
         self._depth: DepthSource
         self._scale = Scale.UNKNOWN
         self._scale_variance = 0.0
@@ -237,6 +243,11 @@ class Odometry:
     def readout(self) -> Readout | None:
         """What is known of the camera's shutter; None before the first frame."""
         return self._readout if self._tracker is None else self._tracker.readout
+
+    @property
+    def turn(self) -> Turn | None:
+        """What is known of the turn of the stereo pair beside its calibration; None without one."""
+        return self._turn if self._tracker is None else self._tracker.turn
 
     def reset(self, pose: Tensor | None = None) -> None:
         """Starts a new segment with the next frame.
@@ -257,7 +268,7 @@ class Odometry:
             if self._past is None or len(self._tracker.local_map) >= len(self._past.seen):
                 self._past = _Past(self._tracker.local_map, self._segment, self._scale, self._scale_variance)
             self._usual_rho = self._tracker.typical_rho or self._usual_rho
-            self._readout = self._tracker.readout
+            self._readout, self._turn = self._tracker.readout, self._tracker.turn
             self._segment, self._segments = self._segments, self._segments + 1
         if forget:
             self._past, self._usual_rho, self._readout = None, None, None
@@ -279,6 +290,9 @@ class Odometry:
         self._timing = {}
         if self._tracker is not None and frame.camera != self._previous.frame.camera:
             _log.warning("the camera has changed from %s to %s: new segment", self._previous.frame.camera, frame.camera)
+            self._restart(forget=True)
+        if self._turn_is_another(frame):
+            _log.warning("the cameras of the stereo pair stand otherwise than before: new segment")
             self._restart(forget=True)
         if self._tracker is not None and not self._depth.metric and measures(self._config.depth, frame):
             _log.info("depth has come: new segment, in metres")
@@ -323,6 +337,8 @@ class Odometry:
             with self._stage("window"):
                 factor = tracker.add_keyframe(view, self._field, self._moving)
             self._rescale(factor)
+            if tracker.turn is not None:
+                self._scale_variance = tracker.unit_deviation**2
         self._previous, self._lost_since = view, None
         factor *= self._measure_scale(frame, track.keyframe)
         now, depth = self._field, self._depth
@@ -347,6 +363,11 @@ class Odometry:
             moving=self._moving,
             lift=lifted,
         )
+
+    def _turn_is_another(self, frame: Frame) -> bool:
+        """Tells whether what is known of the stereo pair that is followed does not hold for a frame's."""
+        known = None if self._tracker is None else self._tracker.turn
+        return known is not None and frame.other is not None and not known.eye.stands_like(frame.other)
 
     def _is_watching(self, stamp: int) -> bool:
         """Tells whether to look for what moves on its own: where something does or shortly did, and now and then.
@@ -557,13 +578,28 @@ class Odometry:
     @one_thread()
     def _look(self, frame: Frame) -> View:
         """Prepares a frame: grey, its dense-size copy, and the depth that it carries."""
+        if self._tracker is None:
+            self._depth = self._choose_depth(frame)
+            self._level(frame)
+        if frame.other is not None and self.turn is not None:
+            frame = replace(frame, other=self.turn.applied(frame.other))
         grey = frame.grey
         scale = min(1.0, (self._config.flow.max_pixels / grey.size) ** 0.5)
         size = (max(16, round(grey.shape[1] * scale)), max(16, round(grey.shape[0] * scale)))
         dense = grey if scale == 1.0 else cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
-        if self._tracker is None:
-            self._depth = self._choose_depth(frame)
         return View(frame, grey, torch.from_numpy(dense).to(self._device), self._depth.observe(frame))
+
+    def _level(self, frame: Frame) -> None:
+        """Finds out how the stereo pair that measures depth in a first frame is turned, as far as one frame tells."""
+        if frame.other is None or not isinstance(self._depth, StereoDepth) or not self._config.depth.turn_deviation:
+            self._turn = None
+            return
+        if self._turn is None or not self._turn.eye.stands_like(frame.other):
+            self._turn = Turn.begin(frame.other, self._config.depth.turn_deviation)
+        for _ in range(LEVELLINGS):
+            seen = self._depth.observe(replace(frame, other=self._turn.applied(frame.other)))
+            if isinstance(seen, PairDepth):
+                self._turn = self._turn.levelled(*seen.tilt())
 
     def _choose_depth(self, frame: Frame) -> DepthSource:
         """Returns a source of depth that knows nothing yet of the unit of length."""
@@ -583,6 +619,7 @@ class Odometry:
             pose=self._origin,
             covariance=self._origin_covariance,
             readout=self._readout,
+            turn=self._turn,
         )
         if (count := len(tracker.points()[0])) < LEAST_INLIERS:
             reason = f"the image shows only {count} points that could be followed, {LEAST_INLIERS} are needed"
@@ -590,7 +627,7 @@ class Odometry:
         stereo = view.frame.depth is None and view.frame.other is not None
         measured = Scale.STEREO if stereo else Scale.SENSOR
         self._scale = measured if self._depth.metric else Scale.UNKNOWN
-        self._scale_variance = 0.0
+        self._scale_variance = tracker.unit_deviation**2
         return self._go_on(self._recognised(tracker, view) or tracker, view)
 
     def _recognised(self, tracker: Tracker, view: View) -> Tracker | None:

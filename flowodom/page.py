@@ -131,7 +131,7 @@ class Run:
         comparison: The curves of error, None without a truth.
         note: Why there is no comparison although there is a truth.
         forecasts: How far forecasts missed what came, of the ``base`` and of ``objects``.
-        shutter: Whether the camera's shutter rolls, as ``Readout.verdict`` says it; empty where nobody looked.
+        learned: What images have told of the cameras, in words, by name.
     """
 
     rows: Sequence[Row]
@@ -145,7 +145,7 @@ class Run:
     comparison: Comparison | None = None
     note: str = ""
     forecasts: Mapping[str, Judgement] = dataclasses.field(default_factory=dict)
-    shutter: str = ""
+    learned: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def seconds(self) -> Array:
@@ -242,8 +242,7 @@ def _header(run: Run, title: str) -> str:
         facts.append(f"{figures['camera_rate']:.3g} Hz")
     deviation = f" (±{100 * run.scale_deviation:.2g} %)" if run.scale_deviation else ""
     facts.append(_SCALES.get(run.scale, run.scale) + deviation)
-    if run.shutter:
-        facts.append(f"shutter: {run.shutter}")
+    facts += [f"{name}: {what}" for name, what in run.learned.items()]
     return (
         f'<header><p class="eyebrow">flowodom report</p><h1>{_text(title)}</h1>'
         f"<p class='facts'>{' · '.join(map(_text, facts))}</p></header>"

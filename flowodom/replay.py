@@ -442,7 +442,7 @@ def _write_results(
             truth=truth,
             evaluation=evaluation,
             configuration=config,
-            shutter=session.shutter,
+            learned=session.learned,
         )
         files.append(out / "report.html")
     return evaluation

@@ -262,7 +262,7 @@ class ReportBuilder:
         evaluation: Evaluation | None = None,
         configuration: Any = None,
         tolerance: float = TOLERANCE,
-        shutter: str = "",
+        learned: Mapping[str, str] | None = None,
     ) -> None:
         """Writes the report.
 
@@ -273,7 +273,7 @@ class ReportBuilder:
             evaluation: Its figures when they are there already; None computes them.
             configuration: The configuration used: a configuration dataclass or a mapping; None leaves it out.
             tolerance: See ``trajectory.associate``, seconds.
-            shutter: Whether the camera's shutter rolls, as ``Readout.verdict`` says it; empty leaves it out.
+            learned: What images have told of the cameras, in words, by name; None leaves it out.
 
         Raises:
             FlowodomError: The file cannot be written.
@@ -287,7 +287,7 @@ class ReportBuilder:
             metric=self.metric,
             optical=self._optical,
             forecasts=self.forecasts(),
-            shutter=shutter,
+            learned=learned or {},
         )
         if truth is not None:
             try:

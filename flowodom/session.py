@@ -215,9 +215,10 @@ class Session:
         self._window: deque[tuple[float, float]] = deque(maxlen=100)
 
     @property
-    def shutter(self) -> str:
-        """Whether the camera's shutter rolls, as far as its images have told; empty before the first one."""
-        return "" if self._odometry.readout is None else self._odometry.readout.verdict
+    def learned(self) -> dict[str, str]:
+        """What images have told of the cameras that no calibration says, in words; nothing before the first one."""
+        known = {"shutter": self._odometry.readout, "stereo pair": self._odometry.turn}
+        return {name: what.verdict for name, what in known.items() if what is not None}
 
     @property
     def objects(self) -> list[MovingObject]:
@@ -328,8 +329,7 @@ class Session:
             }
             if estimate.moving is not None:
                 values["moving [%]"] = f"{100 * estimate.moving.share:.0f}"
-            if self.shutter:
-                values["shutter"] = self.shutter
+            values |= self.learned
             if estimate.scale_deviation:
                 values["scale deviation [%]"] = f"{100 * estimate.scale_deviation:.1f}"
             if len(self._window) > 1:

@@ -20,7 +20,7 @@ from flowodom.flow.points import choose, follow, thin
 from flowodom.frame import Frame
 from flowodom.geometry import se3
 from flowodom.local_map import LEAST_POINTS, Keyframe, LocalMap
-from flowodom.registration.covariance import compose, fit_covariance, since
+from flowodom.registration.covariance import compose, fit_covariance, since, stretched
 from flowodom.registration.planes import Patches, local_planes
 from flowodom.registration.procrustes import procrustes
 from flowodom.registration.readout import Exposure, Readout
@@ -28,6 +28,7 @@ from flowodom.registration.refine import ANNEALING, KNOWN, OUTLIER, Fit, Matches
 from flowodom.registration.relocation import relocate
 from flowodom.registration.resection import resection
 from flowodom.registration.shear import Shear, rows, sheared
+from flowodom.registration.turn import Turn
 from flowodom.registration.two_view import triangulate, two_view
 from flowodom.registration.window import KeyframeWindow
 from flowodom.scene_flow.moving import Carried, Moving
@@ -236,6 +237,7 @@ class Tracker:
         covariance: (6, 6) of its right perturbation.
         known: Keyframes that are remembered from before; None for none.
         readout: What is known of the camera's time of readout from before; None for nothing.
+        turn: What is known of that of the stereo pair which measures depth; None where none does.
         recalled: What the view shows of points known from before, by which a single camera need not start; None for
             nothing.
     """
@@ -250,6 +252,7 @@ class Tracker:
         covariance: Tensor,
         known: LocalMap | None = None,
         readout: Readout | None = None,
+        turn: Turn | None = None,
         recalled: Recalled | None = None,
     ) -> None:
         self._config = config
@@ -264,6 +267,8 @@ class Tracker:
         stamp = view.frame.stamp * 1e-9
         told = Readout.begin(stamp, config.readout, config.readout_deviation)
         self._readout = told if readout is None else readout.anew(stamp)
+        self._turn = turn
+        self._slip, self._unit_deviation = torch.zeros(3, dtype=torch.float64), 0.0
         self._keys: list[_Key] = []
         self._map = LocalMap(self._camera) if known is None else known
         self._places = torch.zeros(0, 2, dtype=torch.float64)
@@ -292,8 +297,14 @@ class Tracker:
 
     @property
     def covariance(self) -> Tensor:
-        """(6, 6) covariance of ``pose``."""
-        return self._covariance
+        """(6, 6) covariance of ``pose``, that of the unit in which the way there was measured included."""
+        way = self._pose[:3, 3] - self._window.poses[0][:3, 3]
+        return stretched(self._covariance, self._pose, self._slip + self._unit_deviation * way)
+
+    @property
+    def unit_deviation(self) -> float:
+        """Relative deviation of lengths that a stereo pair measures, by how sure its turn is; zero without one."""
+        return self._unit_deviation
 
     @property
     def started(self) -> bool:
@@ -309,6 +320,11 @@ class Tracker:
     def readout(self) -> Readout:
         """What is known of the camera's shutter."""
         return self._readout
+
+    @property
+    def turn(self) -> Turn | None:
+        """What is known of that of the stereo pair which measures depth; None where none does."""
+        return self._turn
 
     @property
     def rival(self) -> Rival | None:
@@ -407,6 +423,7 @@ class Tracker:
         self._relative_covariance = relative
         self._pose, self._covariance = pose, covariance
         keyframe = self._wants_keyframe(seen, found, fit.motion)
+        motion_covariance = stretched(motion_covariance, motion, self._unit_deviation * motion[:3, 3])
         return Track(pose, covariance, motion, motion_covariance, keyframe, len(matches), inliers)
 
     @one_thread()
@@ -435,6 +452,9 @@ class Tracker:
         self._free_anew()
         if self._window.full:
             self._remember_oldest()
+            # What leaves the window is not corrected any more when the unit becomes better known.
+            step = (self._window.poses[1] - self._window.poses[0])[:3, 3]
+            self._slip = self._slip + self._unit_deviation * step
         if not self._started:
             self._window, self._keys = self._new_window(), []
             self._forget_last()
@@ -456,7 +476,10 @@ class Tracker:
             fresh_straight, fresh, fresh_rho / fresh_farther, fresh_variance,
         )  # fmt: skip
         if self._started:
-            self._window.optimise(max_iterations=self._config.window_iterations)
+            iterations = self._config.window_iterations
+            self._turn = self._window.optimise(max_iterations=iterations, turn=self._turn)
+        if self._turn is not None:
+            self._unit_deviation = self._turn.unit_deviation(self._window.points()[1])
         self._pose = self._window.poses[-1]
         factor = self._recall(view, moving) if self._started and len(self._keys) else 1.0
         self._readout = self._readout.keyframe()
@@ -565,6 +588,7 @@ class Tracker:
                     covariance=compose(keyframe.covariance, motion, fit_covariance(fit)),
                     known=known,
                     readout=self._readout,
+                    turn=self._turn,
                     recalled=None if self._metric else Recalled.of(matches, fit.motion),
                 )
         return None

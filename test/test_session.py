@@ -46,6 +46,7 @@ class FakeOdometry:
     """Moves by MOTION with every frame; is lost where an image is all 255."""
 
     readout = Readout.begin(0.0, 0.025, 0.001)
+    turn = None
 
     def __init__(self) -> None:
         self.frames: list[Frame] = []

@@ -24,7 +24,7 @@ from torch import Tensor
 from flowodom.config import DepthConfig
 from flowodom.depth import InverseDepth
 from flowodom.depth.measured import MeasuredDepth
-from flowodom.flow.points import amplify, follow, gain
+from flowodom.flow.points import amplify, choose, follow, gain
 from flowodom.frame import Frame, OtherEye
 from flowodom.geometry import PinholeCamera
 
@@ -74,6 +74,15 @@ OFF_LINE = 1.0
 UNLIKE = 0.5
 """Share of what a patch shows that may differ in the other image, beside the noise: more is another thing."""
 
+LEVELLING = 1000
+"""Points by which it is told how the rows of both cameras meet, ..."""
+
+LEAST_LEVELLING = 40
+"""... the least of them that both must see, ..."""
+
+LEVELLING_STEPS = 5
+"""... and steps of the robust fit to them."""
+
 LEAST_SHARE = 0.02
 """Share of the pixels that must match for both images to be of the same scene."""
 
@@ -94,8 +103,7 @@ class Rig:
 
     def __init__(self, camera: PinholeCamera, eye: OtherEye) -> None:
         other, motion, rectified = eye.camera, eye.motion, eye.upright
-        self.camera = camera
-        self._other_camera, self._motion = other, motion
+        self.camera, self._eye = camera, eye
         self.shift = motion[:3, :3].T @ motion[:3, 3]
         """(3,) where a point at the first camera's origin is seen by the other one, were it not turned."""
         self.baseline = float(self.shift.norm())
@@ -117,8 +125,7 @@ class Rig:
 
     def fits(self, camera: PinholeCamera, eye: OtherEye) -> bool:
         """Tells whether it is the rig of these two cameras."""
-        cameras = camera == self.camera and eye.camera == self._other_camera
-        return cameras and torch.equal(eye.motion, self._motion)
+        return camera == self.camera and eye.stands_like(self._eye)
 
     def match(
         self, grey: NDArray[np.uint8], other: NDArray[np.uint8], nearest: float
@@ -261,25 +268,58 @@ class PairDepth(InverseDepth):
     gain: float
 
     def of_points(self, camera: PinholeCamera, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Matches a few points of the frame at full size; see ``InverseDepth``."""
+        """Matches a few points of the frame at full size; see ``InverseDepth``. Of what is far some are below zero."""
         rho, variance = self.read(camera, pixels)
         known = variance.isfinite()
         if not known.any():
             return rho, variance
-        assert self.frame.other is not None
         there, shift = camera.rays(pixels[known]), self.rig.shift
-        guess = camera.project(there + rho[known, None] * shift)
-        level = amplify(_levelled(self.frame.other, self.rig), self.gain)
-        seen, found = follow(self.frame.grey, level, pixels[known], guess)
+        seen, found = self._follow(pixels[known], rho[known])
         a, b = camera.epipolar_rows(there, shift, seen)
         along = (b * b).sum(-1)
         sharp, sharp_variance = -(a * b).sum(-1) / along, self.noise**2 / camera.focal**2 / along
         off_line = camera.focal * (a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]).abs() / along.sqrt()
         found &= off_line < OFF_LINE
         found &= (sharp - rho[known]).square() < AGREEMENT**2 * variance[known]
-        rho[known] = torch.where(found, torch.maximum(sharp, FARTHEST * sharp_variance.sqrt()), rho[known])
+        rho[known] = torch.where(found, sharp, rho[known])
         variance[known] = torch.where(found, sharp_variance, variance[known])
         return rho, variance
+
+    def tilt(self) -> tuple[float, float]:
+        """Returns pitch and roll of the other camera beside what the rig says, radians, by how rows meet.
+
+        They are the first and the last of a rotation vector in the axes of ``OtherEye.upright``, by which what it sees
+        is turned; zero where too little is seen by both.
+        """
+        camera, other = self.frame.camera, self.frame.other
+        assert other is not None
+        pixels = choose(self.frame.grey, LEVELLING)
+        rho, variance = self.read(camera, pixels)
+        pixels, rho = pixels[variance.isfinite()], rho[variance.isfinite()]
+        seen, found = self._follow(pixels, rho)
+        if int(found.sum()) < LEAST_LEVELLING:
+            return 0.0, 0.0
+        before, now = (camera.rays(each[found]) @ other.upright.T for each in (pixels, seen))
+        x, y = (now[:, :2] / now[:, 2:]).unbind(-1)
+        missed, slope = y - before[:, 1] / before[:, 2], torch.stack((-1 - y * y, x), dim=-1)
+        tilt, weight = slope.new_zeros(2), torch.ones_like(y)
+        for _ in range(LEVELLING_STEPS):
+            weighted = weight[:, None] * slope
+            tilt = torch.linalg.solve(weighted.T @ slope, weighted.T @ missed)
+            off = (missed - slope @ tilt).square()
+            kernel = 9 * float(off.median()) + 1e-12
+            weight = (kernel / (kernel + off)) ** 2
+        return float(tilt[0]), float(tilt[1])
+
+    def _follow(self, pixels: Tensor, rho: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns where points (M, 2) of about inverse depth (M,) are seen by the other camera, and which are, (M,).
+
+        The places are those of a camera like the first one, looking as it does, in the place of the other.
+        """
+        assert self.frame.other is not None
+        guess = self.frame.camera.project(self.frame.camera.rays(pixels) + rho[:, None] * self.rig.shift)
+        level = amplify(_levelled(self.frame.other, self.rig), self.gain)
+        return follow(self.frame.grey, level, pixels, guess)
 
 
 def _levelled(other: OtherEye, rig: Rig) -> NDArray[np.uint8]:

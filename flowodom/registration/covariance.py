@@ -43,6 +43,18 @@ def compose(covariance: Array, motion: Array, motion_covariance: Array) -> Array
     return adjoint @ covariance @ adjoint.swapaxes(-1, -2) + motion_covariance
 
 
+def stretched(covariance: Tensor, pose: Tensor, deviation: Tensor) -> Tensor:
+    """Returns the covariance of a pose whose place is unsure along one direction beside.
+
+    Args:
+        covariance: (6, 6) of the right perturbation of the pose.
+        pose: (4, 4) the pose.
+        deviation: (3,) that direction, in the frame in which the pose is given, as long as one standard deviation.
+    """
+    along = torch.cat((pose[:3, :3].T @ deviation, deviation.new_zeros(3)))
+    return covariance + torch.outer(along, along)
+
+
 def since(covariance: Tensor, pose: Tensor, past_covariance: Tensor, past: Tensor) -> Tensor:
     """Returns what a pose has lost since a past one of the same odometry: (6, 6), of its right perturbation.
 

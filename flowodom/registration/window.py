@@ -1,8 +1,9 @@
 """A sliding window of keyframes whose poses, and the inverse depths of the points they see, are refined together.
 
 Each point lives on a ray of the keyframe that first saw it (its host) and is observed in later ones. The depths are
-eliminated by the Schur complement, so a step solves for the few poses only. The window has a fixed lag: the oldest
-keyframe leaves, its points move on to the next keyframe that saw them, and the poses it fixed stay fixed.
+eliminated by the Schur complement, so a step solves for the few poses only, and for what a stereo pair's depths are all
+off by. The window has a fixed lag: the oldest keyframe leaves, its points move on to the next keyframe that saw them,
+and the poses it fixed stay fixed.
 
 Source: Triggs et al., "Bundle Adjustment - A Modern Synthesis" (2000); the host-and-inverse-depth form follows Engel,
 Koltun and Cremers, "Direct Sparse Odometry" (2018), with flow correspondences in place of intensities.
@@ -21,6 +22,7 @@ from flowodom.geometry import PinholeCamera, se3
 from flowodom.registration.refine import KNOWN, OUTLIER, Matches, spread
 from flowodom.registration.reprojection import motion_jacobian, reproject
 from flowodom.registration.shear import sheared
+from flowodom.registration.turn import Turn
 from flowodom.registration.two_view import triangulate
 
 LEAST_BASELINE = 0.1
@@ -187,7 +189,7 @@ class KeyframeWindow:
 
         typical = self.typical_rho
         known = fresh_variance.isfinite() & fresh_rho.isfinite()
-        rho = torch.where(known, fresh_rho, typical)
+        rho = torch.where(known, fresh_rho.clamp_min(LEAST_RHO * typical), typical)
         variance = torch.where(known, fresh_variance, (UNKNOWN_DEVIATION * typical) ** 2)
         measured = known & self.metric
         blank = torch.full((f, k + 1), torch.nan, dtype=torch.float64)
@@ -285,30 +287,38 @@ class KeyframeWindow:
         p.rho /= factor
         p.variance /= factor**2
 
-    def optimise(self, *, max_iterations: int) -> None:
-        """Refines all poses but the oldest, and all inverse depths, by robust Levenberg-Marquardt."""
+    def optimise(self, *, max_iterations: int, turn: Turn | None = None) -> Turn | None:
+        """Refines all poses but the oldest, and all inverse depths, by robust Levenberg-Marquardt.
+
+        Args:
+            max_iterations: Most iterations.
+            turn: What is known of that of the pair by which inverse depths are measured; None where none measures them.
+
+        Returns:
+            What is known of it now, which what the window holds is brought to.
+        """
         if len(self.poses) < 2:
-            return
+            return turn
         p, k = self._points, len(self.poses)
         point, frame = p.pixels[..., 0].isfinite().nonzero(as_tuple=True)
         if len(point) < 6:
-            return
+            return turn
         if not self.metric:
             self._triangulate(point, frame)
         unit = None if self.metric else self._unit()
-        problem = _Problem(self.camera, p, point, frame, self._pixel_variance, k)
-        poses, rho = torch.stack(self.poses), p.rho.clone()
+        problem = _Problem(self.camera, p, point, frame, self._pixel_variance, k, turn)
+        poses, rho, yaw = torch.stack(self.poses), p.rho.clone(), p.rho.new_zeros(())
         floor = LEAST_RHO * self.typical_rho
         damping = 1e-4
-        system = problem.linearise(poses, rho)
+        system = problem.linearise(poses, rho, yaw)
         for _ in range(max_iterations):
-            step_pose, step_rho = problem.solve(system, damping)
+            step_pose, step_yaw, step_rho = problem.solve(system, damping)
             new_poses = torch.cat((poses[:1], poses[1:] @ se3.exp(step_pose)))
-            new_rho = (rho + step_rho).clamp_min(floor)
-            candidate = problem.linearise(new_poses, new_rho)
+            new_rho, new_yaw = (rho + step_rho).clamp_min(floor), yaw + step_yaw
+            candidate = problem.linearise(new_poses, new_rho, new_yaw)
             if candidate.cost < system.cost:
                 gain = (system.cost - candidate.cost) / system.cost
-                poses, rho, system = new_poses, new_rho, candidate
+                poses, rho, yaw, system = new_poses, new_rho, new_yaw, candidate
                 damping = max(damping / 10, 1e-8)
                 if gain < 1e-3:
                     break
@@ -321,7 +331,12 @@ class KeyframeWindow:
         p.variance = self._posterior(system, problem)
         if unit is not None:
             self._rescale_about_oldest(1 / max(unit(), 1e-9))
+        if turn is not None:
+            p.prior -= yaw * turn.nearer_by_yaw(p.ray)
+            p.seen_rho -= yaw * turn.nearer_by_yaw(self.camera.rays(p.pixels))
+            turn = turn.learn(float(yaw), problem.yaw_variance(system))
         self._discard_outliers(system, point, frame)
+        return turn
 
     def _unit(self) -> Callable[[], float]:
         """Returns what tells, once the window has changed, how many of today's units the same length then has.
@@ -386,18 +401,29 @@ class KeyframeWindow:
 class _System:
     cost: float
     weight: Tensor  # (M,) of each observation
-    pose_hessian: Tensor  # (6K, 6K)
-    pose_gradient: Tensor  # (6K,)
-    cross: Tensor  # (N, 6K)
+    hessian: Tensor  # (6K + 1, 6K + 1) of all poses, and of the pair's yaw
+    gradient: Tensor  # (6K + 1,)
+    cross: Tensor  # (N, 6K + 1)
     rho_information: Tensor  # (N,)
     rho_gradient: Tensor  # (N,)
 
 
 class _Problem:
-    """The normal equations of one window: M observations of N points in K keyframes."""
+    """The normal equations of one window: M observations of N points in K keyframes.
+
+    Beside the poses, one unknown is of all keyframes: by how much a stereo pair yaws more than it is known to.
+    Without a pair it is held at zero.
+    """
 
     def __init__(
-        self, camera: PinholeCamera, points: _Points, point: Tensor, frame: Tensor, pixel_variance: float, k: int
+        self,
+        camera: PinholeCamera,
+        points: _Points,
+        point: Tensor,
+        frame: Tensor,
+        pixel_variance: float,
+        k: int,
+        turn: Turn | None,
     ) -> None:
         self._camera, self._points, self._point, self._frame, self._k = camera, points, point, frame, k
         self._host = points.host[point]
@@ -408,37 +434,44 @@ class _Problem:
         self._information = torch.stack((pixel, pixel, 1 / points.seen_variance[point, frame]))
         self._kernel = 0.0
         self._has_prior = points.prior_variance.isfinite()
+        self._yaw_information = 1.0 if turn is None else 1 / turn.yaw_variance
+        rays = camera.rays(points.pixels[point, frame]), points.ray
+        self._seen_by_yaw, self._prior_by_yaw = (
+            ray.new_zeros(len(ray)) if turn is None else turn.nearer_by_yaw(ray) for ray in rays
+        )
         # Observations of one frame that share a host share their relative motion.
         self._pair = frame * k + self._host
         self._members = torch.nn.functional.one_hot(self._pair, k * k).to(torch.float64)
 
-    def linearise(self, poses: Tensor, rho: Tensor) -> _System:
+    def linearise(self, poses: Tensor, rho: Tensor, yaw: Tensor) -> _System:
         n, k = len(rho), self._k
         change = se3.inverse(poses)[:, None] @ poses
         motion = change.reshape(-1, 4, 4).movedim(0, -1)[..., self._pair]
         start = motion[:, 3]
         place = (motion[:, :3] * self._ray).sum(1) + rho[self._point] * start
         seen = reproject(self._camera, place, start, self._seen)
+        seen.error[2] += yaw * self._seen_by_yaw
         squared = (seen.error * seen.error * self._information).sum(0)
         if self._kernel == 0.0:
             self._kernel = OUTLIER * OUTLIER * spread(squared)
         kernel = self._kernel
         weight = torch.where(seen.ahead, (kernel / (kernel + squared)) ** 2, 0)
-        cost = float((kernel * squared / (kernel + squared)).sum())
+        cost = float((kernel * squared / (kernel + squared)).sum() + self._yaw_information * yaw * yaw)
 
         # Everything by the left perturbation of each pair's relative motion first ...
         jacobian = motion_jacobian(self._camera, seen.view)
         weighted = (weight * self._information) * jacobian
         squares = (weighted[:, None] * jacobian).sum(2).reshape(36, -1) @ self._members
         squares = squares.T.reshape(k, k, 6, 6)
-        slope = ((weighted * seen.error).sum(1) @ self._members).T.reshape(k, k, 6, 1)
+        slopes = torch.stack(((weighted * seen.error).sum(1), weighted[:, 2] * self._seen_by_yaw), -1)
+        slopes = (self._members.T @ slopes.movedim(1, 0).reshape(-1, 12)).reshape(k, k, 6, 2)
         cross = (weighted * seen.by_rho).sum(1)
         # ... then by the right perturbations of its two poses: exp(-xi_frame) and exp(Ad xi_host).
         adjoint = se3.adjoint(change)
         mixed = -squares @ adjoint
         own = squares.sum(1) - (adjoint.mT @ mixed).sum(0)
-        hessian = mixed + mixed.transpose(0, 1).mT + torch.eye(k).to(poses)[..., None, None] * own
-        gradient = (adjoint.mT @ slope).sum(0) - slope.sum(1)
+        by_poses = mixed + mixed.transpose(0, 1).mT + torch.eye(k).to(poses)[..., None, None] * own
+        gradient, by_yaw = ((adjoint.mT @ slopes).sum(0) - slopes.sum(1)).reshape(-1, 2).unbind(-1)
         by_pose = poses.new_zeros(n * k, 6)
         by_pose.index_add_(0, self._point * k + self._frame, -cross.T)
         by_host = (adjoint.reshape(-1, 6, 6).movedim(0, -1)[..., self._pair] * cross[:, None]).sum(0)
@@ -447,28 +480,46 @@ class _Problem:
         weighted_rho = weight * self._information * seen.by_rho
         rho_information = rho.new_zeros(n).index_add_(0, self._point, (weighted_rho * seen.by_rho).sum(0))
         rho_gradient = rho.new_zeros(n).index_add_(0, self._point, (weighted_rho * seen.error).sum(0))
+        rho_by_yaw = rho.new_zeros(n).index_add_(0, self._point, weighted_rho[2] * self._seen_by_yaw)
         p = self._points
-        miss = torch.where(self._has_prior, rho - p.prior, 0)
+        miss = torch.where(self._has_prior, rho - p.prior + yaw * self._prior_by_yaw, 0)
         squared = miss * miss / p.prior_variance
         prior_weight = (kernel / (kernel + squared)) ** 2 / p.prior_variance
         cost += float((kernel * squared / (kernel + squared)).sum())
         rho_information = rho_information + prior_weight
         rho_gradient = rho_gradient + prior_weight * miss
-        pose_hessian = hessian.permute(0, 2, 1, 3).reshape(6 * k, 6 * k)
-        return _System(
-            cost, weight, pose_hessian, gradient.reshape(-1), by_pose.reshape(n, 6 * k), rho_information, rho_gradient
-        )
+        prior_by_yaw = prior_weight * self._prior_by_yaw
+        rho_by_yaw = rho_by_yaw + prior_by_yaw
 
-    def solve(self, system: _System, damping: float) -> tuple[Tensor, Tensor]:
-        """Returns the step of every pose but the oldest, (K - 1, 6), and of every inverse depth, (N,)."""
-        constrained = system.rho_information > 0
-        inverse = torch.where(constrained, 1 / (system.rho_information * (1 + damping)).clamp_min(1e-18), 0)
-        cross = system.cross[:, 6:]
-        scaled = inverse[:, None] * cross
-        hessian = system.pose_hessian[6:, 6:]
+        seen_weight = weight * self._information[2] * self._seen_by_yaw
+        yaw_information = seen_weight @ self._seen_by_yaw + prior_by_yaw @ self._prior_by_yaw
+        yaw_gradient = seen_weight @ seen.error[2] + prior_by_yaw @ miss
+        hessian = poses.new_empty(6 * k + 1, 6 * k + 1)
+        hessian[:-1, :-1] = by_poses.permute(0, 2, 1, 3).reshape(6 * k, 6 * k)
+        hessian[-1, :-1] = hessian[:-1, -1] = by_yaw
+        hessian[-1, -1] = yaw_information + self._yaw_information
+        gradient = torch.cat((gradient, (yaw_gradient + self._yaw_information * yaw)[None]))
+        cross = torch.cat((by_pose.reshape(n, 6 * k), rho_by_yaw[:, None]), dim=1)
+        return _System(cost, weight, hessian, gradient, cross, rho_information, rho_gradient)
+
+    def solve(self, system: _System, damping: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the step of every pose but the oldest, (K - 1, 6), of the yaw, and of inverse depths, (N,)."""
+        cross, inverse = system.cross[:, 6:], self._rho_variance(system, damping)
+        hessian = system.hessian[6:, 6:]
         hessian = hessian + torch.diag(damping * hessian.diagonal() + 1e-9 * hessian.diagonal().mean())
-        reduced = hessian - cross.T @ scaled
-        right = -system.pose_gradient[6:] + scaled.T @ system.rho_gradient
-        step_pose = torch.linalg.solve(reduced, right)
-        step_rho = -inverse * (system.rho_gradient + cross @ step_pose)
-        return step_pose.reshape(-1, 6), step_rho
+        scaled = inverse[:, None] * cross
+        step = torch.linalg.solve(hessian - cross.T @ scaled, scaled.T @ system.rho_gradient - system.gradient[6:])
+        return step[:-1].reshape(-1, 6), step[-1], -inverse * (system.rho_gradient + cross @ step)
+
+    def yaw_variance(self, system: _System) -> float:
+        """Returns the variance of the yaw, whatever poses and inverse depths are."""
+        cross = system.cross[:, 6:]
+        reduced = system.hessian[6:, 6:] - cross.T @ (self._rho_variance(system, 0.0)[:, None] * cross)
+        last = torch.eye(len(reduced), dtype=reduced.dtype)[-1]
+        return float(torch.linalg.solve(reduced + torch.diag(1e-9 * reduced.diagonal()), last)[-1])
+
+    @staticmethod
+    def _rho_variance(system: _System, damping: float) -> Tensor:
+        """Returns the (N,) variances of inverse depths, all else being known; zero for what nothing tells."""
+        told = system.rho_information > 0
+        return torch.where(told, 1 / (system.rho_information * (1 + damping)).clamp_min(1e-18), 0)

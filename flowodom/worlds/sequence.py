@@ -30,6 +30,7 @@ class Sensor:
         depth_noise: Standard deviation of depth at one metre, metres; it grows with the square of depth; 0 for none.
         depth_range: Least and greatest depth it measures, metres; NaN outside.
         baseline: Metres from the camera to the other one of a stereo pair, along x; 0 for a single camera.
+        turn: How the other camera is turned beside what its motion says: rotation vector, radians, in its own axes.
         readout: Seconds from the exposure of the first row to that of the last, the middle one being exposed at the
             stamp; 0 for a global shutter.
         seed: Seed of the noise.
@@ -40,6 +41,7 @@ class Sensor:
     depth_noise: float = 0.0
     depth_range: tuple[float, float] = (0.0, float("inf"))
     baseline: float = 0.0
+    turn: tuple[float, float, float] = (0.0, 0.0, 0.0)
     readout: float = 0.0
     seed: int = 0
 
@@ -72,7 +74,9 @@ class Sensor:
             depth = torch.where(valid, measured, torch.nan).float().numpy()
         eye = None
         if other is not None:
-            eye = OtherEye(self._image(other, generator), other.camera, se3.inverse(other.pose) @ rendering.pose)
+            claimed = se3.exp(-rendering.pose.new_tensor((0.0, 0.0, 0.0, *self.turn)))
+            motion = claimed @ se3.inverse(other.pose) @ rendering.pose
+            eye = OtherEye(self._image(other, generator), other.camera, motion)
         return Frame(stamp, image, rendering.camera, depth, other=eye)
 
     def _image(self, rendering: Rendering, generator: torch.Generator) -> NDArray[np.uint8]:
