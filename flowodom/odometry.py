@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -95,6 +96,12 @@ LOOK_PERIOD = 0.2
 
 SCALE_WANDER = 0.003
 """Relative change of a single camera's scale from keyframe to keyframe, one standard deviation."""
+
+SCALE_TURNING = 0.15
+"""The same for every radian by which it has turned meanwhile: what lenses are not as calibrated shows then."""
+
+TAIL = 4.0
+"""Degrees of freedom of heights above ground: how soon one that is far off is taken for that of something else."""
 
 
 MOST_DEVIATION = 0.5
@@ -695,7 +702,10 @@ class Odometry:
     def _scale_by_height(self) -> float | None:
         """Returns the factor that the camera's height above the ground asks for; None where it tells nothing."""
         assert self._tracker is not None
-        found = ground_height(*self._tracker.points()) if self._config.camera_height > 0 else None
+        if not self._config.camera_height > 0:
+            return None
+        been = self._tracker.been()
+        found = ground_height(*self._tracker.points(), been[:, :3, 3])
         if found is None:
             return None
         height, relative = found
@@ -703,8 +713,12 @@ class Odometry:
         if self._scale is not Scale.CAMERA_HEIGHT:
             self._scale, self._scale_variance = Scale.CAMERA_HEIGHT, variance
             return factor
-        # Kalman update of the logarithm of the scale; it wanders a little from keyframe to keyframe.
-        self._scale_variance += SCALE_WANDER**2
+        # Kalman update of the logarithm of the scale, which wanders a little from keyframe to keyframe. What is far off
+        # is most often another plane: as Student's t has it, it counts the less the farther it is.
+        turned = float(se3.log(been[-1])[3:].norm())
+        self._scale_variance += SCALE_WANDER**2 + (SCALE_TURNING * turned) ** 2
+        surprise = math.log(factor) ** 2 / (self._scale_variance + variance)
+        variance *= (TAIL + surprise) / (TAIL + 1)
         gain = self._scale_variance / (self._scale_variance + variance)
         self._scale_variance *= 1 - gain
         return factor**gain

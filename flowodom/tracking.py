@@ -340,6 +340,11 @@ class Tracker:
         """Returns what the newest keyframe sees: rays (M, 3) with z = 1, inverse depths (M,), their variances (M,)."""
         return self._window.points()
 
+    def been(self) -> Tensor:
+        """Returns the (K, 4, 4) poses of the window's older keyframes, as the newest one sees them."""
+        poses = torch.stack(self._window.poses)
+        return (se3.inverse(poses[-1]) @ poses)[:-1]
+
     def rescale(self, factor: float, *, from_start: bool = False) -> None:
         """Multiplies all lengths by ``factor`` from here on.
 

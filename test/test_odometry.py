@@ -14,6 +14,7 @@ from flowodom.depth.fusion import FusedDepth
 from flowodom.frame import Frame
 from flowodom.geometry import se3
 from flowodom.odometry import Odometry, Scale, Status, resolve_device
+from flowodom.registration.ground import ground_height
 from flowodom.tracking import Tracker
 from flowodom.worlds import Sensor, hand_held, pinhole, room, rotation, sequence, straight, street
 
@@ -328,6 +329,23 @@ def test_camera_height_makes_a_single_camera_metric(lane):
     found = (estimates[last].pose[:3, 3] - estimates[first].pose[:3, 3]).norm()
     true = (lane.poses[last][:3, 3] - lane.poses[first][:3, 3]).norm()
     assert float(found) == pytest.approx(float(true), rel=0.05)
+
+
+def test_a_height_that_is_another_planes_hardly_changes_the_unit(lane, monkeypatch):
+    true = follow(lane.frames, OdometryConfig(camera_height=HEIGHT))
+    heights = []
+
+    def seen_wrong(*args):
+        found = ground_height(*args)
+        heights.append(found)
+        # From the fifth on, two look at a kerb.
+        return (2 * found[0], found[1]) if found is not None and len(heights) in (5, 6) else found
+
+    monkeypatch.setattr("flowodom.odometry.ground_height", seen_wrong)
+    told = follow(lane.frames, OdometryConfig(camera_height=HEIGHT))
+    assert len([height for height in heights if height is not None]) > 6
+    lengths = [float((e[-1].pose[:3, 3] - e[len(e) // 3].pose[:3, 3]).norm()) for e in (true, told)]
+    assert lengths[1] == pytest.approx(lengths[0], rel=0.03)
 
 
 class Knowing:

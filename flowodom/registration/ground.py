@@ -1,7 +1,9 @@
 """Metric scale for a single camera from its height above flat ground.
 
 On a plane the inverse depth is linear in the ray: ``n . X = h`` with ``X = ray / rho`` gives ``rho = (n / h) . ray``.
-So the plane is a robust linear fit to the inverse depths of points, and the height follows from its length.
+So the plane is a robust linear fit to the inverse depths of points, and the height follows from its length. What stands
+on the ground tilts such a plane; but a camera that is carried at a height moves along it, so that ``n . X = 0`` for the
+places where it was.
 """
 
 from __future__ import annotations
@@ -17,14 +19,27 @@ MOST_TILT = math.radians(25)
 LEAST_POINTS = 40
 """Points on the plane needed to believe it."""
 
+UNEVEN = 0.003
+"""Deviation of the height along the way, as a share of it, ..."""
 
-def ground_height(rays: Tensor, rho: Tensor, variance: Tensor) -> tuple[float, float] | None:
+BENT = 0.01
+"""... and by how much more for every length that the camera has come: a road is flat to half a degree."""
+
+ALIKE = 10
+"""Points that err alike, as they lie side by side."""
+
+LEAST_DEVIATION = 0.025
+"""Relative deviation that no height is surer than: what a road is not a plane by."""
+
+
+def ground_height(rays: Tensor, rho: Tensor, variance: Tensor, been: Tensor) -> tuple[float, float] | None:
     """Finds the height of the camera above the ground plane.
 
     Args:
         rays: (N, 3) float64 rays of points, z = 1, optical frame.
         rho: (N,) float64 their inverse depths.
         variance: (N,) float64 of those.
+        been: (M, 3) float64 places where the camera has been, in its present frame and their unit of length.
 
     Returns:
         Height in the unit of length of the depths and its relative standard deviation; None where no ground is seen.
@@ -40,13 +55,14 @@ def ground_height(rays: Tensor, rho: Tensor, variance: Tensor) -> tuple[float, f
     peak = int(torch.nn.functional.avg_pool1d(counts[None], 3, 1, 1)[0].argmax())
     plane = torch.zeros(3, dtype=torch.float64, device=ray.device)
     plane[1] = float(0.5 * (edges[peak] + edges[peak + 1]).exp())
-    relative = 0.2
+    relative, far = 0.2, been.norm(dim=1)
     for _ in range(12):
         expected = ray @ plane
         spread = variance + (relative * expected) ** 2
         squared = (rho - expected) ** 2 / spread
         weight = (4 / (4 + squared)) ** 2 / spread
-        normal_matrix = (ray * weight[:, None]).T @ ray
+        level = ALIKE / len(been) / ((BENT * far * plane.norm()) ** 2 + UNEVEN**2) if len(been) else far
+        normal_matrix = (ray * weight[:, None]).T @ ray + (been * level[:, None]).T @ been
         plane = torch.linalg.solve(
             normal_matrix + 1e-9 * normal_matrix.diagonal().mean() * torch.eye(3), ray.T @ (weight * rho)
         )
@@ -55,7 +71,6 @@ def ground_height(rays: Tensor, rho: Tensor, variance: Tensor) -> tuple[float, f
     normal = plane / plane.norm()
     if int(on_plane.sum()) < max(LEAST_POINTS, 0.3 * len(rho)) or float(normal[1]) < math.cos(MOST_TILT):
         return None
-    # Errors of neighbouring points are alike: one independent point in ten is a cautious count.
     scatter = float((weight[on_plane] * (rho - expected)[on_plane] ** 2).sum() / weight[on_plane].sum())
-    level = float((weight[on_plane] * rho[on_plane] ** 2).sum() / weight[on_plane].sum())
-    return 1 / float(plane.norm()), max(math.sqrt(scatter / level / (on_plane.sum() / 10)), 0.01)
+    typical = float((weight[on_plane] * rho[on_plane] ** 2).sum() / weight[on_plane].sum())
+    return 1 / float(plane.norm()), max(math.sqrt(scatter / typical / (on_plane.sum() / ALIKE)), LEAST_DEVIATION)

@@ -24,9 +24,12 @@ def ground(height=HEIGHT, pitch=0.0, roll=0.0, relative=0.0, seed=0, horizon=0.0
     return rho, variance, known
 
 
-def field(rho, variance, known):
-    """Rays, inverse depths and variances of the pixels at which something is known."""
-    return CAMERA.rays(CAMERA.pixels(dtype=torch.float64))[known], rho[known], variance[known]
+NOWHERE = torch.zeros(0, 3, dtype=torch.float64)
+
+
+def field(rho, variance, known, been=NOWHERE):
+    """Rays, inverse depths and variances of the pixels at which something is known, and where the camera was."""
+    return CAMERA.rays(CAMERA.pixels(dtype=torch.float64))[known], rho[known], variance[known], been
 
 
 @pytest.mark.parametrize(("pitch", "roll"), [(0, 0), (8, 0), (-6, 3), (12, -8)])
@@ -47,6 +50,26 @@ def test_noise_and_things_that_stand_on_the_ground(seed):
     plain = ground(pitch=5, roll=2, relative=0.05, seed=seed)
     height, relative = ground_height(*field(*plain))
     assert abs(height / HEIGHT - 1) < 3 * relative
+
+
+@pytest.mark.parametrize("pitch", [0, 5])
+def test_the_way_of_the_camera_keeps_the_plane_level(pitch):
+    rho, variance, known = ground(pitch=pitch, relative=0.02)
+    # As many points as a keyframe has, of which those ahead lie on a verge that rises.
+    known &= torch.rand(rho.shape, generator=torch.Generator().manual_seed(1)) < 0.05
+    rho = torch.where(rho < 0.15, 0.15 + 0.5 * (rho - 0.15), rho)
+    forward = torch.tensor([0.0, -math.sin(math.radians(pitch)), math.cos(math.radians(pitch))], dtype=torch.float64)
+    been = -forward * torch.tensor([[1.0], [3.0], [6.0]], dtype=torch.float64)
+    height, _ = ground_height(*field(rho, variance, known, been))
+    plain, _ = ground_height(*field(rho, variance, known))
+    assert height == pytest.approx(HEIGHT, rel=0.05)
+    assert abs(plain - HEIGHT) > 2 * abs(height - HEIGHT)
+
+
+def test_a_camera_that_stood_still_tells_as_much_as_one_that_has_been_nowhere():
+    rho, variance, known = ground(relative=0.02)
+    still = torch.zeros(4, 3, dtype=torch.float64)
+    assert ground_height(*field(rho, variance, known, still)) == ground_height(*field(rho, variance, known))
 
 
 def test_the_unit_of_length_is_the_fields_own():
