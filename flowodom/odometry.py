@@ -64,6 +64,12 @@ SWAY = 0.03
 AMBIGUOUS = 0.25
 """Share of the image that may begin to move on its own from one frame to the next without being doubted."""
 
+UNTOLD = "which is still, is not told"
+"""What it comes to where much of the image moves otherwise than the rest."""
+
+MOST = 0.5
+"""Share of the image that moves on its own, from which a camera that leaps by the rest is not believed."""
+
 NEARER = 0.1
 """Logarithm of the ratio of inverse depths by which what moves must stand out from what is still beside it."""
 
@@ -475,14 +481,14 @@ class Odometry:
     def _doubt(self, opinion: _Opinion, interval: float) -> str:
         """Returns why what moves and what stands still may be the wrong way round; empty where it is not in doubt."""
         if share := self._behind(opinion):
-            return (
-                f"{share:.0%} of what is seen, all of it behind the rest, moves otherwise: which is still, is not told"
-            )
-        grown = self._grown(opinion.moving)
-        if grown > AMBIGUOUS and not self._steady(se3.log(opinion.track.motion) / interval, interval):
-            assert opinion.moving is not None
-            if opinion.moving.nearness < (CLEARLY_NEARER if self._velocity is None else NEARER):
-                return f"{grown:.0%} of the image moves otherwise than the rest: which is still, is not told"
+            return f"{share:.0%} of what is seen, all of it behind the rest, moves otherwise: " + UNTOLD
+        if opinion.moving is None or self._steady(se3.log(opinion.track.motion) / interval, interval):
+            return ""
+        if self._velocity is not None and (share := opinion.moving.share) > MOST:
+            return f"{share:.0%} of the image moves otherwise than the rest, by which the camera leaps: " + UNTOLD
+        grown, least = self._grown(opinion.moving), CLEARLY_NEARER if self._velocity is None else NEARER
+        if grown > AMBIGUOUS and opinion.moving.nearness < least:
+            return f"{grown:.0%} of the image moves otherwise than the rest: " + UNTOLD
         return ""
 
     def _behind(self, opinion: _Opinion) -> float:
