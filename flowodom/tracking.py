@@ -24,7 +24,7 @@ from flowodom.registration.covariance import compose, fit_covariance, since, str
 from flowodom.registration.planes import Patches, local_planes
 from flowodom.registration.procrustes import procrustes
 from flowodom.registration.readout import Exposure, Readout
-from flowodom.registration.refine import ANNEALING, KNOWN, OUTLIER, Fit, Matches, refine, residuals, score, spread
+from flowodom.registration.refine import ANNEALING, OUTLIER, Fit, Matches, is_known, refine, residuals, score, spread
 from flowodom.registration.relocation import relocate
 from flowodom.registration.resection import resection
 from flowodom.registration.shear import Shear, rows, sheared
@@ -522,7 +522,7 @@ class Tracker:
         """Keeps the newest keyframe, to which a camera that is lost may come back."""
         key, places = self._keys[-1], self._window.places
         rays, rho, variance = self._window.points()
-        sure = variance < (KNOWN * rho) ** 2
+        sure = is_known(rho, variance)
         known = (part[sure] for part in (places, rays, rho, variance))
         self._map.add(Keyframe(key.grey, self._window.poses[-1], key.covariance, *known))
 
@@ -877,14 +877,12 @@ class Tracker:
         return float((rho < of.median()).double().mean())
 
     def _wants_keyframe(self, seen: Tensor, found: Tensor, motion: Tensor) -> bool:
-        share = float(found.double().mean())
-        if not self._started:
-            return share < KEYFRAME_SHARE
-        if not self._window.scaled:
-            return True
+        few = float(found.double().mean()) < KEYFRAME_SHARE
+        if few or not self._started or not self._window.scaled:
+            return few or self._started
         moved = self._moved(self._window.places, seen, found)
-        if self._metric or moved < KEYFRAME_FLOW or share < KEYFRAME_SHARE:
-            return moved > KEYFRAME_FLOW or share < KEYFRAME_SHARE
+        if self._metric or moved <= KEYFRAME_FLOW:
+            return moved > KEYFRAME_FLOW
         turned = self._camera.project(self._patches.rays @ motion[:3, :3].T)
         return moved > IDLE * KEYFRAME_FLOW or self._moved(turned, seen, found) > KEYFRAME_FLOW
 

@@ -50,6 +50,11 @@ QUANTILE_OF_TWO = 0.862
 """That quantile of a chi-square variable of two degrees of freedom."""
 
 
+def is_known(rho: Tensor, variance: Tensor) -> Tensor:
+    """Returns which inverse depths (N,), of these variances (N,), are known: (N,) bool."""
+    return variance < (KNOWN * rho) ** 2
+
+
 @dataclass(frozen=True)
 class Matches:
     """Points known in a reference camera, and where they are seen now; all float64.
@@ -82,7 +87,7 @@ class Matches:
     @property
     def known(self) -> Tensor:
         """(N,) bool: whose inverse depth is known."""
-        return self.rho_variance < (KNOWN * self.rho) ** 2
+        return is_known(self.rho, self.rho_variance)
 
     @cached_property
     def ray(self) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from flowodom.geometry import PinholeCamera, se3
-from flowodom.registration.refine import KNOWN, OUTLIER, Matches, spread
+from flowodom.registration.refine import OUTLIER, Matches, is_known, spread
 from flowodom.registration.reprojection import motion_jacobian, reproject
 from flowodom.registration.shear import sheared
 from flowodom.registration.turn import Turn
@@ -91,7 +91,7 @@ class KeyframeWindow:
     def scaled(self) -> bool:
         """Whether any inverse depth is known, and with it what a length is."""
         p = self._points
-        return bool((p.variance < (KNOWN * p.rho) ** 2).any())
+        return bool(is_known(p.rho, p.variance).any())
 
     @property
     def places(self) -> Tensor:
@@ -257,7 +257,7 @@ class KeyframeWindow:
     def oldest(self) -> tuple[Tensor, Tensor, Tensor]:
         """Returns what is well known of what the oldest keyframe sees, as ``points`` does for the newest."""
         p = self._points
-        own = (p.host == 0) & (p.variance < (KNOWN * p.rho) ** 2)
+        own = (p.host == 0) & is_known(p.rho, p.variance)
         return p.ray[own], p.rho[own], p.variance[own]
 
     def unshear(self, keyframe: int, shear: Tensor) -> None:
@@ -349,7 +349,7 @@ class KeyframeWindow:
         def distance() -> float:
             return float((self.poses[middle][:3, 3] - self.poses[0][:3, 3]).norm())
 
-        known = p.variance < (KNOWN * p.rho) ** 2
+        known = is_known(p.rho, p.variance)
         before, depths, weight = distance(), p.rho[known].log(), (p.rho**2 / p.variance)[known]
         if before * self.typical_rho > (LEAST_BASELINE if len(depths) else 0.0):
             return lambda: distance() / before
@@ -376,7 +376,7 @@ class KeyframeWindow:
         variance = self._pixel_variance / self.camera.focal**2 / total.clamp_min(1e-18)
         rho = cross / total.clamp_min(1e-18)
         floor = LEAST_RHO * self.typical_rho
-        better = (p.variance > (KNOWN * p.rho) ** 2) & (variance < p.variance) & (rho > floor)
+        better = ~is_known(p.rho, p.variance) & (variance < p.variance) & (rho > floor)
         p.rho = torch.where(better, rho, p.rho)
 
     def _posterior(self, system: _System, problem: _Problem) -> Tensor:
