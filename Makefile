@@ -42,7 +42,7 @@ types: $(VENV)/installed-tests
 	$(BIN)/mypy
 
 unit: $(VENV)/installed-tests
-	$(BIN)/python -m pytest --durations=10
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --durations=10
 
 $(DEMO)/room.mcap: | $(VENV)/installed
 	mkdir -p $(DEMO)

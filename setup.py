@@ -35,7 +35,7 @@ setup(
     extras_require={
         "dds": ["cyclonedds>=0.10"],
         "published": ["transformers"],
-        "test": ["evo", "mypy", "pytest>=7.4", "ruff", "scipy", "types-PyYAML", "types-tqdm"],
+        "test": ["evo", "mypy", "pytest>=7.4", "pytest-xdist", "ruff", "scipy", "types-PyYAML", "types-tqdm"],
     },
     python_requires=">=3.10",
     zip_safe=False,
