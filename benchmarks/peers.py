@@ -203,7 +203,7 @@ def shots(bag: Path, frames: int | None = None, *, mono: bool = False) -> Iterat
             depths = {stamp(m): decode_depth(m) for m in _some(reader, chosen.depth, frames)}
         _, _, info = next(reader.messages([chosen.camera_info]))
         calibration = Calibration.from_info(info, rectified=chosen.rectified)
-        eyes = {} if chosen.depth or not chosen.right else _right_eyes(reader, chosen, info, frames)
+        eyes = _right_eyes(reader, chosen, info, frames)
         depth_stamps = np.array(sorted(depths), dtype=np.int64)
         for message in _some(reader, chosen.image, frames):
             at = stamp(message)

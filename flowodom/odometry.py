@@ -21,7 +21,7 @@ from flowodom.config import OdometryConfig, override
 from flowodom.depth import DepthSource, FramePair, InverseDepth
 from flowodom.depth.fusion import FusedDepth
 from flowodom.depth.sources import choose_depth, find_field, measures
-from flowodom.depth.stereo import PairDepth, StereoDepth
+from flowodom.depth.stereo import StereoDepth
 from flowodom.errors import ConfigError
 from flowodom.flow import FlowField, FlowMethod
 from flowodom.flow.features import match
@@ -611,7 +611,7 @@ class Odometry:
             self._turn = Turn.begin(frame.other, self._config.depth.turn_deviation)
         for _ in range(LEVELLINGS):
             seen = self._depth.observe(replace(frame, other=self._turn.applied(frame.other)))
-            if isinstance(seen, PairDepth):
+            if seen is not None:
                 self._turn = self._turn.levelled(*seen.tilt())
 
     def _choose_depth(self, frame: Frame) -> DepthSource:

@@ -483,8 +483,6 @@ class Tracker:
         if self._started:
             iterations = self._config.window_iterations
             self._turn = self._window.optimise(max_iterations=iterations, turn=self._turn)
-        if self._turn is not None:
-            self._unit_deviation = self._turn.unit_deviation(self._window.points()[1])
         self._pose = self._window.poses[-1]
         factor = self._recall(view, moving) if self._started and len(self._keys) else 1.0
         self._readout = self._readout.keyframe()
@@ -492,6 +490,8 @@ class Tracker:
         self._relative_covariance = torch.zeros_like(self._covariance)
         self._places = self._window.places
         rays, rho, variance = self._window.points()
+        if self._turn is not None:
+            self._unit_deviation = self._turn.unit_deviation(rho)
         self._patches = Patches(view.grey, self._places, rays, local_planes(rays, rho, variance))
         return factor
 

@@ -14,6 +14,7 @@ Iterative Image Registration Technique with an Application to Stereo Vision" (19
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -316,10 +317,14 @@ class PairDepth(InverseDepth):
 
         The places are those of a camera like the first one, looking as it does, in the place of the other.
         """
-        assert self.frame.other is not None
         guess = self.frame.camera.project(self.frame.camera.rays(pixels) + rho[:, None] * self.rig.shift)
-        level = amplify(_levelled(self.frame.other, self.rig), self.gain)
-        return follow(self.frame.grey, level, pixels, guess)
+        return follow(self.frame.grey, self._level, pixels, guess)
+
+    @cached_property
+    def _level(self) -> NDArray[np.uint8]:
+        """What the first camera would see in the place of the other, as bright as what it sees."""
+        assert self.frame.other is not None
+        return amplify(_levelled(self.frame.other, self.rig), self.gain)
 
 
 def _levelled(other: OtherEye, rig: Rig) -> NDArray[np.uint8]:
@@ -345,7 +350,7 @@ class StereoDepth(MeasuredDepth):
         super().__init__(config, device)
         self._rig: Rig | None = None
 
-    def observe(self, frame: Frame) -> InverseDepth | None:
+    def observe(self, frame: Frame) -> PairDepth | None:
         """Returns the field of the pair, None where the frame has no other image or next to nothing matches."""
         if frame.other is None:
             return None

@@ -328,7 +328,9 @@ class KeyframeWindow:
                     break
         self.poses = list(poses.unbind())
         p.rho = rho
-        p.variance = self._posterior(system, problem)
+        # What nothing tells keeps the variance that it had.
+        found = problem.rho_variance(system, 0.0)
+        p.variance = torch.where(found > 0, found, p.variance)
         if unit is not None:
             self._rescale_about_oldest(1 / max(unit(), 1e-9))
         if turn is not None:
@@ -378,12 +380,6 @@ class KeyframeWindow:
         floor = LEAST_RHO * self.typical_rho
         better = ~is_known(p.rho, p.variance) & (variance < p.variance) & (rho > floor)
         p.rho = torch.where(better, rho, p.rho)
-
-    def _posterior(self, system: _System, problem: _Problem) -> Tensor:
-        """Returns the variance of each inverse depth, the poses being known; unconstrained points keep theirs."""
-        p = self._points
-        free = system.rho_information <= 0
-        return torch.where(free, p.variance, 1 / system.rho_information.clamp_min(1e-18))
 
     def _discard_outliers(self, system: _System, point: Tensor, frame: Tensor) -> None:
         """Forgets observations that the robust kernel has rejected, and points with none left that were never sure."""
@@ -504,7 +500,7 @@ class _Problem:
 
     def solve(self, system: _System, damping: float) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the step of every pose but the oldest, (K - 1, 6), of the yaw, and of inverse depths, (N,)."""
-        cross, inverse = system.cross[:, 6:], self._rho_variance(system, damping)
+        cross, inverse = system.cross[:, 6:], self.rho_variance(system, damping)
         hessian = system.hessian[6:, 6:]
         hessian = hessian + torch.diag(damping * hessian.diagonal() + 1e-9 * hessian.diagonal().mean())
         scaled = inverse[:, None] * cross
@@ -514,12 +510,12 @@ class _Problem:
     def yaw_variance(self, system: _System) -> float:
         """Returns the variance of the yaw, whatever poses and inverse depths are."""
         cross = system.cross[:, 6:]
-        reduced = system.hessian[6:, 6:] - cross.T @ (self._rho_variance(system, 0.0)[:, None] * cross)
+        reduced = system.hessian[6:, 6:] - cross.T @ (self.rho_variance(system, 0.0)[:, None] * cross)
         last = torch.eye(len(reduced), dtype=reduced.dtype)[-1]
         return float(torch.linalg.solve(reduced + torch.diag(1e-9 * reduced.diagonal()), last)[-1])
 
     @staticmethod
-    def _rho_variance(system: _System, damping: float) -> Tensor:
+    def rho_variance(system: _System, damping: float) -> Tensor:
         """Returns the (N,) variances of inverse depths, all else being known; zero for what nothing tells."""
         told = system.rho_information > 0
         return torch.where(told, 1 / (system.rho_information * (1 + damping)).clamp_min(1e-18), 0)
