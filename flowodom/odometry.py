@@ -29,7 +29,9 @@ from flowodom.flow.methods import make_flow, method_for
 from flowodom.frame import Frame
 from flowodom.geometry import PinholeCamera, se3
 from flowodom.local_map import LocalMap
+from flowodom.registration.first_baseline import OutOfSight, Parallax
 from flowodom.registration.ground import ground_height
+from flowodom.registration.motion_fit import BACKED
 from flowodom.registration.readout import Readout
 from flowodom.registration.relocation import relocate
 from flowodom.registration.turn import Turn
@@ -37,18 +39,8 @@ from flowodom.scene_flow import PropertySet, lift
 from flowodom.scene_flow.decompose import find_moving
 from flowodom.scene_flow.moving import Carried, Moving
 from flowodom.threads import one_thread
-from flowodom.tracking import (
-    BACKED,
-    LEAST_INLIERS,
-    RIVAL_SHARE,
-    NotTracked,
-    OutOfSight,
-    Parallax,
-    Track,
-    Tracker,
-    Undecided,
-    View,
-)
+from flowodom.tracking import LEAST_INLIERS, RIVAL_SHARE, NotTracked, Track, Tracker, Undecided
+from flowodom.view import View
 
 _log = logging.getLogger(__name__)
 

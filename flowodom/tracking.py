@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -14,25 +14,24 @@ from torch import Tensor
 from flowodom.config import RegistrationConfig
 from flowodom.depth import InverseDepth
 from flowodom.flow import FlowField
-from flowodom.flow.consistency import sample
 from flowodom.flow.features import match
-from flowodom.flow.points import choose, follow, thin
-from flowodom.frame import Frame
+from flowodom.flow.points import choose, thin
 from flowodom.geometry import se3
-from flowodom.local_map import LEAST_POINTS, Keyframe, LocalMap
+from flowodom.local_map import Keyframe, LocalMap
+from flowodom.recall import Look, correction, is_worth_a_look, look_back, unit_change
 from flowodom.registration.covariance import compose, fit_covariance, since, stretched
+from flowodom.registration.first_baseline import OutOfSight, Parallax, first_baseline
+from flowodom.registration.motion_fit import MotionFit, Rival
 from flowodom.registration.planes import Patches, local_planes
-from flowodom.registration.procrustes import procrustes
 from flowodom.registration.readout import Exposure, Readout
-from flowodom.registration.refine import ANNEALING, OUTLIER, Fit, Matches, is_known, refine, residuals, score, spread
+from flowodom.registration.refine import Fit, Matches, is_known
 from flowodom.registration.relocation import relocate
-from flowodom.registration.resection import resection
-from flowodom.registration.shear import Shear, rows, sheared
+from flowodom.registration.shear import rows, sheared
 from flowodom.registration.turn import Turn
-from flowodom.registration.two_view import triangulate, two_view
 from flowodom.registration.window import KeyframeWindow
 from flowodom.scene_flow.moving import Carried, Moving
 from flowodom.threads import one_thread
+from flowodom.view import View, read
 
 LEAST_INLIERS = 25
 """Matches that must agree with a pose for it to be believed."""
@@ -43,9 +42,6 @@ LEAST_INLIER_SHARE = 0.35
 LEAST_SEEN_SHARE = 0.1
 """Share of the points looked for that must agree with a pose for it to be believed: where the camera sees something
 else, some are found by chance."""
-
-HYPOTHESES = 24
-"""Motions proposed from three points each, beside the predicted ones."""
 
 KEYFRAME_FLOW = 0.04
 """Median displacement since the keyframe, as a share of the image's width, that asks for a new one."""
@@ -59,92 +55,17 @@ KEYFRAME_SHARE = 0.45
 SPARSEST = 0.5
 """Least share of the image over which all points are spread, where the rest holds none: on less they would crowd."""
 
-PARALLAX_QUANTILE = 0.7
-"""Quantile of the displacements left after the best rotation that counts as parallax: what is nearer than the rest of
-the scene shows first that a camera has moved sideways, and has not turned."""
-
-HELD_PARALLAX = 1.2
-"""Parallax, pixels, below which a single camera has not left its place."""
-
-START_PARALLAX = 0.006
-"""Parallax, as a share of the image's width, from which a single camera may start."""
-
-START_ITERATIONS = 30
-"""Most iterations of the fit of the first baseline, whose start is poor."""
-
-START_SHARE = 0.6
-"""Share of the first view's points that must still be seen, and of those that must agree with the first baseline."""
-
-START_DEVIATION = 0.05
-"""Deviation, as a share of its length, to which the first baseline must be known across its direction."""
-
-LEAST_START = 1e-3
-"""Least inverse depth, per first baseline, from which a single camera's points start."""
-
-UNIT_VARIANCE = 1e-6
-"""Variance of the length of the first baseline, which is one by definition."""
-
 RIVAL_SHARE = 0.08
 """Share of the points that must agree on another motion for it to rival the pose."""
-
-RIVAL_FLOW = 0.004
-"""How far these must miss the pose, as a share of the image's width, for noise not to be taken for a motion."""
-
-BACKED = 0.1
-"""Share of what agrees with the pose that must lie behind its rival for that to be a mover before the world."""
-
-FARTHEST = 0.33
-"""Share of the points of a first pair, the farthest ones, in which nothing that moves is expected."""
-
-GROWTHS = 3
-"""Fits by which it grows to all that agrees."""
 
 PROVEN = 0.25
 """Share of the points that must have stood still from one keyframe to another for the others to depend on them."""
 
-MOST_STILL = 2.0
-"""Displacement of a typical point by translation, pixels, above which the camera has moved beyond doubt."""
-
-STILL = 25.0
-"""Drop of the robust cost, per noise factor, that translation must earn to be believed."""
+START_SHARE = 0.6
+"""Share of the first view's points that must still be seen for a single camera to wait for a longer baseline."""
 
 RECOGNISED = 3
 """Most remembered keyframes with which a view is compared where the camera is lost."""
-
-RECOGNISED_SHARE = 0.3
-"""Share of the points of one of them that must agree for it to be recognised."""
-
-WORTH = 16.0
-"""Variance lost since a keyframe was new, in units of that of one look, from which it is looked back at."""
-
-SURE = 0.1
-"""Deviation of inverse depths, as a share of them, by which a single camera's unit is compared, and ..."""
-
-BESIDE = 0.015
-"""... how far points may lie apart for it, as a share of the image's width."""
-
-SURPRISE = 400.0
-"""Squared deviations, stated, by which the pose may turn out wrong for the look to be believed."""
-
-CORRECTION = 0.002
-"""How far one correction moves what is seen at most, as a share of the image's width: poses do not jump."""
-
-
-@dataclass(frozen=True)
-class View:
-    """A frame as the tracker sees it.
-
-    Attributes:
-        frame: The frame.
-        grey: (H, W) uint8.
-        dense: (h, w) uint8, grey at the size of the dense fields.
-        depth: What the image alone tells of depth; None for nothing.
-    """
-
-    frame: Frame
-    grey: NDArray[np.uint8]
-    dense: Tensor
-    depth: InverseDepth | None
 
 
 @dataclass(frozen=True)
@@ -198,32 +119,12 @@ class Recalled(NamedTuple):
         return cls(matches.pixels, rho, matches.rho_variance * (rho / matches.rho) ** 2)
 
 
-class Rival(NamedTuple):
-    """What lies behind all that agrees with a pose, and agrees on another: the world behind a large mover, maybe.
-
-    Attributes:
-        motion: (4, 4) float64 ``T_previous_camera`` by which it stands still.
-        share: Its share of the points.
-    """
-
-    motion: Tensor
-    share: float
-
-
 class NotTracked(Exception):
     """The frame does not tell where the camera is; the message says why. Never leaves the odometry."""
 
 
 class Undecided(NotTracked):
     """Which part of the frame stands still is not told: where the camera is seems so in more ways than one."""
-
-
-class Parallax(Exception):
-    """A single camera has moved, but not yet far enough to tell how. Never leaves the odometry."""
-
-
-class OutOfSight(Parallax):
-    """What its first view showed has gone before that; only a new first view helps."""
 
 
 class Tracker:
@@ -259,7 +160,7 @@ class Tracker:
         self._camera = view.frame.camera
         self._metric = metric
         self._window = self._new_window()
-        self._random = torch.Generator().manual_seed(0)
+        self._fitter = MotionFit(self._camera, max_iterations=config.max_iterations, metric=metric)
         self._pose = pose
         self._covariance = covariance
         self._relative_covariance = torch.zeros(6, 6, dtype=torch.float64)
@@ -389,15 +290,15 @@ class Tracker:
             NotTracked: The view does not tell where the camera is.
             Parallax: A single camera is between standing still and a baseline that can be triangulated.
         """
-        stamp, started = view.frame.stamp * 1e-9, self._started
-        carried = self._carry(view, flow)
+        stamp, started = view.stamp, self._started
+        carried = self._carried(view, flow)
         start = self._expect(carried, expected)
-        seen, found = self._follow(view, self._patches, start, moving, carried.pixels)
-        matches = self._matched(carried, view, seen).subset(found)
+        seen, found = view.find(self._patches, start, carried.pixels, moving)
+        matches = view.matched(carried, seen).subset(found)
         if len(matches) < LEAST_INLIERS:
             raise NotTracked(f"only {len(matches)} points could be followed, {LEAST_INLIERS} are needed")
         try:
-            fit = self._fit(matches, start, stamp, self._trusted(seen, found)) if started else self._start(matches)
+            fit = self._fit(matches, start, stamp, self._trusted(seen, found)) if started else self._begun(matches)
         except Parallax:
             if float(found.double().mean()) < START_SHARE:
                 raise OutOfSight("the first view went out of sight before the baseline was long enough") from None
@@ -412,7 +313,9 @@ class Tracker:
         if started and sure < LEAST_INLIERS and fit.motion[:3, 3].any():
             raise NotTracked(f"only {sure} of {inliers} points have a known depth: how far the camera went is not told")
         found[found.clone()] = inlier
-        self._rival = self._find_rival(matches, fit, rival)
+        self._rival = self._fitter.rival(matches, fit, rival)
+        if self._rival is not None:
+            self._rival = self._rival._replace(motion=self._at_rest @ se3.inverse(self._rival.motion))
 
         pose = self._window.poses[-1] @ se3.inverse(fit.motion)
         relative = fit_covariance(fit)
@@ -464,15 +367,15 @@ class Tracker:
             self._window, self._keys = self._new_window(), []
             self._forget_last()
         observed, seen = self._found.clone(), self._seen
-        unfit = _unfit(view, moving)
+        unfit = view.unfit(moving)
         # What holds no points leaves all of them to the rest.
         count = self._config.points if unfit is None else round(self._config.points / max(1 - unfit.mean(), SPARSEST))
         # Points of many keyframes crowd together where the camera looks back; the oldest know their place best.
         observed[observed.clone()] = thin(seen[observed], count, view.grey.shape)
-        rho, variance = self._read(view.depth, seen, closely=True)
+        rho, variance = view.measured(seen, closely=True)
         begun = Recalled.none() if recalled is None else recalled
         fresh = choose(view.grey, count, taken=torch.cat((seen[observed], begun.places)), ignore=unfit)
-        new = Recalled(fresh, *self._read(depth, fresh, closely=True))
+        new = Recalled(fresh, *read(depth, self._camera, fresh, closely=True))
         fresh, fresh_rho, fresh_variance = (torch.cat(parts) for parts in zip(begun, new, strict=True))
         straight, farther = self._unsheared(seen, self._rho)
         fresh_straight, fresh_farther = self._unsheared(fresh, fresh_rho)
@@ -532,43 +435,20 @@ class Tracker:
         if keyframe is None:
             return 1.0
         lost = since(self._covariance, self._pose, keyframe.covariance, keyframe.pose)
-        if float(torch.linalg.eigvals(torch.linalg.solve(self._relative_covariance, lost)).real.max()) < WORTH:
+        if not is_worth_a_look(lost, self._relative_covariance):
             return 1.0
         look = self._look_back(keyframe, view, se3.inverse(self._pose) @ keyframe.pose, moving)
-        if look is None:
+        corrected = None if look is None else correction(self._camera, self._pose, lost, look)
+        if look is None or corrected is None:
             self._map.forget(keyframe)
             return 1.0
-        fit, matches = look
-        missed = se3.log(se3.inverse(self._pose) @ keyframe.pose @ se3.inverse(fit.motion))
-        uncertain = fit_covariance(fit)
-        total = lost + uncertain
-        if float(missed @ torch.linalg.solve(total, missed)) > SURPRISE:
-            self._map.forget(keyframe)
-            return 1.0
-        gain = torch.linalg.solve(total, lost).T
-        step = gain @ missed
-        shift = self._camera.focal * float(step[:3].norm() * matches.rho.median() + step[3:].norm())
-        gain = gain * min(1.0, CORRECTION * self._camera.width / max(shift, 1e-9))
-        self._window.move(self._pose @ se3.exp(gain @ missed))
+        self._window.move(self._pose @ se3.exp(corrected.step))
         self._pose = self._window.poses[-1]
-        kept = torch.eye(6, dtype=torch.float64) - gain
-        left = kept @ lost @ kept.T + gain @ uncertain @ gain.T
-        self._covariance = compose(keyframe.covariance, se3.inverse(keyframe.pose) @ self._pose, left)
-        factor = 1.0 if self._metric else self._unit_change(matches, fit.motion)
+        self._covariance = compose(keyframe.covariance, se3.inverse(keyframe.pose) @ self._pose, corrected.left)
+        factor = 1.0 if self._metric else unit_change(self._camera, look, *self._window.points())
         self._window.rescale(factor)
         self._rescale_exposures(factor)
         return factor
-
-    def _unit_change(self, matches: Matches, motion: Tensor) -> float:
-        """Returns by how much a single camera's unit has grown since matches were known, as the window has it now."""
-        then = matches.rho_after(motion)
-        rays, rho, variance = self._window.points()
-        sure = variance < (SURE * rho) ** 2
-        distance, nearest = torch.cdist(self._camera.project(rays[sure]), matches.pixels).min(1)
-        beside = distance < BESIDE * self._camera.width
-        if int(beside.sum()) < LEAST_POINTS:
-            return 1.0
-        return float((rho[sure] / then[nearest])[beside].median())
 
     def recognise(self, view: View, known: LocalMap) -> Tracker | None:
         """Returns a tracker that goes on from a view of a place that is known; None where it is not recognised.
@@ -582,51 +462,46 @@ class Tracker:
             pixels, there = match(keyframe.grey, view.grey)
             motion = relocate(self._camera, pixels, there, keyframe.rho_near(pixels))
             look = None if motion is None else self._look_back(keyframe, view, motion)
-            if look is not None and len(look[1]) > RECOGNISED_SHARE * len(keyframe.rho):
-                fit, matches = look
-                motion = se3.inverse(fit.motion)
+            if look is not None and look.recognised:
+                motion = se3.inverse(look.fit.motion)
                 return Tracker(
                     self._config,
                     view,
                     metric=self._metric,
                     pose=keyframe.pose @ motion,
-                    covariance=compose(keyframe.covariance, motion, fit_covariance(fit)),
+                    covariance=compose(keyframe.covariance, motion, look.covariance),
                     known=known,
                     readout=self._readout,
                     turn=self._turn,
-                    recalled=None if self._metric else Recalled.of(matches, fit.motion),
+                    recalled=None if self._metric else Recalled.of(look.matches, look.fit.motion),
                 )
         return None
 
-    def _look_back(
-        self, keyframe: Keyframe, view: View, motion: Tensor, moving: Moving | None = None
-    ) -> tuple[Fit, Matches] | None:
-        """Returns a fit of ``T_view_keyframe`` that starts at ``motion``, and the matches that agree; None for none."""
-        unseen = keyframe.matches(self._config.pixel_noise**2)
-        seen, found = self._follow(view, keyframe.patches, motion, moving, unseen.pixels, levels=2)
-        matches = self._matched(unseen, view, seen).subset(found)
-        if len(matches) < LEAST_POINTS:
-            return None
-        fit = self._refine(matches, motion, Shear(self._readout.last.shear))
-        agreeing = fit.weight > 0.25
-        if int(agreeing.sum()) < max(LEAST_POINTS, 0.5 * len(matches)):
-            return None
-        return fit, matches.subset(agreeing)
+    def _look_back(self, keyframe: Keyframe, view: View, motion: Tensor, moving: Moving | None = None) -> Look | None:
+        """Returns what the view tells of its place beside a keyframe, ``T_view_keyframe`` (4, 4) being about known."""
+        return look_back(
+            self._fitter,
+            keyframe,
+            view,
+            motion,
+            shear=self._readout.last.shear,
+            pixel_noise=self._config.pixel_noise,
+            moving=moving,
+        )
 
     def share_on(self, moving: Moving) -> float:
         """Returns the share of the points of the last fit that lie on what moves on its own."""
         return float(moving.doubted(self._camera, self._seen[self._found]).numpy().mean())
 
-    def _carry(self, view: View, flow: FlowField) -> Matches:
+    @property
+    def _at_rest(self) -> Tensor:
+        """(4, 4) ``T_previous_keyframe``: where the keyframe is if the camera has not moved since the last view."""
+        return se3.inverse(self._pose) @ self._window.poses[-1]
+
+    def _carried(self, view: View, flow: FlowField) -> Matches:
         """Returns where dense flow takes the keyframe's points, NaN for those that the last view had lost."""
-        dense_height, dense_width = view.dense.shape
-        scale = torch.tensor(
-            (self._camera.width / dense_width, self._camera.height / dense_height), dtype=torch.float64
-        )
-        place = self._places.nan_to_num()
-        there = place + sample(flow.rough, (place + 0.5) / scale - 0.5).cpu().double() * scale
-        blank = torch.full((len(place),), torch.nan, dtype=torch.float64)
-        there = torch.where(self._places.isnan(), torch.nan, there)
+        there = view.carried(self._places, flow)
+        blank = torch.full((len(there),), torch.nan, dtype=torch.float64)
         return self._window.matches(there, rows(self._camera, there), blank, torch.full_like(blank, torch.inf))
 
     def _expect(self, carried: Matches, expected: Sequence[Tensor]) -> Tensor:
@@ -634,60 +509,7 @@ class Tracker:
         motions = torch.stack([se3.inverse(self._pose @ motion) @ self._window.poses[-1] for motion in expected])
         if len(motions) == 1:
             return motions[0]
-        return self._best(carried.subset(carried.row.isfinite()), motions)
-
-    def _follow(
-        self,
-        view: View,
-        patches: Patches,
-        expected: Tensor,
-        moving: Moving | Carried | None,
-        guess: Tensor,
-        *,
-        levels: int = 0,
-    ) -> tuple[Tensor, Tensor]:
-        """Returns where a view shows the points of a keyframe, (M, 2) pixels, and which of them were found, (M,).
-
-        What a mask leaves out is not found, nor is anything looked for where something moves on its own; where nothing
-        is looked for the place is NaN.
-
-        Args:
-            view: The view.
-            patches: What the keyframe shows around its points.
-            expected: (4, 4) ``T_view_keyframe``, about.
-            moving: What moves on its own in the view.
-            guess: (M, 2) where to begin, NaN for where they are expected.
-            levels: See ``follow``.
-        """
-        reprojected, warps = patches.seen(self._camera, expected)
-        start = torch.where(guess.isnan(), reprojected, guess)
-        seen, found = start.clone(), self._camera.contains(start)
-        if moving is not None:
-            found &= ~moving.doubted(self._camera, start)
-        asked, among = found.clone(), (patches.places[found], start[found], warps[found])
-        seen[asked], found[asked] = follow(patches.grey, view.grey, *among, levels=levels)
-        seen[~asked] = torch.nan
-        if view.frame.ignore is not None:
-            column, row = seen.round().long().unbind(-1)
-            inside = self._camera.contains(seen)
-            index = row.clamp(0, self._camera.height - 1), column.clamp(0, self._camera.width - 1)
-            found &= inside & ~torch.from_numpy(view.frame.ignore)[index]
-        return seen, found
-
-    def _matched(self, carried: Matches, view: View, seen: Tensor) -> Matches:
-        """Returns the keyframe's points as they are seen, at (M, 2) pixels, with the depth that a view has there."""
-        rho, variance = self._read(view.depth, seen)
-        return replace(carried, pixels=seen, row=rows(self._camera, seen), seen_rho=rho, seen_variance=variance)
-
-    def _read(self, depth: InverseDepth | None, pixels: Tensor, *, closely: bool = False) -> tuple[Tensor, Tensor]:
-        """Returns inverse depth and variance (M,) of a field at pixels (M, 2), unknown where there is no field.
-
-        What the window is going to hold on to is looked at closely; one frame alone hardly gains by it.
-        """
-        if depth is None:
-            blank = torch.full((len(pixels),), torch.nan, dtype=torch.float64)
-            return blank, torch.full_like(blank, torch.inf)
-        return (depth.of_points if closely else depth.read)(self._camera, pixels)
+        return self._fitter.best(carried.subset(carried.row.isfinite()), motions)
 
     def _unsheared(self, pixels: Tensor, rho: Tensor) -> tuple[Tensor, Tensor]:
         """Returns where pixels (M, 2) of the last frame, at inverse depths (M,), lie without shear; see ``sheared``."""
@@ -710,171 +532,24 @@ class Tracker:
 
     def _fit(self, matches: Matches, expected: Tensor, stamp: float, trusted: Tensor) -> Fit:
         """Fits the motion from the newest keyframe; holds the camera in its place where translation earns nothing."""
-        start = self._propose(matches.subset(trusted), expected)
+        guesses = (expected, self._at_rest)
+        start = self._fitter.propose(matches.subset(trusted), guesses)
         before = se3.inverse(self._window.poses[-1]) @ self._pose
         shear = self._readout.expect(start, before, self._relative_covariance, stamp)
-        fit = self._refine(matches, start, shear, trusted)
+        fit = self._fitter.refine(matches, start, shear, trusted)
         if self._metric and not len(self._seen):
-            fit = self._unmixed(matches, fit, expected, shear)
-        shift = self._camera.focal * float(matches.rho.median() * fit.motion[:3, 3].norm())
-        if shift > MOST_STILL:
-            return fit
-        still = refine(
-            self._camera,
-            matches,
-            se3.matrix(fit.motion[:3, :3], torch.zeros(3, dtype=torch.float64)),
-            max_iterations=3,
-            shear=Shear(fit.shear),
-            rotation_only=True,
-            annealing=1.0,
-            trusted=trusted,
-        )
-        cost = score(self._camera, matches.subset(fit.weight > 0), torch.stack((fit.motion, still.motion)), fit.shear)
-        if float(cost[1] - cost[0]) < STILL * fit.noise_factor:
-            return replace(still, information=fit.information)
-        return fit
+            fit = self._fitter.unmixed(matches, fit, guesses, shear)
+        return self._fitter.held(matches, fit, trusted)
 
-    def _refine(self, matches: Matches, start: Tensor, shear: Shear, trusted: Tensor | None = None) -> Fit:
-        return refine(
-            self._camera,
-            matches,
-            start,
-            max_iterations=self._config.max_iterations,
-            shear=shear,
-            # Starts from scene flow are good; a wide kernel would only invite a compromise with what moves.
-            annealing=1.0 if self._metric else ANNEALING,
-            trusted=trusted,
-        )
-
-    def _unmixed(self, matches: Matches, fit: Fit, expected: Tensor, shear: Shear) -> Fit:
-        """Returns the fit of a first pair, or one to what lies farthest and all that agrees, where it is a compromise.
-
-        Where nothing tells what to expect, a near mover's way can pass for parallax: one motion between the world's and
-        the mover's then explains both, each of them badly. Movers stand before the world, so what lies behind is free
-        of them.
-        """
-        own = matches.rho <= matches.rho.quantile(FARTHEST)
-        start = self._propose(matches.subset(own), expected)
-        for _ in range(GROWTHS):
-            if int(own.sum()) < LEAST_INLIERS:
-                return fit
-            behind = self._refine(matches.subset(own), start, shear)
-            squared = residuals(self._camera, matches, behind.motion, behind.shear)[1]
-            start, own = behind.motion, squared < OUTLIER * OUTLIER * spread(squared[own])
-        if not int(own.sum()) >= LEAST_INLIERS or 2 * int((fit.weight[own] > 0.25).sum()) < int(own.sum()):
-            return fit
-        missed = residuals(self._camera, matches.subset(own), fit.motion, fit.shear)[1]
-        if float((missed - squared[own]).clamp(max=OUTLIER * OUTLIER).sum()) < STILL * behind.noise_factor:
-            return fit
-        return refine(self._camera, matches, behind.motion, max_iterations=0, shear=Shear(behind.shear))
-
-    def _propose(self, matches: Matches, expected: Tensor) -> Tensor:
-        """Returns the best of several guesses of ``T_current_keyframe``: as expected, at rest, and from scene flow."""
-        candidates = [expected, se3.inverse(self._pose) @ self._window.poses[-1]]
-        known = matches.subset(matches.known)
-        points = known.direction / known.rho[:, None] + known.offset
-        lifted = known.seen_variance.isfinite()
-        if int(lifted.sum()) >= LEAST_INLIERS:
-            candidates += self._lift(points[lifted], known.subset(lifted), self._random)
-        else:
-            sampled = resection(self._camera, points, known.pixels)
-            candidates += [] if sampled is None else [sampled]
-        few = torch.linspace(0, len(matches) - 1, min(len(matches), 300)).long()
-        return self._best(matches.subset(few), torch.stack(candidates))
-
-    def _best(self, matches: Matches, motions: Tensor) -> Tensor:
-        """Returns the one of (H, 4, 4) motions that explains matches best."""
-        return motions[score(self._camera, matches, motions).argmin()]
-
-    def _lift(self, points: Tensor, m: Matches, random: torch.Generator) -> list[Tensor]:
-        """Returns fits of scene flow: closed form, from three points each and from all (N, 3) points together."""
-        targets = self._camera.unproject(m.pixels, 1 / m.seen_rho)
-        triples = torch.randint(len(m), (HYPOTHESES, 3), generator=random)
-        ones = torch.ones(HYPOTHESES, 3, dtype=torch.float64)
-        # The metric variance of a lifted point grows with the fourth power of its depth.
-        weight = m.seen_rho**4 / (m.seen_variance + m.rho_variance)
-        return [*procrustes(points[triples], targets[triples], ones), procrustes(points, targets, weight)]
-
-    def _start(self, matches: Matches) -> Fit:
+    def _begun(self, matches: Matches) -> Fit:
         """Fits a single camera that has not moved from its first keyframe's place yet, or starts it when it has.
 
         Raises:
             Parallax: It has moved, but not far enough.
         """
-        centre = torch.zeros(3, dtype=torch.float64)
-        turned = refine(
-            self._camera,
-            matches,
-            se3.matrix((se3.inverse(self._pose) @ self._window.poses[-1])[:3, :3], centre),
-            max_iterations=self._config.max_iterations,
-            rotation_only=True,
-            annealing=256.0,
-        )
-        error, _ = residuals(self._camera, matches, turned.motion, turned.shear)
-        parallax = float(error[:2].norm(dim=0).quantile(PARALLAX_QUANTILE))
-        if parallax < HELD_PARALLAX:
-            return turned
-        if parallax > START_PARALLAX * self._camera.width:
-            motion = two_view(self._camera, self._camera.project(matches.direction), matches.pixels)
-            if motion is not None:
-                fit = self._first_baseline(matches, motion)
-                agreeing = float((fit.weight > 0.25).double().mean())
-                unsure = float(torch.linalg.eigvalsh(fit_covariance(fit)[:3, :3])[-1]) ** 0.5
-                if agreeing > START_SHARE and unsure < START_DEVIATION:
-                    self._started = True
-                    return fit
-        raise Parallax(f"{parallax:.1f} px of parallax since the first view; waiting for a longer baseline")
-
-    def _first_baseline(self, matches: Matches, motion: Tensor) -> Fit:
-        """Refines the first motion of a single camera and makes its length, which nothing observes, the unit."""
-        turned = matches.direction @ motion[:3, :3].T
-        numerator, denominator = triangulate(self._camera, turned, motion[:3, 3], matches.pixels)
-        rho = (numerator / denominator.clamp_min(1e-12)).clamp_min(LEAST_START)
-        fit = refine(
-            self._camera,
-            replace(matches, rho=rho),
-            motion,
-            max_iterations=START_ITERATIONS,
-            annealing=1.0,
-        )
-        unit = fit.motion.clone()
-        unit[:3, 3] /= unit[:3, 3].norm()
-        along = torch.cat((unit[:3, 3], torch.zeros(3, dtype=torch.float64)))
-        known = fit.information + torch.outer(along, along) / UNIT_VARIANCE
-        return replace(fit, motion=unit, information=known)
-
-    def _find_rival(self, matches: Matches, fit: Fit, share: float) -> Rival | None:
-        """Looks among the points that contradict a fit for a motion of their own, where depth is measured."""
-        least = max(LEAST_INLIERS, round(share * len(matches)))
-        known = matches.known & matches.seen_variance.isfinite()
-        agreeing = fit.weight > 0.25
-        odd = matches.subset(known & ~agreeing)
-        # Most often what contradicts is noise and edges, which lie everywhere: then nothing need be fitted.
-        if not self._metric or len(odd) < least or self._backed(matches.rho[agreeing], odd.rho) > 2 * BACKED:
-            return None
-        points, random = odd.direction / odd.rho[:, None] + odd.offset, torch.Generator().manual_seed(0)
-        start = self._best(odd, torch.stack(self._lift(points, odd, random)))
-        own = refine(
-            self._camera,
-            odd,
-            start,
-            max_iterations=self._config.max_iterations,
-            shear=Shear(fit.shear),
-            annealing=1.0,
-        )
-        united = own.weight > 0.25
-        if int(united.sum()) < least or self._backed(matches.rho[agreeing], odd.rho[united]) > BACKED:
-            return None
-        missed, _ = residuals(self._camera, odd, fit.motion, fit.shear)
-        if float(missed[:2, united].norm(dim=0).median()) < RIVAL_FLOW * self._camera.width:
-            return None
-        motion = se3.inverse(self._pose) @ self._window.poses[-1] @ se3.inverse(own.motion)
-        return Rival(motion, float(united.sum()) / len(matches))
-
-    @staticmethod
-    def _backed(rho: Tensor, of: Tensor) -> float:
-        """Returns the share of points of inverse depth ``rho`` (M,) that are farther than the middle of others (N,)."""
-        return float((rho < of.median()).double().mean())
+        rotation, most = self._at_rest[:3, :3], self._config.max_iterations
+        fit, self._started = first_baseline(self._camera, matches, rotation, max_iterations=most)
+        return fit
 
     def _wants_keyframe(self, seen: Tensor, found: Tensor, motion: Tensor) -> bool:
         few = float(found.double().mean()) < KEYFRAME_SHARE
@@ -889,11 +564,3 @@ class Tracker:
     def _moved(self, places: Tensor, seen: Tensor, found: Tensor) -> float:
         """Returns by how much points are seen (N, 2) beside places, the median, as a share of the image's width."""
         return float((seen - places)[found].norm(dim=-1).median()) / self._camera.width
-
-
-def _unfit(view: View, moving: Moving | None) -> NDArray[np.bool_] | None:
-    """Returns the (H, W) pixels on which no point may be chosen: what is masked, and what moves."""
-    unfit = [] if view.frame.ignore is None else [view.frame.ignore]
-    if moving is not None:
-        unfit.append(moving.mask(view.grey.shape, doubted=True))
-    return np.logical_or.reduce(unfit) if unfit else None

@@ -89,6 +89,11 @@ class Matches:
         """(N,) bool: whose inverse depth is known."""
         return is_known(self.rho, self.rho_variance)
 
+    @property
+    def points(self) -> Tensor:
+        """(N, 3) where they are, reference camera."""
+        return self.direction / self.rho[:, None] + self.offset
+
     @cached_property
     def ray(self) -> Tensor:
         """(4, N) homogeneous direction of each, reference camera."""

@@ -1,0 +1,103 @@
+"""The start of a single camera: it waits for parallax, and makes the length of its first baseline the unit.
+
+A bad start is never mended by the window, so a camera starts late rather than wrong: it stays in its place while only
+rotation is seen, and begins once the direction of the baseline is known.
+
+Source: Nister, "An Efficient Solution to the Five-Point Relative Pose Problem" (2004), for the start of the fit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from flowodom.geometry import PinholeCamera, se3
+from flowodom.registration.covariance import fit_covariance
+from flowodom.registration.refine import Fit, Matches, refine, residuals
+from flowodom.registration.two_view import triangulate, two_view
+
+PARALLAX_QUANTILE = 0.7
+"""Quantile of the displacements left after the best rotation that counts as parallax: what is nearer than the rest of
+the scene shows first that a camera has moved sideways, and has not turned."""
+
+HELD_PARALLAX = 1.2
+"""Parallax, pixels, below which a single camera has not left its place."""
+
+START_PARALLAX = 0.006
+"""Parallax, as a share of the image's width, from which a single camera may start."""
+
+START_ITERATIONS = 30
+"""Most iterations of the fit of the first baseline, whose start is poor."""
+
+START_SHARE = 0.6
+"""Share of the first view's points that must agree with the first baseline."""
+
+START_DEVIATION = 0.05
+"""Deviation, as a share of its length, to which the first baseline must be known across its direction."""
+
+LEAST_START = 1e-3
+"""Least inverse depth, per first baseline, from which a single camera's points start."""
+
+UNIT_VARIANCE = 1e-6
+"""Variance of the length of the first baseline, which is one by definition."""
+
+
+class Parallax(Exception):
+    """A single camera has moved, but not yet far enough to tell how. Never leaves the odometry."""
+
+
+class OutOfSight(Parallax):
+    """What its first view showed has gone before that; only a new first view helps."""
+
+
+def first_baseline(camera: PinholeCamera, matches: Matches, start: Tensor, *, max_iterations: int) -> tuple[Fit, bool]:
+    """Fits a single camera that has not moved from its first view's place yet, or starts it when it has.
+
+    Args:
+        camera: The camera.
+        matches: Points of the first view, of unknown depth.
+        start: (3, 3) first guess of the rotation of ``T_current_first``.
+        max_iterations: Most steps of the fit of a rotation.
+
+    Returns:
+        The fit, and whether it is a baseline, of length one, instead of a rotation.
+
+    Raises:
+        Parallax: It has moved, but not far enough.
+    """
+    turned = refine(
+        camera,
+        matches,
+        se3.matrix(start, torch.zeros(3, dtype=torch.float64)),
+        max_iterations=max_iterations,
+        rotation_only=True,
+        annealing=256.0,
+    )
+    error, _ = residuals(camera, matches, turned.motion, turned.shear)
+    parallax = float(error[:2].norm(dim=0).quantile(PARALLAX_QUANTILE))
+    if parallax < HELD_PARALLAX:
+        return turned, False
+    if parallax > START_PARALLAX * camera.width:
+        motion = two_view(camera, camera.project(matches.direction), matches.pixels)
+        if motion is not None:
+            fit = _refined(camera, matches, motion)
+            agreeing = float((fit.weight > 0.25).double().mean())
+            unsure = float(torch.linalg.eigvalsh(fit_covariance(fit)[:3, :3])[-1]) ** 0.5
+            if agreeing > START_SHARE and unsure < START_DEVIATION:
+                return fit, True
+    raise Parallax(f"{parallax:.1f} px of parallax since the first view; waiting for a longer baseline")
+
+
+def _refined(camera: PinholeCamera, matches: Matches, motion: Tensor) -> Fit:
+    """Refines the first motion of a single camera and makes its length, which nothing observes, the unit."""
+    turned = matches.direction @ motion[:3, :3].T
+    numerator, denominator = triangulate(camera, turned, motion[:3, 3], matches.pixels)
+    rho = (numerator / denominator.clamp_min(1e-12)).clamp_min(LEAST_START)
+    fit = refine(camera, replace(matches, rho=rho), motion, max_iterations=START_ITERATIONS, annealing=1.0)
+    unit = fit.motion.clone()
+    unit[:3, 3] /= unit[:3, 3].norm()
+    along = torch.cat((unit[:3, 3], torch.zeros(3, dtype=torch.float64)))
+    known = fit.information + torch.outer(along, along) / UNIT_VARIANCE
+    return replace(fit, motion=unit, information=known)

@@ -1,0 +1,44 @@
+"""The start of a single camera against motions known exactly."""
+
+import pytest
+import torch
+
+from flowodom.geometry import se3
+from flowodom.registration.first_baseline import Parallax, first_baseline
+
+TURN = se3.exp(torch.tensor([0.0, 0.0, 0.0, 0.02, 0.05, -0.03], dtype=torch.float64))
+
+
+def began(camera, matches):
+    return first_baseline(camera, matches, torch.eye(3, dtype=torch.float64), max_iterations=30)
+
+
+def test_a_camera_that_only_turns_stays_in_its_place(camera, scatter, observe):
+    fit, started = began(camera, observe(scatter(300), TURN, seed=1, seen=False, known=False))
+    assert not started
+    assert fit.motion[:3, 3].norm() == 0
+    assert se3.log(fit.motion @ se3.inverse(TURN)).norm() < 1e-3
+
+
+def test_little_parallax_is_waited_for(camera, scatter, observe):
+    motion = se3.exp(torch.tensor([0.04, 0.0, 0.0, 0.0, 0.0, 0.0], dtype=torch.float64)) @ TURN
+    with pytest.raises(Parallax, match="waiting for a longer baseline"):
+        began(camera, observe(scatter(300), motion, seed=1, seen=False, known=False))
+
+
+@pytest.mark.parametrize("way", [(0.4, 0.0, 0.0), (0.1, 0.1, 0.6)], ids=["sideways", "forward"])
+def test_a_long_baseline_becomes_the_unit_of_length(camera, scatter, observe, way):
+    motion = se3.exp(torch.tensor([*way, 0.0, 0.0, 0.0], dtype=torch.float64)) @ TURN
+    fit, started = began(camera, observe(scatter(300), motion, seed=1, pixel=0.2, seen=False, known=False))
+    assert started
+    assert float(fit.motion[:3, 3].norm()) == pytest.approx(1)
+    assert fit.motion[:3, 3] @ motion[:3, 3] / motion[:3, 3].norm() > 0.999
+    assert se3.so3_log(fit.motion[:3, :3] @ motion[:3, :3].T).norm() < 5e-3
+
+
+def test_a_scene_of_which_half_moves_otherwise_does_not_start_it(camera, scatter, observe):
+    motion = se3.exp(torch.tensor([0.4, 0.0, 0.0, 0.0, 0.0, 0.0], dtype=torch.float64)) @ TURN
+    matches = observe(scatter(300), motion, seen=False, known=False)
+    matches.pixels[::2] += 20 * torch.randn(150, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    with pytest.raises(Parallax):
+        began(camera, matches)
