@@ -39,10 +39,11 @@ from flowodom.evaluation import compare
 from flowodom.frame import Frame, OtherEye
 from flowodom.frames import FrameTree, motion_of
 from flowodom.messages import decode_depth, decode_image, stamp
-from flowodom.odometry import Odometry, Scale
+from flowodom.odometry import Odometry
 from flowodom.process import prepare
 from flowodom.selection import Selection, is_rectified
 from flowodom.trajectory import Trajectory
+from flowodom.unit import Scale
 
 Array = NDArray[Any]
 

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import enum
 import logging
-import math
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple, TypeVar
@@ -18,28 +14,28 @@ import torch
 from torch import Tensor
 
 from flowodom.config import OdometryConfig, override
-from flowodom.depth import DepthSource, FramePair, InverseDepth
+from flowodom.depth import DepthSource, InverseDepth
 from flowodom.depth.fusion import FusedDepth
 from flowodom.depth.sources import choose_depth, find_field, measures
 from flowodom.depth.stereo import StereoDepth
 from flowodom.errors import ConfigError
-from flowodom.flow import FlowField, FlowMethod
+from flowodom.flow import FlowMethod
 from flowodom.flow.features import match
 from flowodom.flow.methods import make_flow, method_for
 from flowodom.frame import Frame
 from flowodom.geometry import PinholeCamera, se3
+from flowodom.judgement import Judgement, Known, Undecided
 from flowodom.local_map import LocalMap
 from flowodom.registration.first_baseline import OutOfSight, Parallax
-from flowodom.registration.ground import ground_height
-from flowodom.registration.motion_fit import BACKED
 from flowodom.registration.readout import Readout
 from flowodom.registration.relocation import relocate
 from flowodom.registration.turn import Turn
 from flowodom.scene_flow import PropertySet, lift
-from flowodom.scene_flow.decompose import find_moving
-from flowodom.scene_flow.moving import Carried, Moving
+from flowodom.scene_flow.moving import Moving
+from flowodom.stopwatch import Stopwatch
 from flowodom.threads import one_thread
-from flowodom.tracking import LEAST_INLIERS, RIVAL_SHARE, NotTracked, Track, Tracker, Undecided
+from flowodom.tracking import LEAST_INLIERS, NotTracked, Tracker
+from flowodom.unit import Scale, Unit
 from flowodom.view import View
 
 _log = logging.getLogger(__name__)
@@ -48,31 +44,6 @@ Configured = TypeVar("Configured", bound=OdometryConfig)
 
 PATIENCE = 1.0
 """Seconds without a trusted pose after which a new segment starts at the last one."""
-
-
-SWAY = 0.03
-"""Share of the points that agree with a pose yet lie on what moves on its own, from which they have swayed it."""
-
-AMBIGUOUS = 0.25
-"""Share of the image that may begin to move on its own from one frame to the next without being doubted."""
-
-UNTOLD = "which is still, is not told"
-"""What it comes to where much of the image moves otherwise than the rest."""
-
-MOST = 0.5
-"""Share of the image that moves on its own, from which a camera that leaps by the rest is not believed."""
-
-NEARER = 0.1
-"""Logarithm of the ratio of inverse depths by which what moves must stand out from what is still beside it."""
-
-CLEARLY_NEARER = 0.25
-"""The same where it had been taken for still at first, or nothing has been watched standing still yet."""
-
-MOST_ACCELERATION = (12.0, 30.0)
-"""What a camera is believed to do, m/s^2 and rad/s^2, where much of the image moves otherwise than the rest."""
-
-CROWDED = 0.7
-"""Share of the points that agree with a pose, below which what moves on its own is looked for."""
 
 WATCHED = 0.003
 """Share of the image that moves on its own, or did so shortly, from which it is looked for in every frame."""
@@ -92,19 +63,6 @@ FAR = 0.02
 LOOK_PERIOD = 0.2
 """Longest time, seconds, for which nobody looks for what moves on its own."""
 
-SCALE_WANDER = 0.003
-"""Relative change of a single camera's scale from keyframe to keyframe, one standard deviation."""
-
-SCALE_TURNING = 0.15
-"""The same for every radian by which it has turned meanwhile: what lenses are not as calibrated shows then."""
-
-TAIL = 4.0
-"""Degrees of freedom of heights above ground: how soon one that is far off is taken for that of something else."""
-
-
-MOST_DEVIATION = 0.5
-"""Relative deviation of a single-image field's metres from the truth, above which they are not taken for metres."""
-
 
 class Status(enum.Enum):
     """What the odometry knows of where it is."""
@@ -112,27 +70,6 @@ class Status(enum.Enum):
     INITIALIZING = enum.auto()
     TRACKING = enum.auto()
     LOST = enum.auto()
-
-
-class Scale(enum.Enum):
-    """What the unit of length is."""
-
-    UNKNOWN = "unknown"
-    """Nothing but rotation has been seen so far."""
-    FIRST_BASELINE = "first_baseline"
-    """The distance between the first two views of a single camera."""
-    LEARNED = "learned"
-    """Metres, by the single-image field."""
-    CAMERA_HEIGHT = "camera_height"
-    """Metres, by the camera's height above the ground."""
-    SENSOR = "sensor"
-    """Metres, by a depth camera."""
-    STEREO = "stereo"
-    """Metres, by the distance between the cameras of a stereo rig."""
-
-
-METRIC_SCALES = (Scale.LEARNED, Scale.CAMERA_HEIGHT, Scale.SENSOR, Scale.STEREO)
-"""Those that are metres, more or less well."""
 
 
 @dataclass(frozen=True)
@@ -200,17 +137,7 @@ class _Past(NamedTuple):
 
     seen: LocalMap
     segment: int
-    scale: Scale
-    scale_variance: float
-
-
-class _Opinion(NamedTuple):
-    """What a view tells, given what may move."""
-
-    tracker: Tracker
-    track: Track
-    field: InverseDepth | None
-    moving: Moving | None
+    unit: Unit
 
 
 class Odometry:
@@ -234,15 +161,11 @@ class Odometry:
         self._readout: Readout | None = None
         self._turn: Turn | None = None
         self._depth: DepthSource
-        self._scale = Scale.UNKNOWN
-        self._scale_variance = 0.0
-        self._previous: View
-        self._field: InverseDepth | None = None
-        self._moving: Moving | None = None
-        self._velocity: Tensor | None = None
+        self._unit = Unit()
+        self._known: Known
         self._looked = 0
         self._lost_since: int | None = None
-        self._timing: dict[str, float] = {}
+        self._clock = Stopwatch()
 
     @property
     def readout(self) -> Readout | None:
@@ -271,13 +194,13 @@ class Odometry:
             self._origin, self._origin_covariance = self._tracker.pose, self._tracker.covariance
             self._tracker.remember_newest()
             if self._past is None or len(self._tracker.local_map) >= len(self._past.seen):
-                self._past = _Past(self._tracker.local_map, self._segment, self._scale, self._scale_variance)
+                self._past = _Past(self._tracker.local_map, self._segment, self._unit)
             self._usual_rho = self._tracker.typical_rho or self._usual_rho
             self._readout, self._turn = self._tracker.readout, self._tracker.turn
             self._segment, self._segments = self._segments, self._segments + 1
         if forget:
             self._past, self._usual_rho, self._readout = None, None, None
-        self._tracker, self._field, self._moving, self._velocity, self._lost_since = None, None, None, None, None
+        self._tracker, self._lost_since = None, None
 
     def step(self, frame: Frame, *, fields: bool = False, guess: Tensor | None = None) -> Estimate:
         """Takes in the next frame.
@@ -292,9 +215,28 @@ class Odometry:
         Returns:
             What it tells. A frame of another size or calibration starts a new segment.
         """
-        self._timing = {}
-        if self._tracker is not None and frame.camera != self._previous.frame.camera:
-            _log.warning("the camera has changed from %s to %s: new segment", self._previous.frame.camera, frame.camera)
+        self._clock = Stopwatch()
+        self._start_anew_if_need_be(frame)
+        with self._clock("prepare"):
+            view = self._look(frame)
+            if fields:
+                self._depth.begin(frame)
+        if self._tracker is None:
+            return self._begin(view)
+        losses: list[NotTracked] = []
+        for start in self._starts(view, guess):
+            try:
+                return self._follow(view, start, fields=fields)
+            except Parallax as wait:
+                return self._wait(view, wait)
+            except NotTracked as loss:
+                losses.append(loss)
+        return self._lose(view, losses)
+
+    def _start_anew_if_need_be(self, frame: Frame) -> None:
+        """Starts a new segment where a frame is of another camera or rig, or the first one whose depth is measured."""
+        if self._tracker is not None and frame.camera != self._known.view.camera:
+            _log.warning("the camera has changed from %s to %s: new segment", self._known.view.camera, frame.camera)
             self._restart(forget=True)
         if self._turn_is_another(frame):
             _log.warning("the cameras of the stereo pair stand otherwise than before: new segment")
@@ -302,57 +244,59 @@ class Odometry:
         if self._tracker is not None and not self._depth.metric and measures(self._config.depth, frame):
             _log.info("depth has come: new segment, in metres")
             self._restart(forget=True)
-        with self._stage("prepare"):
-            view = self._look(frame)
-            if fields:
-                self._depth.begin(frame)
-        if self._tracker is None:
-            return self._begin(view)
-        previous, former = self._previous, self._field
-        dense_camera = frame.camera.resized(*reversed(view.dense.shape))
-        interval = (frame.stamp - previous.frame.stamp) * 1e-9
+
+    def _follow(self, view: View, start: _Start, *, fields: bool) -> Estimate:
+        """Finds out where the camera is and what moves, from a start, and goes on from there.
+
+        Raises:
+            NotTracked, Parallax: See ``Judgement.opinion``.
+        """
+        assert self._tracker is not None
+        before, frame = self._known, view.frame
+        camera = view.dense_camera
         search = fields or self._is_watching(frame.stamp)
-        losses: list[NotTracked] = []
-        for start in self._starts(view, dense_camera, interval, guess):
-            with self._stage("flow"):
-                flow = self._flow(previous.dense, view.dense, start.flow)
-                if search or not self._depth.metric or self._moving is not None:
-                    flow.begin()
-            try:
-                opinion = self._locate(view, flow, dense_camera, interval, search, start.motions)
-                if start.doubtful:
-                    self._check(opinion.track.motion, start.motions[0])
-                break
-            except Parallax as wait:
-                if self._past is not None and (found := self._recognised(self._tracker, view)) is not None:
-                    return self._go_on(found, view)
-                self._previous = view
-                if isinstance(wait, OutOfSight):
-                    self._restart()
-                return self._estimate(view, Status.INITIALIZING, reason=str(wait))
-            except NotTracked as loss:
-                losses.append(loss)
-        else:
-            return self._lose(view, losses)
-        tracker, track, self._field, self._moving = opinion
-        self._tracker, self._velocity = tracker, se3.log(track.motion) / interval
-        to_current = se3.inverse(track.motion)
+        with self._clock("flow"):
+            flow = self._flow(before.view.dense, view.dense, start.flow)
+            if search or not self._depth.metric or before.moving is not None:
+                flow.begin()
+        judgement = Judgement(
+            view,
+            flow,
+            tracker=self._tracker,
+            depth=self._depth,
+            known=before,
+            search=search,
+            lost=self._lost_since is not None,
+            clock=self._clock,
+        )
+        try:
+            opinion = judgement.opinion(start.motions)
+        except Parallax:
+            self._tracker = judgement.tracker
+            raise
+        tracker, track, field, moving, looked = opinion
+        if start.doubtful:
+            self._check(track.motion, start.motions[0])
+        if looked:
+            self._looked = frame.stamp
+        interval = before.until(view)
+        self._tracker, self._lost_since = tracker, None
+        self._known = Known(view, field, moving, se3.log(track.motion) / interval)
         factor = 1.0
         if track.keyframe:
-            with self._stage("window"):
-                factor = tracker.add_keyframe(view, self._field, self._moving)
+            with self._clock("window"):
+                factor = tracker.add_keyframe(view, field, moving)
             self._rescale(factor)
             if tracker.turn is not None:
-                self._scale_variance = tracker.unit_deviation**2
-        self._previous, self._lost_since = view, None
+                self._unit = replace(self._unit, variance=tracker.unit_deviation**2)
         factor *= self._measure_scale(frame, track.keyframe)
-        now, depth = self._field, self._depth
+        former, now, depth, to_current = before.field, self._known.field, self._depth, se3.inverse(track.motion)
 
         @one_thread()
         def lifted(stride: int) -> PropertySet:
-            unknown = InverseDepth.unknown(dense_camera, self._device)
-            before, after = depth.complete(former or unknown, previous.frame), depth.complete(now or unknown, frame)
-            return lift(dense_camera, flow, before, after, to_current, stride=stride)
+            unknown = InverseDepth.unknown(camera, self._device)
+            past, present = depth.complete(former or unknown, before.view.frame), depth.complete(now or unknown, frame)
+            return lift(camera, flow, past, present, to_current, stride=stride)
 
         return self._estimate(
             view,
@@ -365,9 +309,19 @@ class Odometry:
             keyframe=track.keyframe,
             matches=track.matches,
             inliers=track.inliers,
-            moving=self._moving,
+            moving=moving,
             lift=lifted,
         )
+
+    def _wait(self, view: View, wait: Parallax) -> Estimate:
+        """Goes on with a single camera that has moved too little, unless it recognises where it is."""
+        assert self._tracker is not None
+        if self._past is not None and (found := self._recognised(self._tracker, view)) is not None:
+            return self._go_on(found, view)
+        self._known = replace(self._known, view=view)
+        if isinstance(wait, OutOfSight):
+            self._restart()
+        return self._estimate(view, Status.INITIALIZING, reason=str(wait))
 
     def _turn_is_another(self, frame: Frame) -> bool:
         """Tells whether what is known of the stereo pair that is followed does not hold for a frame's."""
@@ -380,8 +334,9 @@ class Odometry:
         It is looked for as well where fields are asked for, and where many points contradict the pose; and nothing is
         taken for still before a first pair of frames, or the one after a loss, has been looked at.
         """
-        known = self._moving is not None and self._moving.doubted_share > WATCHED
-        unsure = self._velocity is None or self._lost_since is not None
+        moving = self._known.moving
+        known = moving is not None and moving.doubted_share > WATCHED
+        unsure = self._known.velocity is None or self._lost_since is not None
         return known or unsure or stamp - self._looked >= round(1e9 * LOOK_PERIOD)
 
     def _usable(self, guess: Tensor | None) -> Tensor | None:
@@ -389,7 +344,7 @@ class Odometry:
         assert self._tracker is not None
         if guess is None or not self._tracker.started:
             return None
-        if self._scale in METRIC_SCALES:
+        if self._unit.metric:
             return guess
         return se3.matrix(guess[:3, :3], torch.zeros(3, dtype=torch.float64))
 
@@ -401,16 +356,16 @@ class Odometry:
         """
         difference = se3.log(se3.inverse(guess) @ motion)
         off = float(difference[3:].norm())
-        if self._scale in METRIC_SCALES and self._field is not None:
-            off += float(difference[:3].norm() * self._field.mean.nanmedian().nan_to_num())
+        if self._unit.metric and self._known.field is not None:
+            off += float(difference[:3].norm() * self._known.field.mean.nanmedian().nan_to_num())
         if off > GUESS_DEVIATION:
             raise NotTracked("the motion found is not the one that was guessed")
 
-    def _starts(self, view: View, camera: PinholeCamera, interval: float, guess: Tensor | None) -> Iterator[_Start]:
+    def _starts(self, view: View, guess: Tensor | None) -> Iterator[_Start]:
         """Yields where to begin: going on as before; where that finds nothing, as guessed; and as features tell."""
-        guess = self._usable(guess)
-        velocity = torch.zeros(6, dtype=torch.float64) if self._velocity is None else self._velocity
-        before = se3.exp(velocity * min(interval, STEADY))
+        guess, camera = self._usable(guess), view.dense_camera
+        velocity = torch.zeros(6, dtype=torch.float64) if self._known.velocity is None else self._known.velocity
+        before = se3.exp(velocity * min(self._known.until(view), STEADY))
         motions = (before,) if guess is None else (before, guess)
         far = (
             float(self._foretell(camera, before, stride=camera.width // 10).norm(dim=-1).median()) > FAR * camera.width
@@ -418,12 +373,12 @@ class Odometry:
         yield _Start(self._foretell(camera, before) if far else None, motions)
         if guess is not None:
             yield _Start(self._foretell(camera, guess), (guess,), doubtful=True)
-        with self._stage("features"):
-            pixels, there = match(self._previous.grey, view.grey)
+        with self._clock("features"):
+            pixels, there = match(self._known.view.grey, view.grey)
             rho = torch.full((len(pixels),), torch.nan, dtype=torch.float64)
-            if self._field is not None:
-                rho = self._field.at(view.frame.camera, pixels.to(self._field.mean.device))[0].to(rho)
-            motion = relocate(view.frame.camera, pixels, there, rho)
+            if (field := self._known.field) is not None:
+                rho = field.at(view.camera, pixels.to(field.mean.device))[0].to(rho)
+            motion = relocate(view.camera, pixels, there, rho)
         if motion is not None:
             back = se3.inverse(motion)
             yield _Start(self._foretell(camera, back), (back,))
@@ -440,145 +395,10 @@ class Odometry:
         forward = se3.inverse(motion).to(torch.float32)
         pixels = camera.pixels(which=slice(None, None, stride))
         rho = torch.zeros(pixels.shape[:2])
-        if self._field is not None:
-            rho = self._field.at(camera, pixels.to(self._field.mean.device))[0].cpu().nan_to_num()
+        if (field := self._known.field) is not None:
+            rho = field.at(camera, pixels.to(field.mean.device))[0].cpu().nan_to_num()
         ahead = camera.rays(pixels) @ forward[:3, :3].T + rho[..., None] * forward[:3, 3]
         return (camera.project(ahead, min_depth=1e-3) - pixels).to(self._device)
-
-    @one_thread()
-    def _locate(
-        self,
-        view: View,
-        flow: FlowField,
-        camera: PinholeCamera,
-        interval: float,
-        search: bool,
-        expected: Sequence[Tensor],
-    ) -> _Opinion:
-        """Finds pose, depth and what moves on its own; again without the latter where it has swayed the pose.
-
-        Raises:
-            NotTracked, Parallax: See ``Tracker.track``.
-            Undecided: Which part of the image stands still is not told.
-        """
-        before = self._moving
-        moving = None if before is None else before.carried(flow)
-        opinion = self._judge(view, flow, camera, moving, before, search=search, expected=expected)
-        if opinion.moving is not None and opinion.tracker.share_on(opinion.moving) > SWAY:
-            opinion = self._judge(view, flow, camera, opinion.moving, before, search=True, expected=expected)
-        if doubt := self._doubt(opinion, interval):
-            opinion = self._other_way_round(view, flow, camera, opinion, expected, doubt)
-        return opinion
-
-    def _doubt(self, opinion: _Opinion, interval: float) -> str:
-        """Returns why what moves and what stands still may be the wrong way round; empty where it is not in doubt."""
-        if share := self._behind(opinion):
-            return f"{share:.0%} of what is seen, all of it behind the rest, moves otherwise: " + UNTOLD
-        if opinion.moving is None or self._steady(se3.log(opinion.track.motion) / interval, interval):
-            return ""
-        if self._velocity is not None and (share := opinion.moving.share) > MOST:
-            return f"{share:.0%} of the image moves otherwise than the rest, by which the camera leaps: " + UNTOLD
-        grown, least = self._grown(opinion.moving), CLEARLY_NEARER if self._velocity is None else NEARER
-        if grown > AMBIGUOUS and opinion.moving.nearness < least:
-            return f"{grown:.0%} of the image moves otherwise than the rest: " + UNTOLD
-        return ""
-
-    def _behind(self, opinion: _Opinion) -> float:
-        """Returns the share of what is seen that moves, but lies behind all that stands still; 0 for too little."""
-        moving, rival = opinion.moving, opinion.tracker.rival
-        share = 0.0 if moving is None else moving.share
-        if rival is not None and (moving is None or share < rival.share or moving.backed < BACKED):
-            return rival.share
-        behind = moving is not None and self._depth.metric and share > self._rival_share and moving.backed < BACKED
-        return share if behind else 0.0
-
-    @property
-    def _rival_share(self) -> float:
-        """Share of what is seen from which on another motion casts doubt; a doubt that is there stays for half."""
-        return RIVAL_SHARE if self._lost_since is None else 0.5 * RIVAL_SHARE
-
-    def _other_way_round(
-        self,
-        view: View,
-        flow: FlowField,
-        camera: PinholeCamera,
-        opinion: _Opinion,
-        expected: Sequence[Tensor],
-        doubt: str,
-    ) -> _Opinion:
-        """Finds pose, depth and what moves where what seemed to move stands still, and the rest moves before it.
-
-        Raises:
-            Undecided: That is no better; the message is ``doubt``.
-        """
-        before = None if self._moving is None else self._moving.swapped()
-        rival, moving = opinion.tracker.rival, None if opinion.moving is None else opinion.moving.swapped()
-        if rival is not None and self._field is not None and opinion.field is not None:
-            past, now = (self._previous.dense, self._field), (view.dense, opinion.field)
-            moving = find_moving(camera, past, now, flow, se3.inverse(rival.motion), before, suspected=True)
-            expected = (rival.motion, *expected)
-        if moving is None or moving.nearness < NEARER:
-            raise Undecided(doubt)
-        try:
-            turned = self._judge(view, flow, camera, moving, before, search=True, expected=expected)
-        except NotTracked:
-            raise Undecided(doubt) from None
-        if self._behind(turned) or turned.moving is None or turned.moving.nearness < CLEARLY_NEARER:
-            raise Undecided(doubt)
-        return turned
-
-    def _judge(
-        self,
-        view: View,
-        flow: FlowField,
-        camera: PinholeCamera,
-        moving: Moving | Carried | None,
-        before: Moving | None,
-        *,
-        search: bool,
-        expected: Sequence[Tensor],
-    ) -> _Opinion:
-        """Finds pose, depth and, if need be, what moves on its own, where ``moving`` has no say in the pose.
-
-        What moved in the view before is ``before``.
-        """
-        assert self._tracker is not None
-        tracker, former = copy(self._tracker), self._field
-        with self._stage("pose"):
-            try:
-                track = tracker.track(view, flow, expected, moving, rival=self._rival_share)
-            except Parallax:
-                self._tracker = tracker
-                raise
-        to_current, field = se3.inverse(track.motion), former
-        with self._stage("depth"):
-            if tracker.started:
-                pair = FramePair(view.frame, flow, camera, to_current, track.motion_covariance)
-                field = self._depth.fuse(view.depth, former, pair)
-        with self._stage("moving"):
-            found = None
-            crowded = track.inliers < CROWDED * track.matches
-            if former is not None and field is not None and (search or crowded):
-                self._looked = view.frame.stamp
-                past, now = (self._previous.dense, former), (view.dense, field)
-                suspected = crowded or moving is not None
-                found = find_moving(camera, past, now, flow, to_current, before, suspected=suspected)
-        if found is not None and self._velocity is None:
-            # At first nobody has been watched standing still.
-            found = found.unbiased()
-        return _Opinion(tracker, track, field, found)
-
-    def _grown(self, moving: Moving | None) -> float:
-        """Returns by how much the share of the image that moves on its own has grown since the frame before."""
-        before = 0.0 if self._moving is None else self._moving.share
-        return (0.0 if moving is None else moving.share) - before
-
-    def _steady(self, velocity: Tensor, interval: float) -> bool:
-        """Tells whether the camera can have come to ``velocity`` (6,) from that of the last tracked pair."""
-        if self._velocity is None:
-            return False
-        change = (velocity - self._velocity) / interval
-        return bool(change[:3].norm() < MOST_ACCELERATION[0] and change[3:].norm() < MOST_ACCELERATION[1])
 
     @one_thread()
     def _look(self, frame: Frame) -> View:
@@ -631,25 +451,23 @@ class Odometry:
             return self._estimate(view, Status.INITIALIZING, reason=reason)
         stereo = view.frame.depth is None and view.frame.other is not None
         measured = Scale.STEREO if stereo else Scale.SENSOR
-        self._scale = measured if self._depth.metric else Scale.UNKNOWN
-        self._scale_variance = tracker.unit_deviation**2
+        self._unit = Unit(measured if self._depth.metric else Scale.UNKNOWN, tracker.unit_deviation**2)
         return self._go_on(self._recognised(tracker, view) or tracker, view)
 
     def _recognised(self, tracker: Tracker, view: View) -> Tracker | None:
         """Returns a tracker that goes on from a place which the given one or an earlier one has seen; None for none."""
-        with self._stage("features"):
+        with self._clock("features"):
             found = tracker.recognise(view, tracker.local_map)
             if found is None and self._past is not None and self._past.seen is not tracker.local_map:
                 found = tracker.recognise(view, self._past.seen)
                 if found is not None:
-                    _, self._segment, self._scale, self._scale_variance = self._past
+                    _, self._segment, self._unit = self._past
                     self._depth = self._choose_depth(view.frame)
             return found
 
     def _go_on(self, tracker: Tracker, view: View) -> Estimate:
         """Goes on from the view with which a tracker starts."""
-        self._tracker, self._previous, self._field = tracker, view, view.depth
-        self._moving, self._velocity, self._lost_since = None, None, None
+        self._tracker, self._known, self._lost_since = tracker, Known(view, view.depth), None
         return self._estimate(view, Status.TRACKING, pose=tracker.pose, covariance=tracker.covariance, keyframe=True)
 
     def _lose(self, view: View, losses: Sequence[NotTracked]) -> Estimate:
@@ -671,81 +489,39 @@ class Odometry:
     def _measure_scale(self, frame: Frame, keyframe: bool) -> float:
         """Brings a single camera to metres where something tells them; returns by how much lengths were multiplied."""
         assert self._tracker is not None
-        started = self._scale is Scale.UNKNOWN and self._tracker.started
+        started = self._unit.scale is Scale.UNKNOWN and self._tracker.started
         if started:
-            self._scale = Scale.FIRST_BASELINE
-        if not keyframe or self._depth.metric or self._field is None:
+            self._unit = Unit(Scale.FIRST_BASELINE)
+        if not keyframe or self._depth.metric or self._known.field is None:
             return 1.0
-        factor = self._scale_by_height()
-        if factor is None and self._scale is not Scale.CAMERA_HEIGHT:
-            factor = self._scale_by_field(frame)
-        if factor is None and started:
-            factor = self._scale_as_usual()
-        if factor is None:
-            return 1.0
-        self._tracker.rescale(factor, from_start=started)
-        self._rescale(factor)
+        points, been = self._tracker.points(), self._tracker.been()
+        told = self._unit.by_height(self._config.camera_height, points, been)
+        told = told or self._unit.by_field(self._depth, frame, points)
+        if told is not None:
+            self._unit, factor = told
+        else:
+            factor = self._as_usual() if started else 1.0
+        if factor != 1.0:
+            self._tracker.rescale(factor, from_start=started)
+            self._rescale(factor)
         return factor
 
     def _rescale(self, factor: float) -> None:
         """Brings all but the tracker to another unit of length."""
-        if factor == 1.0 or self._field is None:
+        if factor == 1.0 or self._known.field is None:
             return
-        if self._velocity is not None:
-            self._velocity[:3] *= factor
-        self._field = self._field.scaled(factor)
+        self._known = self._known.rescaled(factor)
         if isinstance(self._depth, FusedDepth):
             self._depth.rescale(factor)
 
-    def _scale_by_height(self) -> float | None:
-        """Returns the factor that the camera's height above the ground asks for; None where it tells nothing."""
-        assert self._tracker is not None
-        if not self._config.camera_height > 0:
-            return None
-        been = self._tracker.been()
-        found = ground_height(*self._tracker.points(), been[:, :3, 3])
-        if found is None:
-            return None
-        height, relative = found
-        factor, variance = self._config.camera_height / height, relative**2
-        if self._scale is not Scale.CAMERA_HEIGHT:
-            self._scale, self._scale_variance = Scale.CAMERA_HEIGHT, variance
-            return factor
-        # Kalman update of the logarithm of the scale, which wanders a little from keyframe to keyframe. What is far off
-        # is most often another plane: as Student's t has it, it counts the less the farther it is.
-        turned = float(se3.log(been[-1])[3:].norm())
-        self._scale_variance += SCALE_WANDER**2 + (SCALE_TURNING * turned) ** 2
-        surprise = math.log(factor) ** 2 / (self._scale_variance + variance)
-        variance *= (TAIL + surprise) / (TAIL + 1)
-        gain = self._scale_variance / (self._scale_variance + variance)
-        self._scale_variance *= 1 - gain
-        return factor**gain
-
-    def _scale_by_field(self, frame: Frame) -> float | None:
-        """Returns the factor that the single-image field asks for; None where it tells nothing.
-
-        It is asked once: a segment's own scale wanders less than the field's does from view to view.
-        """
-        assert self._tracker is not None
-        if self._scale is Scale.LEARNED or not isinstance(self._depth, FusedDepth):
-            return None
-        if self._depth.scale_deviation > MOST_DEVIATION:
-            return None
-        found = self._depth.metres(frame, *self._tracker.points())
-        if found is None:
-            return None
-        factor, deviation = found
-        self._scale, self._scale_variance = Scale.LEARNED, deviation**2
-        return factor
-
-    def _scale_as_usual(self) -> float | None:
+    def _as_usual(self) -> float:
         """Returns the factor by which what is seen is about as far as it was before the camera was lost.
 
         A first baseline may have any length; so those who read poses need not expect another order of magnitude.
         """
         assert self._tracker is not None
         if self._usual_rho is None or self._tracker.typical_rho is None:
-            return None
+            return 1.0
         return self._tracker.typical_rho / self._usual_rho
 
     def _estimate(self, view: View, status: Status, **known: object) -> Estimate:
@@ -753,17 +529,11 @@ class Odometry:
             view.frame.stamp,
             status,
             self._segment,
-            scale=self._scale,
-            scale_deviation=self._scale_variance**0.5 if self._scale in METRIC_SCALES else None,
-            timing=self._timing,
+            scale=self._unit.scale,
+            scale_deviation=self._unit.deviation,
+            timing=self._clock.seconds,
             **known,  # type: ignore[arg-type]
         )
-
-    @contextmanager
-    def _stage(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self._timing[name] = self._timing.get(name, 0.0) + time.perf_counter() - start
 
 
 def decided(config: Configured) -> Configured:

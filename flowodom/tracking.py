@@ -55,9 +55,6 @@ KEYFRAME_SHARE = 0.45
 SPARSEST = 0.5
 """Least share of the image over which all points are spread, where the rest holds none: on less they would crowd."""
 
-RIVAL_SHARE = 0.08
-"""Share of the points that must agree on another motion for it to rival the pose."""
-
 PROVEN = 0.25
 """Share of the points that must have stood still from one keyframe to another for the others to depend on them."""
 
@@ -121,10 +118,6 @@ class Recalled(NamedTuple):
 
 class NotTracked(Exception):
     """The frame does not tell where the camera is; the message says why. Never leaves the odometry."""
-
-
-class Undecided(NotTracked):
-    """Which part of the frame stands still is not told: where the camera is seems so in more ways than one."""
 
 
 class Tracker:
@@ -274,7 +267,7 @@ class Tracker:
         expected: Sequence[Tensor],
         moving: Moving | Carried | None = None,
         *,
-        rival: float = RIVAL_SHARE,
+        rival: float,
     ) -> Track:
         """Finds the pose of a view.
 

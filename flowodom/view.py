@@ -43,6 +43,12 @@ class View:
         return self.frame.camera
 
     @property
+    def dense_camera(self) -> PinholeCamera:
+        """The camera of ``dense``."""
+        height, width = self.dense.shape
+        return self.camera.resized(width, height)
+
+    @property
     def stamp(self) -> float:
         """Time of the frame, seconds."""
         return self.frame.stamp * 1e-9

@@ -12,8 +12,8 @@ from flowodom.config import SessionConfig
 from flowodom.geometry import se3
 from flowodom.info import describe
 from flowodom.messages import MessageFactory
-from flowodom.odometry import Scale
 from flowodom.replay import Result, replay
+from flowodom.unit import Scale
 from flowodom.worlds import Sensor, hand_held, pinhole, room
 
 CAMERA = pinhole(320, 240)

@@ -8,8 +8,9 @@ import torch
 
 from flowodom.geometry import se3
 from flowodom.local_map import CAPACITY, LEAST_POINTS, Keyframe, LocalMap
-from flowodom.odometry import Odometry, Scale, Status
+from flowodom.odometry import Odometry, Status
 from flowodom.registration.covariance import compose, since
+from flowodom.unit import Scale
 from flowodom.worlds import Sensor, hand_held, pinhole, room, sequence
 
 CAMERA = pinhole(320, 240)

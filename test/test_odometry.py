@@ -13,9 +13,10 @@ from flowodom.depth import InverseDepth
 from flowodom.depth.fusion import FusedDepth
 from flowodom.frame import Frame
 from flowodom.geometry import se3
-from flowodom.odometry import Odometry, Scale, Status, resolve_device
+from flowodom.odometry import Odometry, Status, resolve_device
 from flowodom.registration.ground import ground_height
 from flowodom.tracking import Tracker
+from flowodom.unit import Scale
 from flowodom.worlds import Sensor, hand_held, pinhole, room, rotation, sequence, straight, street
 
 QVGA = pinhole()
@@ -341,7 +342,7 @@ def test_a_height_that_is_another_planes_hardly_changes_the_unit(lane, monkeypat
         # From the fifth on, two look at a kerb.
         return (2 * found[0], found[1]) if found is not None and len(heights) in (5, 6) else found
 
-    monkeypatch.setattr("flowodom.odometry.ground_height", seen_wrong)
+    monkeypatch.setattr("flowodom.unit.ground_height", seen_wrong)
     told = follow(lane.frames, OdometryConfig(camera_height=HEIGHT))
     assert len([height for height in heights if height is not None]) > 6
     lengths = [float((e[-1].pose[:3, 3] - e[len(e) // 3].pose[:3, 3]).norm()) for e in (true, told)]

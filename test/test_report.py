@@ -16,12 +16,13 @@ from flowodom.errors import FlowodomError
 from flowodom.evaluation import FIGURES
 from flowodom.frame import Frame
 from flowodom.geometry import PinholeCamera, se3
-from flowodom.odometry import Estimate, Scale, Status
+from flowodom.odometry import Estimate, Status
 from flowodom.page import RUN_FIGURES
 from flowodom.report import ReportBuilder
 from flowodom.scene_flow import PropertySet
 from flowodom.scene_flow.objects import MovingObject
 from flowodom.trajectory import Trajectory
+from flowodom.unit import Scale
 
 CAMERA = PinholeCamera(fx=60.0, fy=60.0, cx=31.5, cy=23.5, width=64, height=48)
 DENSE = CAMERA.scaled(0.5)

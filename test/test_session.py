@@ -17,12 +17,13 @@ from flowodom.frame import Frame
 from flowodom.frames import motion_of, stamp_of
 from flowodom.geometry import PinholeCamera, se3
 from flowodom.messages import MessageFactory
-from flowodom.odometry import Estimate, Scale, Status
+from flowodom.odometry import Estimate, Status
 from flowodom.registration.readout import Readout
 from flowodom.scene_flow import PropertySet
 from flowodom.scene_flow.moving import Moving
 from flowodom.scene_flow.surfaces import Surface
 from flowodom.session import Session
+from flowodom.unit import Scale
 
 SECOND = 1_000_000_000
 STEP = SECOND // 10

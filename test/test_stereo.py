@@ -19,8 +19,8 @@ from flowodom.config import SessionConfig, override
 from flowodom.geometry import PinholeCamera, se3
 from flowodom.info import describe
 from flowodom.messages import MessageFactory
-from flowodom.odometry import Scale
 from flowodom.replay import Result, replay
+from flowodom.unit import Scale
 from flowodom.worlds import Sensor, hand_held, pinhole, room
 from flowodom.worlds.motion import OPTICAL_FROM_BODY
 from flowodom.worlds.recording import render_bag
