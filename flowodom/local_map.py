@@ -144,10 +144,9 @@ class LocalMap:
         self._keyframes = [replace(k, rho=k.rho / factor, variance=k.variance / factor**2) for k in self._keyframes]
         self._samples[..., 3] /= factor
 
-    def seen_from(self, pose: Tensor) -> Keyframe | None:
-        """Returns the oldest keyframe that saw what a camera at ``T_odom_camera`` (4, 4) sees; None for none."""
-        seeing = (self._overlap(pose) > OVERLAP).nonzero()
-        return self._keyframes[int(seeing[0])] if len(seeing) else None
+    def seen_from(self, pose: Tensor) -> list[Keyframe]:
+        """Returns the keyframes that saw what a camera at ``T_odom_camera`` (4, 4) sees, oldest first."""
+        return [self._keyframes[int(i)] for i in (self._overlap(pose) > OVERLAP).nonzero()]
 
     def alike(self, grey: NDArray[np.uint8], count: int) -> list[Keyframe]:
         """Returns the keyframes whose images look most like one (H, W), best first, ``count`` at most."""

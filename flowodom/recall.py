@@ -28,6 +28,9 @@ SURPRISE = 400.0
 CORRECTION = 0.002
 """How far one correction moves what is seen at most, as a share of the image's width: poses do not jump."""
 
+LEAST_AGREEING = 30
+"""Points that must agree with a look."""
+
 RECOGNISED_SHARE = 0.3
 """Share of a keyframe's points that must agree for it to be recognised."""
 
@@ -101,11 +104,11 @@ def look_back(
     unseen = keyframe.matches(pixel_noise**2)
     seen, found = view.find(keyframe.patches, motion, unseen.pixels, moving, levels=2)
     matches = view.matched(unseen, seen).subset(found)
-    if len(matches) < LEAST_POINTS:
+    if len(matches) < LEAST_AGREEING:
         return None
     fit = fitter.refine(matches, motion, Shear(shear))
     agreeing = fit.weight > 0.25
-    if int(agreeing.sum()) < max(LEAST_POINTS, 0.5 * len(matches)):
+    if int(agreeing.sum()) < max(LEAST_AGREEING, 0.5 * len(matches)):
         return None
     return Look(keyframe, fit, matches.subset(agreeing))
 

@@ -18,7 +18,7 @@ from flowodom.flow.features import match
 from flowodom.flow.points import choose, thin
 from flowodom.geometry import se3
 from flowodom.local_map import Keyframe, LocalMap
-from flowodom.recall import Look, correction, is_worth_a_look, look_back, unit_change
+from flowodom.recall import Correction, Look, correction, is_worth_a_look, look_back, unit_change
 from flowodom.registration.covariance import compose, fit_covariance, since, stretched
 from flowodom.registration.first_baseline import OutOfSight, Parallax, first_baseline
 from flowodom.registration.motion_fit import MotionFit, Rival
@@ -60,6 +60,9 @@ PROVEN = 0.25
 
 START_SHARE = 0.6
 """Share of the first view's points that must still be seen for a single camera to wait for a longer baseline."""
+
+LOOKS = 2
+"""Most remembered keyframes at which a new one looks back, until one tells something."""
 
 RECOGNISED = 3
 """Most remembered keyframes with which a view is compared where the camera is lost."""
@@ -423,21 +426,27 @@ class Tracker:
         self._map.add(Keyframe(key.grey, self._window.poses[-1], key.covariance, *known))
 
     def _recall(self, view: View, moving: Moving | None) -> float:
-        """Holds the newest keyframe against the oldest one that saw the same; returns by how much lengths changed."""
-        keyframe = self._map.seen_from(self._pose)
-        if keyframe is None:
-            return 1.0
-        lost = since(self._covariance, self._pose, keyframe.covariance, keyframe.pose)
-        if not is_worth_a_look(lost, self._relative_covariance):
-            return 1.0
-        look = self._look_back(keyframe, view, se3.inverse(self._pose) @ keyframe.pose, moving)
-        corrected = None if look is None else correction(self._camera, self._pose, lost, look)
-        if look is None or corrected is None:
+        """Holds the newest keyframe against an old one that saw the same; returns by how much lengths changed."""
+        for keyframe in self._map.seen_from(self._pose)[:LOOKS]:
+            lost = since(self._covariance, self._pose, keyframe.covariance, keyframe.pose)
+            if not is_worth_a_look(lost, self._relative_covariance):
+                return 1.0
+            look = self._look_back(keyframe, view, se3.inverse(self._pose) @ keyframe.pose, moving)
+            if look is None:
+                # A blurred view may show too little of it; that does not tell against the keyframe.
+                continue
+            corrected = correction(self._camera, self._pose, lost, look)
+            if corrected is not None:
+                return self._correct(look, corrected)
             self._map.forget(keyframe)
-            return 1.0
+        return 1.0
+
+    def _correct(self, look: Look, corrected: Correction) -> float:
+        """Moves the window as a look back has it; returns by how much lengths changed."""
         self._window.move(self._pose @ se3.exp(corrected.step))
         self._pose = self._window.poses[-1]
-        self._covariance = compose(keyframe.covariance, se3.inverse(keyframe.pose) @ self._pose, corrected.left)
+        way = se3.inverse(look.keyframe.pose) @ self._pose
+        self._covariance = compose(look.keyframe.covariance, way, corrected.left)
         factor = 1.0 if self._metric else unit_change(self._camera, look, *self._window.points())
         self._window.rescale(factor)
         self._rescale_exposures(factor)
