@@ -504,6 +504,7 @@ class Odometry:
         if factor != 1.0:
             self._tracker.rescale(factor, from_start=started)
             self._rescale(factor)
+        self._tracker.unit_deviation = self._unit.deviation or 0.0
         return factor
 
     def _rescale(self, factor: float) -> None:

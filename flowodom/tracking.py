@@ -165,7 +165,10 @@ class Tracker:
         told = Readout.begin(stamp, config.readout, config.readout_deviation)
         self._readout = told if readout is None else readout.anew(stamp)
         self._turn = turn
-        self._slip, self._unit_deviation = torch.zeros(3, dtype=torch.float64), 0.0
+        self._slip = torch.zeros(3, dtype=torch.float64)
+        self.unit_deviation = 0.0
+        """Relative deviation of lengths: that of a stereo pair, by how sure its turn is, or what the unit is told to
+        have; zero where lengths are measured outright, and where there is nothing to compare them with."""
         self._keys: list[_Key] = []
         self._map = LocalMap(self._camera) if known is None else known
         self._places = torch.zeros(0, 2, dtype=torch.float64)
@@ -196,12 +199,7 @@ class Tracker:
     def covariance(self) -> Tensor:
         """(6, 6) covariance of ``pose``, that of the unit in which the way there was measured included."""
         way = self._pose[:3, 3] - self._window.poses[0][:3, 3]
-        return stretched(self._covariance, self._pose, self._slip + self._unit_deviation * way)
-
-    @property
-    def unit_deviation(self) -> float:
-        """Relative deviation of lengths that a stereo pair measures, by how sure its turn is; zero without one."""
-        return self._unit_deviation
+        return stretched(self._covariance, self._pose, self._slip + self.unit_deviation * way)
 
     @property
     def started(self) -> bool:
@@ -327,7 +325,7 @@ class Tracker:
         self._relative_covariance = relative
         self._pose, self._covariance = pose, covariance
         keyframe = self._wants_keyframe(seen, found, fit.motion)
-        motion_covariance = stretched(motion_covariance, motion, self._unit_deviation * motion[:3, 3])
+        motion_covariance = stretched(motion_covariance, motion, self.unit_deviation * motion[:3, 3])
         return Track(pose, covariance, motion, motion_covariance, keyframe, len(matches), inliers)
 
     @one_thread()
@@ -358,7 +356,7 @@ class Tracker:
             self._remember_oldest()
             # What leaves the window is not corrected any more when the unit becomes better known.
             step = (self._window.poses[1] - self._window.poses[0])[:3, 3]
-            self._slip = self._slip + self._unit_deviation * step
+            self._slip = self._slip + self.unit_deviation * step
         if not self._started:
             self._window, self._keys = self._new_window(), []
             self._forget_last()
@@ -390,7 +388,7 @@ class Tracker:
         self._places = self._window.places
         rays, rho, variance = self._window.points()
         if self._turn is not None:
-            self._unit_deviation = self._turn.unit_deviation(rho)
+            self.unit_deviation = self._turn.unit_deviation(rho)
         self._patches = Patches(view.grey, self._places, rays, local_planes(rays, rho, variance))
         return factor
 

@@ -332,6 +332,19 @@ def test_camera_height_makes_a_single_camera_metric(lane):
     assert float(found) == pytest.approx(float(true), rel=0.05)
 
 
+def test_a_metre_that_is_told_by_the_cameras_height_is_as_unsure_in_the_covariance(lane):
+    estimates = follow(lane.frames, OdometryConfig(camera_height=HEIGHT))
+    last = estimates[-1]
+    way = last.pose[:3, :3].T @ last.pose[:3, 3]
+    along = way / way.norm()
+    deviation = float((along @ last.covariance[:3, :3] @ along).sqrt())
+    assert last.scale_deviation > 1e-3
+    assert deviation > 0.8 * last.scale_deviation * float(way.norm())
+    # Across the way the unit says nothing.
+    across = torch.linalg.cross(along, torch.tensor((0.0, 1.0, 0.0), dtype=torch.float64))
+    assert float((across @ last.covariance[:3, :3] @ across).sqrt()) < 0.5 * deviation
+
+
 def test_a_height_that_is_another_planes_hardly_changes_the_unit(lane, monkeypatch):
     true = follow(lane.frames, OdometryConfig(camera_height=HEIGHT))
     heights = []
