@@ -108,6 +108,13 @@ class RegistrationConfig:
     pixel_noise: float = parameter(
         0.15, "Standard deviation of a tracked point's place.", unit="px", low=0.01, high=5.0
     )
+    calibration_deviation: float = parameter(
+        0.0007,
+        "Standard deviation of what calibrations are off by, as a share of turns and distances: how unsure poses are "
+        "beside the noise of the images. 0: the camera is just as it was calibrated; 0.003 suits makers' calibrations.",
+        low=0.0,
+        high=0.1,
+    )
     readout: float = parameter(
         0.0,
         "Time from the exposure of an image's first row to that of its last, as far as it is known: 0 for a global "

@@ -111,10 +111,12 @@ class LocalMap:
 
     Args:
         camera: The camera.
+        origin: (4, 4) float64 ``T_odom_camera`` from where all of them are seen: where the segment began.
     """
 
-    def __init__(self, camera: PinholeCamera) -> None:
+    def __init__(self, camera: PinholeCamera, origin: Tensor) -> None:
         self._camera = camera
+        self.origin = origin
         self._room = max(8, int(CAPACITY / (camera.width * camera.height)))
         self._keyframes: list[Keyframe] = []
         self._samples = torch.zeros(0, SAMPLES, 4, dtype=torch.float64)

@@ -19,7 +19,7 @@ from flowodom.flow.points import choose, thin
 from flowodom.geometry import se3
 from flowodom.local_map import Keyframe, LocalMap
 from flowodom.recall import Correction, Look, correction, is_worth_a_look, look_back, unit_change
-from flowodom.registration.covariance import compose, fit_covariance, since, stretched
+from flowodom.registration.covariance import compose, fit_covariance, miscalibrated, since, stretched
 from flowodom.registration.first_baseline import OutOfSight, Parallax, first_baseline
 from flowodom.registration.motion_fit import MotionFit, Rival
 from flowodom.registration.planes import Patches, local_planes
@@ -170,7 +170,7 @@ class Tracker:
         """Relative deviation of lengths: that of a stereo pair, by how sure its turn is, or what the unit is told to
         have; zero where lengths are measured outright, and where there is nothing to compare them with."""
         self._keys: list[_Key] = []
-        self._map = LocalMap(self._camera) if known is None else known
+        self._map = LocalMap(self._camera, pose.clone()) if known is None else known
         self._places = torch.zeros(0, 2, dtype=torch.float64)
         self._patches: Patches
         self._forget_last()
@@ -197,9 +197,11 @@ class Tracker:
 
     @property
     def covariance(self) -> Tensor:
-        """(6, 6) covariance of ``pose``, that of the unit in which the way there was measured included."""
+        """(6, 6) covariance of ``pose``; what is not known of unit and calibration is a part of it."""
         way = self._pose[:3, 3] - self._window.poses[0][:3, 3]
-        return stretched(self._covariance, self._pose, self._slip + self.unit_deviation * way)
+        seen = stretched(self._covariance, self._pose, self._slip + self.unit_deviation * way)
+        began = se3.inverse(self._map.origin) @ self._pose
+        return miscalibrated(seen, began, self._config.calibration_deviation)
 
     @property
     def started(self) -> bool:
@@ -326,6 +328,7 @@ class Tracker:
         self._pose, self._covariance = pose, covariance
         keyframe = self._wants_keyframe(seen, found, fit.motion)
         motion_covariance = stretched(motion_covariance, motion, self.unit_deviation * motion[:3, 3])
+        motion_covariance = miscalibrated(motion_covariance, motion, self._config.calibration_deviation)
         return Track(pose, covariance, motion, motion_covariance, keyframe, len(matches), inliers)
 
     @one_thread()

@@ -33,7 +33,7 @@ def pose(*xi):
 
 
 def test_the_oldest_keyframe_that_saw_the_same_is_found():
-    known = LocalMap(CAMERA)
+    known = LocalMap(CAMERA, se3.identity())
     first, second, aside = keyframe(), keyframe((0.6, 0, 0), seed=1), keyframe(turn=(0, 1.5, 0), seed=2)
     for each in (first, second, aside):
         known.add(each)
@@ -47,19 +47,19 @@ def test_the_oldest_keyframe_that_saw_the_same_is_found():
     "xi", [(0, 0, 0, 0, 0.7, 0), (0.5, 0, 0, 0, 0, 0), (0, 0, 0.8, 0, 0, 0), (0, 0, 0, 0, 3.1, 0)], ids=str
 )
 def test_where_a_camera_sees_something_else_or_otherwise_no_keyframe_is_found(xi):
-    known = LocalMap(CAMERA)
+    known = LocalMap(CAMERA, se3.identity())
     known.add(keyframe())
     assert known.seen_from(pose(*xi)) == []
 
 
 def test_an_empty_map_knows_nothing():
-    known = LocalMap(CAMERA)
+    known = LocalMap(CAMERA, se3.identity())
     assert known.seen_from(pose(0, 0, 0, 0, 0, 0)) == []
     assert known.alike(keyframe().grey, 3) == []
 
 
 def test_what_tells_nothing_new_is_not_kept():
-    known = LocalMap(CAMERA)
+    known = LocalMap(CAMERA, se3.identity())
     known.add(keyframe())
     known.add(keyframe((0.02, 0, 0), seed=1))
     known.add(keyframe((2.0, 0, 0), seed=2, points=LEAST_POINTS - 1))
@@ -69,7 +69,7 @@ def test_what_tells_nothing_new_is_not_kept():
 def test_where_there_is_no_room_the_oldest_is_forgotten():
     large = CAMERA.resized(2560, 1920)
     room_for = int(CAPACITY / (large.width * large.height))
-    known, keyframes = LocalMap(large), [keyframe((0.8 * k, 0, 0), seed=k) for k in range(room_for + 1)]
+    known, keyframes = LocalMap(large, se3.identity()), [keyframe((0.8 * k, 0, 0), seed=k) for k in range(room_for + 1)]
     for each in keyframes:
         known.add(replace(each, places=8 * each.places))
     assert len(known) == room_for
@@ -78,7 +78,7 @@ def test_where_there_is_no_room_the_oldest_is_forgotten():
 
 
 def test_what_is_forgotten_is_not_found():
-    known = LocalMap(CAMERA)
+    known = LocalMap(CAMERA, se3.identity())
     first, second = keyframe(), keyframe((0.6, 0, 0), seed=1)
     known.add(first)
     known.add(second)
@@ -88,7 +88,7 @@ def test_what_is_forgotten_is_not_found():
 
 
 def test_in_another_unit_keyframes_stand_where_they_stood_and_know_other_lengths():
-    known = LocalMap(CAMERA)
+    known = LocalMap(CAMERA, se3.identity())
     known.add(keyframe())
     known.rescale(4.0)
     (found,) = known.alike(keyframe().grey, 1)
@@ -100,7 +100,7 @@ def test_in_another_unit_keyframes_stand_where_they_stood_and_know_other_lengths
 
 
 def test_images_that_look_alike_come_first():
-    known, keyframes = LocalMap(CAMERA), [keyframe(turn=(0, 0.8 * k, 0), seed=k) for k in range(4)]
+    known, keyframes = LocalMap(CAMERA, se3.identity()), [keyframe(turn=(0, 0.8 * k, 0), seed=k) for k in range(4)]
     for each in keyframes:
         known.add(each)
     darker = (0.5 * keyframes[2].grey + 20).astype(np.uint8)

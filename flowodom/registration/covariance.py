@@ -55,6 +55,21 @@ def stretched(covariance: Tensor, pose: Tensor, deviation: Tensor) -> Tensor:
     return covariance + torch.outer(along, along)
 
 
+def miscalibrated(covariance: Tensor, motion: Tensor, deviation: float) -> Tensor:
+    """Returns the covariance of a motion of a camera that is not quite as it was calibrated.
+
+    A focal length, a centre or a lens that is off bends turns and distances by about the same share of them, the same
+    way all along: it does not average out, and where the camera comes back to nothing of it is left.
+
+    Args:
+        covariance: (6, 6) of the right perturbation of the motion, as the noise of images alone has it.
+        motion: (4, 4) float64.
+        deviation: That share, one standard deviation.
+    """
+    way, turn = motion[:3, 3].norm(), se3.log(motion)[3:].norm()
+    return covariance + torch.diag((deviation * torch.stack((way, way, way, turn, turn, turn))) ** 2)
+
+
 def since(covariance: Tensor, pose: Tensor, past_covariance: Tensor, past: Tensor) -> Tensor:
     """Returns what a pose has lost since a past one of the same odometry: (6, 6), of its right perturbation.
 

@@ -24,7 +24,7 @@ from flowodom.registration.shear import NO_SHEAR, Shear
 KNOWN = 0.3
 """Deviation of an inverse depth, as a share of it, up to which it is known at all."""
 
-CORRELATION = 4.0
+CORRELATION = 3.0
 """How many matches share one error: those of neighbours are alike, so the Hessian counts too many as independent."""
 
 OUTLIER = 3.0

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flowodom.geometry import se3
-from flowodom.registration.covariance import UNOBSERVED, along_parent, compose, fit_covariance
+from flowodom.registration.covariance import UNOBSERVED, along_parent, compose, fit_covariance, miscalibrated
 from flowodom.registration.refine import CORRELATION, refine
 
 
@@ -24,6 +24,20 @@ def draws(covariance, count, seed):
 @pytest.fixture(scope="module")
 def fit(camera, scatter, observe):
     return refine(camera, observe(scatter(50), se3.identity()), se3.identity(), max_iterations=1)
+
+
+def test_a_calibration_that_may_be_off_makes_way_and_turn_as_unsure_whichever_way_they_led():
+    motion = se3.exp(torch.tensor([3.0, 0.0, 4.0, 0.0, 0.2, 0.0], dtype=torch.float64))
+    known = spd(3, 1e-3)
+    added = miscalibrated(known, motion, 0.01) - known
+    way, turn = float(motion[:3, 3].norm()), 0.2
+    expected = torch.tensor(3 * [way] + 3 * [turn], dtype=torch.float64)
+    torch.testing.assert_close(added, torch.diag((0.01 * expected) ** 2))
+
+
+def test_nothing_of_a_calibration_that_may_be_off_is_left_where_the_camera_came_back():
+    known = spd(4, 1e-3)
+    torch.testing.assert_close(miscalibrated(known, se3.identity(), 0.1), known)
 
 
 def test_compose_agrees_with_random_draws():
