@@ -57,7 +57,7 @@ class Look(NamedTuple):
     @property
     def recognised(self) -> bool:
         """Whether so much agrees that the view beyond doubt shows what the keyframe saw."""
-        return len(self.matches) > RECOGNISED_SHARE * len(self.keyframe.rho)
+        return len(self.matches) >= max(LEAST_POINTS, RECOGNISED_SHARE * len(self.keyframe.rho))
 
     @property
     def covariance(self) -> Tensor:

@@ -76,3 +76,13 @@ def test_by_how_much_a_unit_has_grown_is_told_by_points_seen_again(look, grown):
 def test_a_unit_is_kept_where_hardly_anything_is_seen_again(look):
     rays, rho = CAMERA.rays(look.matches.pixels[:20]), look.matches.rho[:20]
     assert unit_change(CAMERA, look, rays, rho, 1e-6 * rho) == 1.0
+
+
+@pytest.mark.parametrize(("agreeing", "recognised"), [(300, True), (100, True), (80, False), (40, False)])
+def test_a_place_is_recognised_by_many_points_and_a_good_share_of_them(look, agreeing, recognised):
+    assert look._replace(matches=look.matches.subset(torch.arange(agreeing))).recognised is recognised
+
+
+def test_forty_points_recognise_no_place_even_where_they_are_all_there_are(look):
+    few = look.matches.subset(torch.arange(40))
+    assert not Look(SimpleNamespace(pose=se3.identity(), rho=few.rho), look.fit, few).recognised
