@@ -201,22 +201,19 @@ def _train(options: argparse.Namespace) -> int:
     from flowodom.odometry import resolve_device
     from flowodom.process import prepare
     from flowodom.training.field import train_field
-    from flowodom.training.flow import train_flow
+    from flowodom.training.flow import FlowPlan, train_flow
     from flowodom.training.supervised import Plan
 
     prepare(options.threads)
-    plan = Plan(
-        steps=options.steps,
-        batch=options.batch,
-        rate=options.rate,
-        minutes=options.minutes,
-        seed=options.seed,
-        size=options.size,
-        pairs=options.pairs,
-    )
-    train = train_field if options.model == "field" else partial(train_flow, model=options.model)
+    said = {name: getattr(options, name) for name in ("steps", "batch", "rate", "minutes", "seed", "size", "pairs")}
+    train: Callable[..., bool]
+    if options.model == "field":
+        train = partial(train_field, options.out, Plan(**said))
+    else:
+        plan = FlowPlan(**said, crop=options.crop, updates=options.updates)
+        train = partial(train_flow, options.out, plan, model=options.model)
     device, progress = resolve_device(options.device), sys.stderr.isatty()
-    done = train(options.out, plan, device=device, start=options.start, resume=options.resume, progress=progress)
+    done = train(device=device, start=options.start, resume=options.resume, progress=progress)
     state = "finished" if done else "stopped, --resume goes on"
     print(f"{state}: {options.out / options.model}.safetensors; figures on unseen worlds in {options.out / 'log.csv'}")
     return 0
@@ -428,6 +425,8 @@ def _parser() -> argparse.ArgumentParser:
     models = train.add_subparsers(title="models", required=True, metavar="MODEL")
     flow = models.add_parser("flow", parents=[common], help="a network that finds optical flow")
     flow.add_argument("--model", default="raft_small", help="raft_small, raft_large or refiner (%(default)s)")
+    flow.add_argument("--crop", type=_size, metavar="WxH", help="learn from parts of this size only (default: all)")
+    flow.add_argument("--updates", type=int, default=8, help="of RAFT's flow while it learns (%(default)s)")
     _add_training(flow, batch=16, rate=4e-4, size=(320, 240))
     field = models.add_parser("field", parents=[common], help="the single-image depth field")
     field.set_defaults(model="field")

@@ -35,6 +35,20 @@ GREY = (0.299, 0.587, 0.114)
 
 
 @dataclass(frozen=True)
+class FlowPlan(Plan):
+    """How long, how fast and on what flow is learned.
+
+    Attributes:
+        crop: Width and height of the part of the images that a step learns from, somewhere in them, pixels; None for
+            all of them.
+        updates: Of the flow, while RAFT learns.
+    """
+
+    crop: tuple[int, int] | None = None
+    updates: int = 8
+
+
+@dataclass(frozen=True)
 class FlowBatch(Samples):
     """Pairs of images and their flow.
 
@@ -71,6 +85,16 @@ class FlowBatch(Samples):
         flows = ("flow", "start", "start_back")
         return FlowBatch(**{name: value * other if name in flows else value for name, value in flipped.items()})
 
+    def cropped(self, left: int, top: int, size: tuple[int, int]) -> FlowBatch:
+        """Returns the part of some width and height that begins at a pixel; what leaves it counts as hidden."""
+        width, height = size
+        part = (..., slice(top, top + height), slice(left, left + width))
+        cut = FlowBatch(**{name: value[part] for name, value in self.tensors().items()})
+        u = torch.arange(width, device=cut.flow.device) + cut.flow[:, 0]
+        v = torch.arange(height, device=cut.flow.device)[:, None] + cut.flow[:, 1]
+        inside = (u >= 0) & (u <= width - 1) & (v >= 0) & (v <= height - 1)
+        return replace(cut, hidden=cut.hidden | ~inside)
+
 
 class FlowTask:
     """What the two tasks share: batches of pairs, the loss, figures and pictures.
@@ -78,19 +102,33 @@ class FlowTask:
     Args:
         train: Pairs to learn from.
         unseen: Pairs to judge by, from other worlds.
-        judged: How many of them.
+        crop: Width and height of the part of a pair that is learned from; None for all of it.
+        judged: How many pairs to judge by.
     """
 
     name: str
     model: nn.Module
 
-    def __init__(self, train: Source[FlowBatch], unseen: Source[FlowBatch], *, judged: int = 32) -> None:
-        self._train, self._unseen, self._judged = train, unseen, judged
+    def __init__(
+        self,
+        train: Source[FlowBatch],
+        unseen: Source[FlowBatch],
+        *,
+        crop: tuple[int, int] | None = None,
+        judged: int = 32,
+    ) -> None:
+        self._train, self._unseen, self._crop, self._judged = train, unseen, crop, judged
         self._exam: list[FlowBatch] = []
 
     def batch(self, numbers: Sequence[int]) -> FlowBatch:
-        """Returns pairs; see ``Task``."""
-        return self.begun(self._train(numbers))
+        """Returns pairs, all of them cut at the same place; see ``Task``."""
+        pairs = self._train(numbers)
+        if self._crop is not None:
+            height, width = pairs.hidden.shape[-2:]
+            place = np.random.default_rng(numbers[0])
+            left, top = (int(place.integers(0, a - b + 1)) for a, b in zip((width, height), self._crop, strict=True))
+            pairs = pairs.cropped(left, top, self._crop)
+        return self.begun(pairs)
 
     def loss(self, model: nn.Module, batch: FlowBatch, device: torch.device) -> Tensor:
         """Returns the sequence loss; see ``Task``."""
@@ -155,6 +193,7 @@ class RaftTask(FlowTask):
         unseen: Pairs to judge by.
         network: The RAFT that learns, with its uncertainty.
         updates: While training.
+        crop: See ``FlowTask``.
         judged: How many to judge by.
     """
 
@@ -165,9 +204,10 @@ class RaftTask(FlowTask):
         network: Raft,
         *,
         updates: int = 8,
+        crop: tuple[int, int] | None = None,
         judged: int = 32,
     ) -> None:
-        super().__init__(train, unseen, judged=judged)
+        super().__init__(train, unseen, crop=crop, judged=judged)
         self.name = f"raft_{network.size}"
         self.model = network
         self._updates = updates
@@ -192,13 +232,20 @@ class RefinerTask(FlowTask):
         train: Pairs to learn from.
         unseen: Pairs to judge by; sides multiples of 8.
         network: The refiner that learns.
-        judged: How many of them.
+        crop: See ``FlowTask``.
+        judged: How many to judge by.
     """
 
     def __init__(
-        self, train: Source[FlowBatch], unseen: Source[FlowBatch], network: Refiner, *, judged: int = 32
+        self,
+        train: Source[FlowBatch],
+        unseen: Source[FlowBatch],
+        network: Refiner,
+        *,
+        crop: tuple[int, int] | None = None,
+        judged: int = 32,
     ) -> None:
-        super().__init__(train, unseen, judged=judged)
+        super().__init__(train, unseen, crop=crop, judged=judged)
         self.name = "refiner"
         self.model = network
         self._dis = DisFlow()
@@ -227,7 +274,7 @@ class RefinerTask(FlowTask):
 
 def train_flow(
     out: Path,
-    plan: Plan,
+    plan: FlowPlan,
     *,
     model: str = "raft_small",
     device: torch.device,
@@ -239,7 +286,8 @@ def train_flow(
 
     Args:
         out: Folder of the weights, the log, the picture sheet, the checkpoints and stored pairs.
-        plan: How long, how fast and on what; sizes are multiples of 8, and at least 128 for RAFT.
+        plan: How long, how fast and on what; sizes are multiples of 8, and at least 128 for RAFT. A part to learn from
+            is no larger than the images.
         model: One of ``MODELS``.
         device: Where to train.
         start: Weights to begin with, published ones too; random ones when None.
@@ -256,14 +304,23 @@ def train_flow(
     least = 16 if model == "refiner" else LEAST_SIDE
     if model not in MODELS:
         raise ConfigError(f"the model must be one of {', '.join(MODELS)}, got {model!r}")
-    if min(plan.size) < least or any(side % STRIDE for side in plan.size):
-        raise ConfigError(f"width and height must be multiples of {STRIDE}, {least} or more, got {plan.size}")
+    for size in (plan.size, plan.crop or plan.size):
+        if min(size) < least or any(side % STRIDE for side in size):
+            raise ConfigError(f"width and height must be multiples of {STRIDE}, {least} or more, got {size}")
+    if plan.crop is not None and any(a > b for a, b in zip(plan.crop, plan.size, strict=True)):
+        raise ConfigError(f"what is cut out must fit into {plan.size}, got {plan.crop}")
+    if plan.updates < 1:
+        raise ConfigError(f"there must be at least one update, got {plan.updates}")
     with processes(device) as group:
         torch.manual_seed(plan.seed)
         bar = progress and group.rank == 0
         network = _refiner(start) if model == "refiner" else _raft(model.removeprefix("raft_"), start)
         train, unseen = sources(FlowBatch, FlowBatch.of, out, plan, group.device, progress=bar)
-        task = RefinerTask(train, unseen, network) if isinstance(network, Refiner) else RaftTask(train, unseen, network)
+        task: RefinerTask | RaftTask
+        if isinstance(network, Refiner):
+            task = RefinerTask(train, unseen, network, crop=plan.crop)
+        else:
+            task = RaftTask(train, unseen, network, updates=plan.updates, crop=plan.crop)
         return Run(task, out, plan, group=group, resume=resume).train(progress=progress)
 
 

@@ -109,7 +109,7 @@ class Plan:
     def promised(self) -> dict[str, Any]:
         """Returns what a run that goes on must keep to, in terms of JSON."""
         kept = {name: value for name, value in asdict(self).items() if name not in ("minutes", "save")}
-        return kept | {"size": list(self.size)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in kept.items()}
 
 
 WARM_UP = 0.05

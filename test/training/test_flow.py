@@ -8,13 +8,13 @@ import torch
 from torch.nn import functional
 
 from flowodom.cli import main
-from flowodom.errors import WeightsError
+from flowodom.errors import ConfigError, WeightsError
 from flowodom.flow.checkpoint import load_raft, save_raft
 from flowodom.flow.raft import Prediction, Raft
 from flowodom.flow.refiner import Refiner, load_refiner, save_refiner
 from flowodom.flow.uncertainty import negative_log_likelihood, variance
 from flowodom.training import flow as training
-from flowodom.training.flow import FlowBatch, RaftTask, RefinerTask, train_flow
+from flowodom.training.flow import FlowBatch, FlowPlan, RaftTask, RefinerTask, train_flow
 from flowodom.training.losses import HIDDEN, flow_figures, sequence_loss
 from flowodom.training.samples import together
 from flowodom.training.supervised import Group, Plan, Run
@@ -53,6 +53,39 @@ def test_a_task_trains_and_leaves_weights_that_work(task, network, tmp_path):
     assert "epe_seen" in (tmp_path / "log.csv").read_text()
 
 
+def test_parts_are_learned_from_and_whole_pairs_judged_by():
+    def wide(numbers):
+        return together([shifted(number, (160, 144)) for number in numbers])
+
+    task = RaftTask(wide, wide, Raft(), updates=3, crop=(136, 128), judged=1)
+    cut = [task.batch([n, n + 1]) for n in range(0, 12, 2)]
+    assert all(batch.flow.shape == (2, 2, 128, 136) for batch in cut)
+    assert torch.equal(task.batch([4, 5]).previous, cut[2].previous)
+    places = {
+        (left, top)
+        for n, batch in zip(range(0, 12, 2), cut, strict=True)
+        for left in range(25)
+        for top in range(17)
+        if torch.equal(batch.previous, wide([n, n + 1]).previous[..., top : top + 128, left : left + 136])
+    }
+    assert len(places) > 3
+    assert len(task.predict(task.model, cut[0], CPU)) == 3
+    with torch.no_grad():
+        assert task.sheet(task.model.eval(), CPU).shape[:2] == (144, 5 * 160)
+
+
+def test_a_run_goes_on_with_the_same_part_and_no_other(monkeypatch, tmp_path):
+    def wide(numbers):
+        return together([shifted(number, (136, 128)) for number in numbers])
+
+    monkeypatch.setattr(training, "sources", lambda *_, **__: (wide, wide))
+    plan = FlowPlan(steps=1, batch=1, size=(136, 128), crop=(128, 128), updates=1)
+    assert train_flow(tmp_path, plan, device=CPU)
+    assert train_flow(tmp_path, plan, device=CPU, resume=True)
+    with pytest.raises(ConfigError, match="crop was \\[128, 128\\] and is None"):
+        train_flow(tmp_path, replace(plan, crop=None), device=CPU, resume=True)
+
+
 def test_an_untrained_refiner_is_judged_as_good_as_its_start():
     task = RefinerTask(source, source, Refiner(), judged=2)
     figures = task.validate(task.model.eval(), CPU)
@@ -82,7 +115,7 @@ def test_a_refiner_learns_to_correct_what_is_always_wrong():
 def trained(tmp_path, monkeypatch):
     """Trains for a step that moves the weights hardly at all."""
     monkeypatch.setattr(training, "sources", lambda *_, **__: (source, source))
-    plan = Plan(steps=1, batch=2, rate=1e-9, size=(128, 128))
+    plan = FlowPlan(steps=1, batch=2, rate=1e-9, size=(128, 128))
     return lambda model, start: train_flow(tmp_path / "out", plan, model=model, device=CPU, start=start)
 
 
@@ -147,6 +180,9 @@ def test_unknown_and_absurd_flow_is_not_learned_from():
     [
         (["--model", "guess"], "must be one of raft_small"),
         (["--size", "320x100"], "multiples of 8"),
+        (["--crop", "320x100"], "multiples of 8"),
+        (["--crop", "160x256"], "must fit into"),
+        (["--updates", "0"], "at least one update"),
         (["--pairs", "-1"], "pairs 0 or more"),
     ],
 )

@@ -68,6 +68,21 @@ def test_mirrored_flow_fits_mirrored_images():
     assert torch.equal(again.previous, pairs.previous)
 
 
+def test_the_part_that_is_cut_out_keeps_its_flow_and_hides_what_leaves_it():
+    pairs = rendered(FlowBatch.of, seed=1, size=SIZE, device=CPU)(range(4))
+    part = pairs.cropped(16, 8, (32, 24))
+    assert torch.equal(part.previous, pairs.previous[..., 8:32, 16:48])
+    assert torch.equal(part.current, pairs.current[..., 8:32, 16:48])
+    assert torch.equal(part.flow, pairs.flow[..., 8:32, 16:48])
+    grid = 2 * places(24, 32, part.flow) - 1 + 2 * part.flow.movedim(1, -1) / torch.tensor((32, 24))
+    inside = (grid.abs() <= 1).all(-1)
+    seen = ~pairs.hidden[:, 8:32, 16:48]
+    assert not (~part.hidden & ~(seen & inside)).any()
+    well_inside = ((grid * torch.tensor((32, 24))).abs() < torch.tensor((30, 22))).all(-1)
+    assert torch.equal(~part.hidden & well_inside, seen & well_inside)
+    assert (part.hidden & seen).any()
+
+
 def test_what_is_kept_is_made_once_comes_in_random_order_and_is_mended(tmp_path):
     made = []
 
