@@ -1,11 +1,14 @@
 """Compares dense optical flow methods on procedural worlds, whose flow is known exactly, and on recordings.
 
 python benchmarks/flow.py [BAG ...] [--frames N] [--size 320x240] [--threads N] [--device cpu] [--noise 1.5]
-                          [--methods dis,lucas_kanade] [--weights raft=FILE] [--out flow.json]
+                          [--methods dis,lucas_kanade] [--weights raft=FILE] [--note] [--out flow.json]
 
 Bags of a depth camera with true poses take the place of the worlds. Their truth is the flow that the measured depth and
 the true motion induce, at the size that the odometry works at; it is as good as those, and has errors of its own. What
 moves by itself, and what a nearer thing hides, is left out.
+
+With --note every network's share of DIS's mean error on the worlds is written into its file of weights: of those that
+come with flowodom, flow.method=auto takes by it.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from torch import Tensor
 
 from flowodom import weights
 from flowodom.config import FlowConfig
-from flowodom.flow.methods import METHODS, NETWORKS, make_flow
+from flowodom.flow.methods import METHODS, NETWORKS, SHARE, make_flow
 from flowodom.worlds import Sensor, pinhole, sequence
 from flowodom.worlds.recording import scene
 
@@ -178,7 +181,7 @@ def methods(files: dict[str, str]) -> dict[str, Method]:
 
         return run
 
-    there = [name for name in METHODS if name not in NETWORKS or name in files or weights.shipped(NETWORKS[name])]
+    there = [name for name in METHODS if name in files or all(weights.shipped(file) for file in NETWORKS.get(name, ()))]
     return {name: of(name) for name in there} | {"farneback": farneback}
 
 
@@ -206,6 +209,17 @@ def measure(pair: Pair, flow: Tensor, variance: Tensor | None) -> dict[str, floa
     return result
 
 
+def note(shares: dict[str, float], files: dict[str, str]) -> None:
+    """Writes networks' shares of DIS's error into their files; ``files`` by method, beside those that ship."""
+    for method, names in NETWORKS.items():
+        path = Path(files[method]) if method in files else weights.shipped(names[0])
+        if path is not None and path.suffix == ".safetensors" and method in shares:
+            tensors, words = weights.read(path)
+            word, share = SHARE.format(method), f"{shares[method]:.3f}"
+            weights.write(path, tensors, words | {word: share})
+            print(f"{path}: {word} {share}")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the comparison that the command line asks for."""
     parser = argparse.ArgumentParser(description="Compares dense optical flow methods on exact flow.")
@@ -218,8 +232,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("bags", type=Path, nargs="*", metavar="BAG", help="recordings, in place of the worlds")
     parser.add_argument(
-        "--weights", action="append", default=[], metavar="METHOD=FILE", help="weights of raft or refined"
+        "--weights", action="append", default=[], metavar="METHOD=FILE", help="weights of a method, as flow.weights"
     )
+    parser.add_argument("--note", action="store_true", help="write shares of DIS's error into the files of weights")
     options = parser.parse_args(arguments)
     processors = sorted(os.sched_getaffinity(0))
     threads = options.threads or len(processors)
@@ -227,10 +242,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
     width, height = (int(n) for n in options.size.split("x"))
-    known = methods(dict(item.split("=", 1) for item in options.weights))
+    files = dict(item.split("=", 1) for item in options.weights)
+    known = methods(files)
     wanted = options.methods.split(",") if options.methods else list(known)
     if unknown := set(wanted) - set(known):
         parser.error(f"there is no method {', '.join(sorted(unknown))}; there are: {', '.join(known)}")
+    if options.note and (options.bags or "dis" not in wanted):
+        parser.error("--note goes with worlds, not bags, and with dis among the methods")
 
     found: dict[str, dict[str, list[dict[str, float]]]] = {name: {} for name in wanted}
     warm = False
@@ -267,6 +285,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             cells = "".join(f"  {summary[name][group][m]:>12.3g}" for m in MEASURES)
             print(f"{group:17}{name:14}{cells}")
     print("\n" + "\n".join(f"{m}: {definition}" for m, definition in MEASURES.items()))
+    if options.note:
+        means = {name: summary[name]["all"]["mean"] for name in wanted}
+        note({name: mean / means["dis"] for name, mean in means.items()}, files)
     if options.out:
         settings = {"size": [width, height], "noise": options.noise, "threads": threads, "device": options.device}
         options.out.write_text(json.dumps(settings | {"figures": summary, "definitions": MEASURES}, indent=2) + "\n")

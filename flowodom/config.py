@@ -49,10 +49,10 @@ class FlowConfig:
 
     method: str = parameter(
         "auto",
-        "Optical flow method; auto is the best network that comes with weights on a GPU, and DIS on a processor.",
-        choices=("auto", "dis", "lucas_kanade", "horn_schunck", "raft", "refined"),
+        "Optical flow method; auto is the best that comes with weights on a GPU, and DIS on a processor.",
+        choices=("auto", "dis", "lucas_kanade", "horn_schunck", "raft", "refined", "raft_refined"),
     )
-    weights: str = parameter("", "File of weights of raft or refined; empty: what comes with flowodom.")
+    weights: str = parameter("", "File of weights of RAFT, of the refiner for refined; empty: those of flowodom.")
     updates: int = parameter(8, "Most updates of raft: more are slower and find larger motion.", low=1, high=64)
     max_pixels: int = parameter(
         120_000, "Most pixels of the dense fields; larger images are shrunk for them.", unit="px", low=1000

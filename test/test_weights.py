@@ -24,7 +24,7 @@ def test_tensors_and_words_come_back(tmp_path):
     tensors = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(3), "c": torch.ones(2, dtype=torch.float16)}
     weights.write(tmp_path / "w.safetensors", tensors, {"steps": "7"})
     again, words = weights.read(tmp_path / "w.safetensors")
-    assert words == {"steps": "7"}
+    assert words == weights.words(tmp_path / "w.safetensors") == {"steps": "7"}
     assert again.keys() == tensors.keys()
     assert all(torch.equal(again[name], value) and again[name].dtype == value.dtype for name, value in tensors.items())
     assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
@@ -68,8 +68,9 @@ def test_checkpoints_of_something_else_are_named(content, message, tmp_path):
 
 
 def test_no_file_is_named(tmp_path):
-    with pytest.raises(WeightsError, match="no file of weights at"):
-        weights.read(tmp_path / "nothing.safetensors")
+    for name in ("nothing.safetensors", "nothing.pth"):
+        with pytest.raises(WeightsError, match="no file of weights at"):
+            weights.read(tmp_path / name)
 
 
 def test_filling_needs_every_tensor(tmp_path):

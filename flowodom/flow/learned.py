@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from flowodom.errors import DeviceError
-from flowodom.flow import DenseFlow, FlowField
+from flowodom.flow import DenseFlow, FlowField, FlowMethod
 from flowodom.flow.consistency import consistency_variance
 from flowodom.flow.correlation import AllPairs, CorrelationKind, OnDemand
 from flowodom.flow.dis import DisField, DisFlow
@@ -193,16 +193,19 @@ class RefinedFlow:
 
     Args:
         model: The network; moves to the device of the images.
+        start: What finds where DIS starts: RAFT misses less by far, DIS less by little. None for no motion.
         half: Whether to compute in half precision where that is faster.
     """
 
-    def __init__(self, model: Refiner, *, half: bool = True) -> None:
+    def __init__(self, model: Refiner, *, start: FlowMethod | None = None, half: bool = True) -> None:
         self._model = model.eval()
-        self._half = half
+        self._first, self._half = start, half
         self._dis = DisFlow()
 
     def __call__(self, previous: Tensor, current: Tensor, initial: Tensor | None = None) -> FlowField:
         """Finds the flow; see ``FlowMethod``."""
+        if self._first is not None:
+            initial = self._first(previous, current, initial).forward
         return RefinedField(self, previous, current, self._dis(previous, current, initial))
 
     @torch.inference_mode()

@@ -18,18 +18,24 @@ from flowodom.flow.learned import RaftFlow, RefinedFlow
 from flowodom.flow.lucas_kanade import LucasKanadeFlow
 from flowodom.flow.refiner import load_refiner
 
-NETWORKS = {"raft": "raft_small", "refined": "refiner"}
-"""The methods that are networks, the best first, and what their weights are called where they come with flowodom."""
+NETWORKS = {"raft": ("raft_small",), "refined": ("refiner",), "raft_refined": ("raft_small", "refiner")}
+"""The methods that are networks, and what their weights are called where they come with flowodom. The first is the one
+that ``flow.weights`` may exchange."""
+
+SHARE = "share of dis: {}"
+"""Word under which the first file of a method's weights says which share of DIS's error it makes, as measured by
+``benchmarks/flow.py``."""
 
 
 def method_for(config: FlowConfig, device: torch.device) -> str:
     """Returns the name of the method that a configuration means on a device.
 
-    ``auto`` is the best network whose weights come with flowodom on a GPU. Elsewhere it is DIS, the only one that keeps
-    up with a camera on a processor.
+    ``auto`` is, on a GPU, what errs least of all whose weights come with flowodom, by what was measured and written
+    into their files. Elsewhere it is DIS, the only one that keeps up with a camera on a processor.
 
     Raises:
         ConfigError: There is no such method, or weights are named for one that has none.
+        WeightsError: Weights that come with flowodom are damaged.
     """
     choices = ("auto", *METHODS)
     if config.method not in choices:
@@ -41,8 +47,17 @@ def method_for(config: FlowConfig, device: torch.device) -> str:
         )
     if config.method != "auto":
         return config.method
-    there = (method for method, name in NETWORKS.items() if weights.shipped(name))
-    return next(there, "dis") if device.type == "cuda" else "dis"
+    return _best() if device.type == "cuda" else "dis"
+
+
+def _best() -> str:
+    """Returns the method that errs least on worlds that no network has learned from; nobody is believed unmeasured."""
+    shares = {"dis": 1.0}
+    for method, names in NETWORKS.items():
+        path, *others = (weights.shipped(name) for name in names)
+        if path is not None and None not in others:
+            shares[method] = float(weights.words(path).get(SHARE.format(method), "inf"))
+    return min(shares, key=lambda method: shares[method])
 
 
 def make_flow(config: FlowConfig, device: torch.device | str = "cpu") -> FlowMethod:
@@ -61,7 +76,7 @@ def _weights(config: FlowConfig, method: str) -> Path:
     Raises:
         WeightsError: It names none and none ships.
     """
-    path = Path(config.weights).expanduser() if config.weights else weights.shipped(NETWORKS[method])
+    path = Path(config.weights).expanduser() if config.weights else weights.shipped(NETWORKS[method][0])
     if path is None:
         raise WeightsError(
             f"no weights come with flowodom for flow.method={method}; name a file in flow.weights, "
@@ -70,11 +85,20 @@ def _weights(config: FlowConfig, method: str) -> Path:
     return path
 
 
+def _raft(config: FlowConfig) -> RaftFlow:
+    return RaftFlow(load_raft(_weights(config, "raft")), updates=config.updates)
+
+
+def _refined(config: FlowConfig, start: FlowMethod | None = None) -> RefinedFlow:
+    return RefinedFlow(load_refiner(_weights(config, "refined")), start=start)
+
+
 METHODS: dict[str, Callable[[FlowConfig], FlowMethod]] = {
     "dis": lambda _: DisFlow(),
     "lucas_kanade": lambda _: LucasKanadeFlow(),
     "horn_schunck": lambda _: HornSchunckFlow(),
-    "raft": lambda config: RaftFlow(load_raft(_weights(config, "raft")), updates=config.updates),
-    "refined": lambda config: RefinedFlow(load_refiner(_weights(config, "refined"))),
+    "raft": _raft,
+    "refined": _refined,
+    "raft_refined": lambda config: _refined(FlowConfig(), _raft(config)),
 }
 """How each method is made; with ``auto``, every value of the ``flow.method`` parameter."""

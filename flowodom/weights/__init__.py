@@ -8,8 +8,10 @@ from __future__ import annotations
 import os
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -42,17 +44,35 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         WeightsError: There is no such file, it is damaged, it holds something else, or it claims to be safetensors
             and is not.
     """
-    if not path.is_file():
-        raise WeightsError(f"there is no file of weights at {path}")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
+    if not path.is_file():
+        raise WeightsError(f"there is no file of weights at {path}")
     return _read_checkpoint(path), {}
 
 
+def words(path: Path) -> dict[str, str]:
+    """Returns what a safetensors file says about its tensors, without reading them.
+
+    Raises:
+        WeightsError: It is missing, damaged or something else.
+    """
+    with _opened(path) as file:
+        return dict(file.metadata() or {})
+
+
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    if not path.is_file():
+        raise WeightsError(f"there is no file of weights at {path}")
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            yield file
     except (SafetensorError, OSError, ValueError) as error:
         with path.open("rb") as file:
             start = file.read(2)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from flowodom.errors import DeviceError, ShapeError
+from flowodom.flow import DenseFlow
 from flowodom.flow.correlation import AllPairs, OnDemand
 from flowodom.flow.dis import DisFlow
 from flowodom.flow.learned import RaftFlow, RefinedFlow
@@ -134,6 +135,23 @@ def test_an_untrained_refiner_gives_what_dis_gives(height, width, picture):
     check(field, height, width)
     torch.testing.assert_close(field.forward, start.forward)
     torch.testing.assert_close(field.backward, start.backward)
+
+
+def test_dis_starts_where_it_is_told_and_that_from_what_is_known(picture):
+    first, second = picture(96, 128), picture(96, 128, lambda p: p - 20)
+    there = torch.zeros(96, 128, 2)
+    told = []
+
+    def start(previous, current, initial=None):
+        told.append(initial)
+        nowhere = torch.zeros(96, 128)
+        return DenseFlow(there + 20, there - 20, nowhere, nowhere)
+
+    field = RefinedFlow(Refiner(), start=start)(first, second, there)
+    assert told == [there]
+    expected = DisFlow()(first, second, there + 20)
+    torch.testing.assert_close(field.rough, expected.rough)
+    torch.testing.assert_close(field.forward, expected.forward)
 
 
 @pytest.mark.parametrize("method", [RaftFlow(Raft()), RefinedFlow(Refiner())], ids=["raft", "refined"])
