@@ -12,11 +12,7 @@ The limit is what the device's own measured speed of arithmetic and of memory wo
 run, whichever of both takes longer, summed. Training pairs are those of ``train flow``, with a camera's faults.
 
 With ``--odometry`` it is the whole odometry instead, from frames to poses, with a depth camera and with one camera
-alone, for so many updates of the flow at most. Movers and noise are those of a rendered room.
-
-Without ``--raft``, and with none shipped, the weights are random: speed is the same, but for updates that settle, of
-which all are then run. The odometry would be lost with such flow: there the network does all of its work, and what it
-finds is then exchanged for the true flow, which was made before.
+alone, with DIS and with so many updates of RAFT at most. Movers and noise are those of a rendered room.
 """
 
 from __future__ import annotations
@@ -31,7 +27,6 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
@@ -45,15 +40,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 from worlds import measure_pairs
 
 from flowodom import weights
-from flowodom.config import FlowConfig, OdometryConfig, override
+from flowodom.config import OdometryConfig, override
 from flowodom.depth import InverseDepth
 from flowodom.depth.field import FieldDepth, FieldNetwork, load_field, normalised, places
-from flowodom.flow import DenseFlow
 from flowodom.flow.checkpoint import load_raft
-from flowodom.flow.consistency import FLOW_NOISE, consistency_variance
+from flowodom.flow.consistency import consistency_variance
 from flowodom.flow.learned import RaftFlow
-from flowodom.flow.methods import METHODS
-from flowodom.flow.pyramid import resize
 from flowodom.flow.raft import Raft
 from flowodom.frame import Frame
 from flowodom.odometry import Odometry, resolve_device
@@ -62,7 +54,6 @@ from flowodom.process import prepare
 from flowodom.registration.procrustes import procrustes
 from flowodom.worlds import Sensor, pinhole, sequence
 from flowodom.worlds.recording import scene
-from flowodom.worlds.sequence import Step
 
 PERCENTILES = {"median ms": 50, "best tenth ms": 10}
 """How the times of the frames are summed up; other work on the machine lengthens the median more than the best."""
@@ -247,69 +238,27 @@ def measure(
     }
 
 
-def compared(
-    raft: Raft, field: FieldNetwork, device: torch.device, *, trained: bool
-) -> Iterator[tuple[str, Plain | Ours]]:
+def compared(raft: Raft, field: FieldNetwork, device: torch.device) -> Iterator[tuple[str, Plain | Ours]]:
     """Yields what is compared, one after the other."""
     yield "plain", Plain(raft, field, device)
     yield "ours, 8 updates", Ours(raft, field, device, tolerance=0.0)
-    if trained:
-        yield "ours", Ours(raft, field, device, tolerance=0.02)
-
-
-class Exchanged:
-    """RAFT in full, but for what it says: that is the truth.
-
-    Args:
-        network: RAFT with any weights; None for what the odometry costs without it.
-        truth: By the address of the later image, which the odometry hands over as it has made it.
-    """
-
-    def __init__(self, network: RaftFlow | None) -> None:
-        self._network = network
-        self.truth: DenseFlow | None = None
-
-    def __call__(self, previous: Tensor, current: Tensor, initial: Tensor | None = None) -> DenseFlow:
-        """Finds flow, and returns the true one; see ``FlowMethod``."""
-        if self._network is not None:
-            self._network(previous, current, initial)
-        assert self.truth is not None
-        return self.truth
-
-
-def true_flow(step: Step, size: tuple[int, int], device: torch.device) -> DenseFlow | None:
-    """Returns the exact flow to a step from the one before, at the (height, width) of the dense grid."""
-    if step.flow is None:
-        return None
-    there, back = (
-        resize(flow.nan_to_num().float().permute(2, 0, 1)[None], size)[0].permute(1, 2, 0).contiguous().to(device)
-        for flow in (step.flow.forward, step.flow.backward)
-    )
-    spread = torch.full(size, FLOW_NOISE**2, device=device)
-    return DenseFlow(there, back, spread, spread)
+    yield "ours", Ours(raft, field, device, tolerance=0.02)
 
 
 def odometry(
-    raft: Raft, size: tuple[int, int], count: int, device: torch.device, *, trained: bool, updates: Sequence[int]
+    raft: Path, size: tuple[int, int], count: int, device: torch.device, *, updates: Sequence[int]
 ) -> Iterator[tuple[str, dict[str, float]]]:
-    """Yields what the odometry takes for a frame, with RAFT of so many updates at most."""
+    """Yields what the odometry takes for a frame, with DIS and with RAFT of so many updates at most."""
     world, path = scene("room", "hand_held", seed=1, movers=1)
-    steps = list(
-        sequence(world, path, pinhole(*size), frames=count, sensor=Sensor(image_noise=1.5, seed=1), flow=not trained)
-    )
-    factor = min(1.0, (FlowConfig().max_pixels / (size[0] * size[1])) ** 0.5)
-    dense = steps[0].frame.camera.scaled(factor)
-    truths = [true_flow(step, (dense.height, dense.width), device) for step in steps]
+    sensor = Sensor(image_noise=1.5, seed=1)
+    steps = list(sequence(world, path, pinhole(*size), frames=count, sensor=sensor))
     for depth, rounds in itertools.product((True, False), (0, *updates)):
-        network = RaftFlow(raft, updates=rounds, tolerance=0.02 if trained else 0.0) if rounds else None
-        method = Exchanged(network)
-        chosen: Any = network if trained and network is not None else method
-        with mock.patch.dict(METHODS, {"raft": lambda _, chosen=chosen: chosen}):
-            tracker = Odometry(override(OdometryConfig(), {"flow.method": "raft", "device": str(device)}))
+        flow = {"flow.method": "raft", "flow.updates": rounds, "flow.weights": str(raft)}
+        chosen = flow if rounds else {"flow.method": "dis"}
+        tracker = Odometry(override(OdometryConfig(), chosen | {"device": str(device)}))
         times, lost = [], 0
         begun = time.process_time()
-        for step, truth in zip(steps, truths, strict=True):
-            method.truth = truth
+        for step in steps:
             frame = step.frame if depth else replace(step.frame, depth=None)
             start = time.perf_counter()
             lost += tracker.step(frame).pose is None
@@ -318,7 +267,7 @@ def odometry(
         spent = 1e3 * (time.process_time() - begun) / len(steps)
         row = {name: float(np.percentile(times[1:], q)) for name, q in PERCENTILES.items()}
         row |= {"frames a second": 1e3 / row["best tenth ms"], "cpu ms": spent, "no pose %": 100 * lost / len(steps)}
-        yield f"{'RGB-D' if depth else 'one camera'}, {rounds or 'no'} updates", row
+        yield f"{'RGB-D' if depth else 'one camera'}, {f'{rounds} updates' if rounds else 'DIS'}", row
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -327,7 +276,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (%(default)s)")
     parser.add_argument("--size", default="640x480", help="of the frames (%(default)s)")
     parser.add_argument("--pairs", type=int, default=50, help="pairs that are timed (%(default)s)")
-    parser.add_argument("--raft", type=Path, default=weights.shipped("raft_small"), help="weights of RAFT-small")
+    parser.add_argument("--raft", type=Path, default=weights.FOLDER / "raft_small.safetensors", help="weights of RAFT")
     parser.add_argument("--training-size", default="320x240", help="of training pairs (%(default)s)")
     parser.add_argument("--batch", type=int, default=32, help="training pairs at a time (%(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch (%(default)s)")
@@ -342,18 +291,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     prepare(options.threads)
     torch.manual_seed(0)
-    raft = load_raft(options.raft) if options.raft else Raft(size="small")
     if options.odometry:
-        trained = bool(options.raft)
-        rows = odometry(raft, size, options.pairs + 1, device, trained=trained, updates=options.odometry)
+        rows = odometry(options.raft, size, options.pairs + 1, device, updates=options.odometry)
         timed: dict[str, dict[str, float]] = {}
         for label, row in rows:
             if not timed:
                 print(f"{'':24s}" + "".join(f"{name:>18s}" for name in row))
             print(f"{label:24s}" + "".join(f"{value:18.1f}" for value in row.values()), flush=True)
             timed[label] = row
-        _write(options.out, {"size": options.size, "threads": options.threads, "trained": trained, "results": timed})
+        _write(options.out, {"size": options.size, "threads": options.threads, "results": timed})
         return
+    raft = load_raft(options.raft)
     file = weights.shipped("field")
     field = load_field(file) if file else FieldNetwork()
     rates, bandwidth = limits = peaks(device)
@@ -363,7 +311,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     shots = frames(size, options.pairs + 4)
     print(f"{'':18s}" + "".join(f"{measure:>20s}" for measure in MEASURES))
     results: dict[str, dict[str, float]] = {}
-    for label, pipeline in compared(raft, field, device, trained=bool(options.raft)):
+    for label, pipeline in compared(raft, field, device):
         row = results[label] = measure(pipeline, raft, shots, device, limits)
         print(f"{label:18s}" + "".join(f"{row[m]:20.3f}" for m in MEASURES), flush=True)
     ratio = list(results.values())[-1]["pairs a second"] / results["plain"]["pairs a second"]

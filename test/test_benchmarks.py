@@ -26,21 +26,20 @@ def test_it_compares_with_the_plain_design_and_its_limits(gpu, tmp_path, capsys)
     sizes = ["--size", "160x128", "--training-size", "32x24", "--pairs", "2", "--batch", "2"]
     gpu.main(["--device", "cpu", *sizes, "--out", str(out)])
     figures = json.loads(out.read_text())
-    assert {"plain", "ours, 8 updates"} <= figures["results"].keys()
-    for row in figures["results"].values():
+    assert figures["results"].keys() == {"plain", "ours, 8 updates", "ours"}
+    for name, row in figures["results"].items():
         assert row.keys() == gpu.MEASURES.keys()
-        assert row["updates"] == 8
+        assert 0 < row["updates"] <= 8 if name == "ours" else row["updates"] == 8
         assert row["limit ms"] > 0
     # The same number of updates of the same network, but fewer images encoded and no level of detail kept for training.
     assert figures["results"]["ours, 8 updates"]["limit ms"] < figures["results"]["plain"]["limit ms"]
     assert f"{figures['ratio']:.2f} times as fast" in capsys.readouterr().out
 
 
-def test_it_times_the_odometry_where_flow_is_random(gpu, tmp_path):
+def test_it_times_the_odometry(gpu, tmp_path):
     out = tmp_path / "odometry.json"
     gpu.main(["--device", "cpu", "--size", "160x128", "--pairs", "3", "--odometry", "1", "--out", str(out)])
     figures = json.loads(out.read_text())
-    assert not figures["trained"]
     assert len(figures["results"]) == 4, "with a depth camera and without, with the network and without"
     for row in figures["results"].values():
         assert row["cpu ms"] > 0
