@@ -26,7 +26,10 @@ HELD_PARALLAX = 1.2
 """Parallax, pixels, below which a single camera has not left its place."""
 
 START_PARALLAX = 0.006
-"""Parallax, as a share of the image's width, from which a single camera may start."""
+"""Parallax, as a share of the image's width, from which a single camera may start, and ..."""
+
+ENOUGH_PARALLAX = 4.0
+"""... pixels that are enough however wide the image is: places are as sure in a large one."""
 
 START_ITERATIONS = 30
 """Most iterations of the fit of the first baseline, whose start is poor."""
@@ -79,7 +82,7 @@ def first_baseline(camera: PinholeCamera, matches: Matches, start: Tensor, *, ma
     parallax = float(error[:2].norm(dim=0).quantile(PARALLAX_QUANTILE))
     if parallax < HELD_PARALLAX:
         return turned, False
-    if parallax > START_PARALLAX * camera.width:
+    if parallax > min(START_PARALLAX * camera.width, ENOUGH_PARALLAX):
         motion = two_view(camera, camera.project(matches.direction), matches.pixels)
         if motion is not None:
             fit = _refined(camera, matches, motion)

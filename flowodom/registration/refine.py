@@ -51,8 +51,8 @@ QUANTILE_OF_TWO = 0.862
 
 
 def is_known(rho: Tensor, variance: Tensor) -> Tensor:
-    """Returns which inverse depths (N,), of these variances (N,), are known: (N,) bool."""
-    return variance < (KNOWN * rho) ** 2
+    """Returns which inverse depths (N,), of these variances (N,), are known: (N,) bool; none below zero is."""
+    return (rho > 0) & (variance < (KNOWN * rho) ** 2)
 
 
 @dataclass(frozen=True)

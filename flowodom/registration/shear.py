@@ -16,6 +16,9 @@ from torch import Tensor
 
 from flowodom.geometry import PinholeCamera, se3
 
+LEAST_FARTHER = 1e-3
+"""Least factor by which a shear changes a depth."""
+
 
 def rows(camera: PinholeCamera, pixels: Tensor) -> Tensor:
     """Returns the rows (M,) of pixels (M, 2), from -1/2 at the first to 1/2 at the last."""
@@ -32,12 +35,13 @@ def sheared(camera: PinholeCamera, pixels: Tensor, rho: Tensor, shear: Tensor) -
         shear: (6,) float64 twist of the image; its negative frees an image from its shear.
 
     Returns:
-        (M, 2) pixels and (M,) by how much farther the points are, as a factor of their depth.
+        (M, 2) pixels and (M,) by how much farther the points are, as a factor of their depth, above zero also for what
+        is so near that the camera would have moved past it.
     """
     rays = camera.rays(pixels)
     moved = torch.linalg.cross(shear[3:].expand_as(rays), rays) + rho[:, None] * shear[:3]
     place = rays + rows(camera, pixels)[:, None] * moved
-    return camera.project(place), place[:, 2]
+    return camera.project(place, min_depth=LEAST_FARTHER), place[:, 2].clamp_min(LEAST_FARTHER)
 
 
 @dataclass(frozen=True)

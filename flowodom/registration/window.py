@@ -84,7 +84,7 @@ class KeyframeWindow:
     def typical_rho(self) -> float:
         """Median inverse depth of the points known to better than half their value; 1 where there are none."""
         p = self._points
-        known = p.variance < (0.5 * p.rho) ** 2
+        known = (p.rho > 0) & (p.variance < (0.5 * p.rho) ** 2)
         return float(p.rho[known].median()) if known.any() else 1.0
 
     @property

@@ -9,7 +9,7 @@ import torch
 from flowodom.geometry import se3
 from flowodom.registration.covariance import fit_covariance
 from flowodom.registration.procrustes import procrustes
-from flowodom.registration.refine import CORRELATION, refine, residuals, score
+from flowodom.registration.refine import CORRELATION, is_known, refine, residuals, score
 from flowodom.worlds import hand_held, pinhole, room
 
 MOTION = se3.exp(torch.tensor([0.05, -0.02, 0.04, 0.01, 0.03, -0.02], dtype=torch.float64))
@@ -190,6 +190,16 @@ def test_depth_noise_cannot_invent_translation(camera, scatter, observe):
     targets = camera.unproject(matches.pixels, 1 / matches.seen_rho)
     metric = procrustes(matches.direction / matches.rho[:, None], targets, torch.ones(400, dtype=torch.float64))
     assert miss(refined.motion, turn)[:3].norm() < 0.3 * miss(metric, turn)[:3].norm()
+
+
+def test_an_inverse_depth_below_zero_is_not_known_however_sure_it_seems():
+    rho = torch.tensor([0.5, 0.5, -0.5, -1e7], dtype=torch.float64)
+    assert is_known(rho, torch.tensor([1e-4, 0.1, 1e-4, 1e-4], dtype=torch.float64)).tolist() == [
+        True,
+        False,
+        False,
+        False,
+    ]
 
 
 def test_matches_are_picked_by_mask_and_index(scatter, observe):

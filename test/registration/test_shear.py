@@ -36,6 +36,13 @@ def test_a_negative_shear_frees_an_image(camera, scatter):
     torch.testing.assert_close(nearer * farther, torch.ones_like(farther), rtol=0, atol=2e-3)
 
 
+def test_what_the_camera_would_move_past_stays_before_it(camera):
+    pixels, near = torch.tensor([[160.0, 0.0]], dtype=torch.float64), torch.tensor([1e4], dtype=torch.float64)
+    there, farther = sheared(camera, pixels, near, torch.tensor([0, 0, 1.0, 0, 0, 0], dtype=torch.float64))
+    assert 0 < float(farther) < 0.01
+    assert there.isfinite().all()
+
+
 def test_far_points_are_sheared_by_turning_alone(camera, scatter):
     pixels, far = camera.project(scatter(20)), torch.zeros(20, dtype=torch.float64)
     moved, _ = sheared(camera, pixels, far, torch.tensor([1.0, 2, 3, 0, 0, 0], dtype=torch.float64))

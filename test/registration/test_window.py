@@ -171,6 +171,17 @@ def test_the_unit_of_a_single_camera_stays_where_it_comes_back_to_its_first_plac
     assert w.window.poses[-1][:3, 3].norm() / path(3.0)[:3, 3].norm() == pytest.approx(1.0, rel=0.01)
 
 
+def test_points_that_got_behind_the_camera_do_not_cost_the_unit(walk):
+    w = walk(2, metric=False, size=0.0)
+    for k, place in enumerate((0.03, 2.0, 3.0)):
+        w.add(path(place), path(place) @ nudge(k), depth=False, fresh=20)
+    # As where a shutter's shear has moved the camera past what was taken to be very near.
+    w.window._points.rho[:3] = torch.tensor((-1e7, -40.0, -0.5), dtype=torch.float64)
+    w.window.optimise(max_iterations=60)
+    assert torch.stack(w.window.poses).isfinite().all()
+    assert w.window.poses[-1][:3, 3].norm() / path(3.0)[:3, 3].norm() == pytest.approx(1.0, rel=0.05)
+
+
 def test_outliers_do_not_bend_the_poses(walk):
     w = walk(4, metric=True, size=0.0, optimise=False)
     pose = path(4)
