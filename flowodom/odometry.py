@@ -27,6 +27,7 @@ from flowodom.geometry import PinholeCamera, se3
 from flowodom.judgement import Judgement, Known, Undecided
 from flowodom.local_map import LocalMap
 from flowodom.registration.first_baseline import OutOfSight, Parallax
+from flowodom.registration.motion_fit import LEAST_INLIERS
 from flowodom.registration.readout import Readout
 from flowodom.registration.relocation import relocate
 from flowodom.registration.turn import Turn
@@ -34,7 +35,7 @@ from flowodom.scene_flow import PropertySet, lift
 from flowodom.scene_flow.moving import Moving
 from flowodom.stopwatch import Stopwatch
 from flowodom.threads import one_thread
-from flowodom.tracking import LEAST_INLIERS, NotTracked, Tracker
+from flowodom.tracking import NotTracked, Tracker
 from flowodom.unit import Scale, Unit
 from flowodom.view import View
 
@@ -494,9 +495,8 @@ class Odometry:
             self._unit = Unit(Scale.FIRST_BASELINE)
         if not keyframe or self._depth.metric or self._known.field is None:
             return 1.0
-        points, been = self._tracker.points(), self._tracker.been()
-        told = self._unit.by_height(self._config.camera_height, points, been)
-        told = told or self._unit.by_field(self._depth, frame, points)
+        told = self._unit.by_height(self._config.camera_height, self._tracker)
+        told = told or self._unit.by_field(self._depth, frame, self._tracker)
         if told is not None:
             self._unit, factor = told
         else:

@@ -20,8 +20,8 @@ from flowodom.geometry import se3
 from flowodom.local_map import Keyframe, LocalMap
 from flowodom.recall import Correction, Look, correction, is_worth_a_look, look_back, unit_change
 from flowodom.registration.covariance import compose, fit_covariance, miscalibrated, since, stretched
-from flowodom.registration.first_baseline import OutOfSight, Parallax, first_baseline
-from flowodom.registration.motion_fit import MotionFit, Rival
+from flowodom.registration.first_baseline import START_SHARE, OutOfSight, Parallax, first_baseline
+from flowodom.registration.motion_fit import LEAST_INLIERS, MotionFit, Rival
 from flowodom.registration.planes import Patches, local_planes
 from flowodom.registration.readout import Exposure, Readout
 from flowodom.registration.refine import Fit, Matches, is_known
@@ -32,9 +32,6 @@ from flowodom.registration.window import KeyframeWindow
 from flowodom.scene_flow.moving import Carried, Moving
 from flowodom.threads import one_thread
 from flowodom.view import View, read
-
-LEAST_INLIERS = 25
-"""Matches that must agree with a pose for it to be believed."""
 
 LEAST_INLIER_SHARE = 0.35
 """Share of the matches that must agree with a pose for it to be believed."""
@@ -57,9 +54,6 @@ SPARSEST = 0.5
 
 PROVEN = 0.25
 """Share of the points that must have stood still from one keyframe to another for the others to depend on them."""
-
-START_SHARE = 0.6
-"""Share of the first view's points that must still be seen for a single camera to wait for a longer baseline."""
 
 LOOKS = 2
 """Most remembered keyframes at which a new one looks back, until one tells something."""
@@ -153,7 +147,7 @@ class Tracker:
         recalled: Recalled | None = None,
     ) -> None:
         self._config = config
-        self._camera = view.frame.camera
+        self._camera = view.camera
         self._metric = metric
         self._window = self._new_window()
         self._fitter = MotionFit(self._camera, max_iterations=config.max_iterations, metric=metric)
@@ -161,9 +155,8 @@ class Tracker:
         self._covariance = covariance
         self._relative_covariance = torch.zeros(6, 6, dtype=torch.float64)
         self._started = metric or recalled is not None
-        stamp = view.frame.stamp * 1e-9
-        told = Readout.begin(stamp, config.readout, config.readout_deviation)
-        self._readout = told if readout is None else readout.anew(stamp)
+        told = Readout.begin(view.stamp, config.readout, config.readout_deviation)
+        self._readout = told if readout is None else readout.anew(view.stamp)
         self._turn = turn
         self._slip = torch.zeros(3, dtype=torch.float64)
         self.unit_deviation = 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import math
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from torch import Tensor
 
@@ -44,6 +45,18 @@ class Scale(enum.Enum):
     """Metres, by the distance between the cameras of a stereo rig."""
 
 
+class Sight(Protocol):
+    """What a camera sees, in a unit that may be another than the metre; see ``Tracker``."""
+
+    def points(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns rays (M, 3) with z = 1, inverse depths (M,), their variances (M,)."""
+        ...
+
+    def been(self) -> Tensor:
+        """Returns (K, 4, 4) poses at which the camera was before, as it sees them now."""
+        ...
+
+
 @dataclass(frozen=True)
 class Unit:
     """A unit of length.
@@ -66,20 +79,20 @@ class Unit:
         """Relative deviation from the metre; None where it is none."""
         return self.variance**0.5 if self.metric else None
 
-    def by_height(
-        self, camera_height: float, points: tuple[Tensor, Tensor, Tensor], been: Tensor
-    ) -> tuple[Unit, float] | None:
+    def by_height(self, camera_height: float, sight: Sight) -> tuple[Unit, float] | None:
         """Brings it to metres by the camera's height above the ground.
 
         Args:
             camera_height: That height, metres; zero where it is not known.
-            points: See ``ground_height``.
-            been: (K, 4, 4) poses at which the camera was before, as it sees them now.
+            sight: What the camera sees.
 
         Returns:
             The unit afterwards and the factor by which lengths are multiplied; None where no ground is seen.
         """
-        found = ground_height(*points, been[:, :3, 3]) if camera_height > 0 else None
+        if not camera_height > 0:
+            return None
+        been = sight.been()
+        found = ground_height(*sight.points(), been[:, :3, 3])
         if found is None:
             return None
         height, relative = found
@@ -95,22 +108,20 @@ class Unit:
         gain = variance / (variance + measured)
         return replace(self, variance=variance * (1 - gain)), factor**gain
 
-    def by_field(
-        self, depth: DepthSource, frame: Frame, points: tuple[Tensor, Tensor, Tensor]
-    ) -> tuple[Unit, float] | None:
+    def by_field(self, depth: DepthSource, frame: Frame, sight: Sight) -> tuple[Unit, float] | None:
         """Brings it to metres by the single-image field, once: it wanders less than the field does from view to view.
 
         Args:
             depth: The source of depth, of which the field may be a part.
             frame: The frame.
-            points: What is known of its depths: rays (M, 3), inverse depths (M,), variances (M,).
+            sight: What the camera sees in it.
 
         Returns:
             See ``by_height``; None where the field knows no metres.
         """
         if self.metric or not isinstance(depth, FusedDepth) or depth.scale_deviation > MOST_DEVIATION:
             return None
-        found = depth.metres(frame, *points)
+        found = depth.metres(frame, *sight.points())
         if found is None:
             return None
         factor, deviation = found

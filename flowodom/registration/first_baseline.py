@@ -35,7 +35,7 @@ START_ITERATIONS = 30
 """Most iterations of the fit of the first baseline, whose start is poor."""
 
 START_SHARE = 0.6
-"""Share of the first view's points that must agree with the first baseline."""
+"""Share of the first view's points that must still be seen, and of those that must agree with the first baseline."""
 
 START_DEVIATION = 0.05
 """Deviation, as a share of its length, to which the first baseline must be known across its direction."""

@@ -20,8 +20,8 @@ from flowodom.registration.refine import ANNEALING, OUTLIER, Fit, Matches, refin
 from flowodom.registration.resection import resection
 from flowodom.registration.shear import NO_SHEAR, Shear
 
-LEAST_SUPPORT = 25
-"""Matches without which nothing is fitted to them."""
+LEAST_INLIERS = 25
+"""Matches that must agree with a motion for it to be believed, and without which none is fitted."""
 
 HYPOTHESES = 24
 """Motions proposed from three points each, beside the expected ones."""
@@ -85,7 +85,7 @@ class MotionFit:
         known = matches.subset(matches.known)
         points = known.points
         lifted = known.seen_variance.isfinite()
-        if int(lifted.sum()) >= LEAST_SUPPORT:
+        if int(lifted.sum()) >= LEAST_INLIERS:
             candidates += self._lifted(points[lifted], known.subset(lifted), self._random)
         else:
             sampled = resection(self._camera, points, known.pixels)
@@ -116,12 +116,12 @@ class MotionFit:
         own = matches.rho <= matches.rho.quantile(FARTHEST)
         start = self.propose(matches.subset(own), expected)
         for _ in range(GROWTHS):
-            if int(own.sum()) < LEAST_SUPPORT:
+            if int(own.sum()) < LEAST_INLIERS:
                 return fit
             behind = self.refine(matches.subset(own), start, shear)
             squared = residuals(self._camera, matches, behind.motion, behind.shear)[1]
             start, own = behind.motion, squared < OUTLIER * OUTLIER * spread(squared[own])
-        if not int(own.sum()) >= LEAST_SUPPORT or 2 * int((fit.weight[own] > 0.25).sum()) < int(own.sum()):
+        if not int(own.sum()) >= LEAST_INLIERS or 2 * int((fit.weight[own] > 0.25).sum()) < int(own.sum()):
             return fit
         missed = residuals(self._camera, matches.subset(own), fit.motion, fit.shear)[1]
         if float((missed - squared[own]).clamp(max=OUTLIER * OUTLIER).sum()) < STILL * behind.noise_factor:
@@ -156,7 +156,7 @@ class MotionFit:
             fit: It.
             share: Of the points, from which on another motion is a rival.
         """
-        least = max(LEAST_SUPPORT, round(share * len(matches)))
+        least = max(LEAST_INLIERS, round(share * len(matches)))
         known = matches.known & matches.seen_variance.isfinite()
         agreeing = fit.weight > 0.25
         odd = matches.subset(known & ~agreeing)
