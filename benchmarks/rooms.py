@@ -19,8 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowodom.calibration import Calibration
 from flowodom.config import OdometryConfig
 from flowodom.geometry import PinholeCamera, se3
+from flowodom.messages import MessageFactory
 from flowodom.odometry import Estimate, Odometry
 from flowodom.worlds import Sensor, Step, hand_held, pinhole, room, rotation, sequence, straight, street
 
@@ -91,6 +93,25 @@ def _rolling(seed: int, frames: int, camera: PinholeCamera, sensor: Sensor) -> I
     return _hand_held(seed, frames, camera, replace(sensor, readout=READOUT))
 
 
+def _autofocus(seed: int, frames: int, camera: PinholeCamera, sensor: Sensor) -> Iterator[Step]:
+    """A camera in a hand whose focal length swings by 3 %, as its CameraInfos say."""
+    make = MessageFactory()
+    for k, step in enumerate(_hand_held(seed, frames, camera, sensor)):
+        frame, stretch = step.frame, 1 + 0.03 * np.sin(0.15 * k)
+        focused = replace(camera, fx=stretch * camera.fx, fy=stretch * camera.fy)
+        calibration = Calibration.from_info(make.camera_info(frame.stamp, "camera", focused), like=camera)
+        zoom = cv2.getRotationMatrix2D((camera.cx, camera.cy), 0.0, stretch)
+        size, edge = (camera.width, camera.height), cv2.BORDER_REPLICATE
+        image = cv2.warpAffine(frame.image, zoom, size, borderMode=edge)
+        depth = None
+        if frame.depth is not None:
+            depth = calibration.rectify_depth(
+                cv2.warpAffine(frame.depth, zoom, size, flags=cv2.INTER_NEAREST, borderMode=edge)
+            )
+        seen = replace(frame, image=calibration.rectify(image), depth=depth, ignore=calibration.invalid)
+        yield replace(step, frame=seen)
+
+
 def _gaps(seed: int, frames: int, camera: PinholeCamera, sensor: Sensor) -> Iterator[Step]:
     """A quick hand, of whose frames a third are dropped at random."""
     path = hand_held(seed, speed=0.9, turn=75.0, tremor=2.5)
@@ -136,6 +157,8 @@ SCENES = {
     "rolling shutter, one camera": Scene(_rolling, depth=False),
     "exposure": Scene(_exposure),
     "exposure, one camera": Scene(_exposure, depth=False),
+    "autofocus": Scene(_autofocus),
+    "autofocus, one camera": Scene(_autofocus, depth=False),
     "gaps": Scene(_gaps),
     "gaps, one camera": Scene(_gaps, depth=False),
     "hand-held, stereo": Scene(_hand_held, depth=False, baseline=HAND),

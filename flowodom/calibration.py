@@ -20,6 +20,8 @@ _MOST_PIXELS = 1 << 27
 _BROWN_LENGTHS = (4, 5, 8, 12, 14)
 _LEAST_BASELINE = 1e-3
 """Metres between two cameras, below which they are said to be in one place."""
+_REFOCUSED = 0.1
+"""Share by which focal lengths, and of the width by which the centre, may differ between two states of one lens."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Calibration:
 
     Attributes:
         camera: The camera of the rectified image.
-        distorted: Whether there is any distortion; without, images pass as they are.
+        distorted: Whether images must be resampled; without, they pass as they are.
         invalid: (H, W) bool, True where the rectified image has nothing to show; None where that is nowhere.
     """
 
@@ -44,7 +46,7 @@ class Calibration:
     _nearest: tuple[NDArray[Any], NDArray[Any]] | None = field(default=None, repr=False)
 
     @classmethod
-    def from_info(cls, info: Any, *, rectified: bool = False) -> Calibration:
+    def from_info(cls, info: Any, *, rectified: bool = False, like: PinholeCamera | None = None) -> Calibration:
         """Reads a sensor_msgs/CameraInfo.
 
         ``K`` and ``D`` are of the full sensor. The region of interest is cut first, then binning joins pixels into
@@ -55,6 +57,7 @@ class Calibration:
             info: The message.
             rectified: Whether the images are rectified already though ``D`` is not zero, as image_proc's
                 ``image_rect`` beside its ``image_raw``; then ``P`` is their camera.
+            like: Camera to which images are brought where the lens is nearly that, but focused otherwise; or None.
 
         Raises:
             CalibrationError: The camera is not calibrated (``K`` of zeros), or its distortion model is unknown or has
@@ -97,9 +100,12 @@ class Calibration:
             width=width,
             height=height,
         )
+        ideal = like if like is not None and _is_refocused(camera, like) else camera
+        if ideal == camera and not np.any(coefficients):
+            return cls(ideal)
         if not np.any(coefficients):
-            return cls(camera)
-        return cls._distorted(camera, delivered, coefficients, str(info.distortion_model).lower())
+            return cls._distorted(ideal, delivered, np.zeros(4), _BROWN[0])
+        return cls._distorted(ideal, delivered, coefficients, str(info.distortion_model).lower())
 
     @classmethod
     def _distorted(
@@ -200,6 +206,15 @@ def _rectification(info: Any) -> tuple[Tensor, Tensor]:
     if int(torch.linalg.matrix_rank(projection[:, :3])) != 3:
         return turn, torch.zeros(3, dtype=torch.float64)
     return turn, torch.linalg.solve(projection[:, :3], projection[:, 3])
+
+
+def _is_refocused(camera: PinholeCamera, like: PinholeCamera) -> bool:
+    """Tells whether two cameras may be one whose lens was focused, zoomed a little or stabilised in between."""
+    if (camera.width, camera.height) != (like.width, like.height):
+        return False
+    stretch = max(abs(camera.fx / like.fx - 1), abs(camera.fy / like.fy - 1))
+    shift = max(abs(camera.cx - like.cx), abs(camera.cy - like.cy)) / like.width
+    return stretch < _REFOCUSED and shift < _REFOCUSED
 
 
 def _check_model(model: str, coefficients: NDArray[np.float64]) -> None:

@@ -20,7 +20,7 @@ from flowodom.calibration import Calibration, between
 from flowodom.config import SessionConfig, SyncConfig
 from flowodom.errors import CalibrationError, FrameError, MessageError
 from flowodom.frame import Frame, OtherEye
-from flowodom.frames import FrameTree
+from flowodom.frames import FrameTree, stamp_of
 from flowodom.geometry import se3
 from flowodom.health import Health
 
@@ -73,17 +73,30 @@ class _Clock:
 
 
 class _Lens:
-    """What the CameraInfo of one camera says; nothing at first.
+    """What the CameraInfos of one camera say; nothing at first.
+
+    A lens that focuses by itself is told anew with every image. As long as it is about the same lens, all images are
+    brought to the camera of the first of them, so that whoever looks at them sees one camera.
 
     Attributes:
-        info: The message.
-        calibration: What was made of it.
+        info: The newest message.
+        changes: Whether it was told anew, but about the same.
+
+    Args:
+        sync: How near in time what belongs together is, and how long it is waited for.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sync: SyncConfig) -> None:
+        self._sync = sync
         self.info: Any = None
-        self.calibration: Calibration | None = None
+        self.changes = False
         self._content: tuple[Any, ...] = ()
+        self._told: deque[tuple[int, Calibration]] = deque(maxlen=_PENDING)
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """What was made of the newest message."""
+        return self._told[-1][1] if self._told else None
 
     def take(self, info: Any, *, rectified: bool) -> bool:
         """Takes a message in, and returns whether it says anything new.
@@ -91,12 +104,27 @@ class _Lens:
         Raises:
             CalibrationError: It cannot be used; it changes nothing.
         """
-        content = _content(info)
-        if content == self._content:
-            return False
-        self.calibration = Calibration.from_info(info, rectified=rectified)
+        content, known = _content(info), self.calibration
+        new = known is None or content != self._content
+        if new:
+            like = None if known is None else known.camera
+            known = Calibration.from_info(info, rectified=rectified, like=like)
+            self.changes = known.camera == like
         self.info, self._content = info, content
-        return True
+        assert known is not None
+        self._told.append((stamp_of(info.header), known))
+        return new
+
+    def at(self, stamp: int) -> Calibration | None:
+        """Returns the calibration that was told for a stamp, about; else the newest."""
+        near = [(abs(told - stamp), calibration) for told, calibration in reversed(self._told)]
+        off, calibration = min(near, key=lambda one: one[0], default=(0, None))
+        return calibration if off <= self._sync.tolerance * 1e9 else self.calibration
+
+    def may_change_by(self, stamp: int) -> bool:
+        """Tells whether a lens that changes has been told about of late, but not yet for a stamp."""
+        since = (stamp - self._told[-1][0]) * 1e-9 if self._told else 0.0
+        return self.changes and self._sync.tolerance < since < self._sync.wait
 
 
 class _Companions:
@@ -198,7 +226,7 @@ class Pairing:
         self._right = _Companions(config.sync, self._clock, expected=with_right and source == "auto")
         self._companions = {"depth": self._depth, "right": self._right}
         self._mask: NDArray[np.uint8] | None = None
-        self._lens, self._depth_lens, self._right_lens = _Lens(), _Lens(), _Lens()
+        self._lens, self._depth_lens, self._right_lens = (_Lens(config.sync) for _ in range(3))
         self._between: Tensor | None = None
         self._alignment: tuple[tuple[Any, ...], DepthAlignment] | None = None
         self._unplaced: set[str] = set()
@@ -271,11 +299,14 @@ class Pairing:
         self._take_info(self._right_lens, info, "right calibration")
 
     def _take_info(self, lens: _Lens, info: Any, key: str) -> None:
+        changed = lens.changes
         try:
             new = lens.take(info, rectified=self._config.rectified)
         except CalibrationError as error:
             self._health.skip("bad_calibration", key, error)
             return
+        if lens.changes and not changed:
+            _log.info("the lens of %r changes: its images are brought to its first camera", info.header.frame_id)
         self._health.report(key, None)
         if new and self._lens.info is not None and self._right_lens.info is not None:
             self._between = between(self._lens.info, self._right_lens.info, rectified=self._config.rectified)
@@ -290,6 +321,8 @@ class Pairing:
             picture = self._images[0]
             overdue = final or self._clock.newest - picture.stamp > self._config.sync.wait * 1e9
             problem = self._calibration_problem(picture)
+            if not overdue and self._lens.may_change_by(picture.stamp):
+                return
             if problem is not None:
                 if not overdue:
                     return
@@ -313,7 +346,7 @@ class Pairing:
     def frame(self, moment: Moment) -> Frame:
         """Returns what the odometry takes in: an image that is ready, rectified, with what of the rest fits it."""
         picture, depth, right = moment
-        calibration = self._lens.calibration
+        calibration = self._lens.at(picture.stamp)
         assert calibration is not None
         field = None if depth is None else self._registered(calibration, picture, depth)
         ignore = calibration.invalid
@@ -342,7 +375,7 @@ class Pairing:
             self._health.report("depth size", CalibrationError(f"depth is not used: {error}"))
             return None
         self._health.report("depth size", None)
-        key = (own, calibration, motion)
+        key = (own.camera, calibration.camera, motion)
         if self._alignment is None or any(a is not b for a, b in zip(self._alignment[0], key, strict=True)):
             self._alignment = key, DepthAlignment(own.camera, calibration.camera, motion)
         return self._alignment[1](pixels)
@@ -356,7 +389,7 @@ class Pairing:
         same_frame, same_size = depth.frame_id == picture.frame_id, depth.pixels.shape == picture.pixels.shape[:2]
         if same_frame and same_size:
             return None
-        own, info = self._depth_lens.calibration, self._resolve("depth_info")
+        own, info = self._depth_lens.at(depth.stamp), self._resolve("depth_info")
         what = f"depth is in the frame {depth.frame_id!r}, the image in {picture.frame_id!r}"
         if own is None:
             raise CalibrationError(f"{what}, and there is no usable message on {info}, the depth camera's CameraInfo")
@@ -391,7 +424,7 @@ class Pairing:
         Raises:
             CalibrationError: Neither the CameraInfos nor tf say how the two cameras stand.
         """
-        calibration, info = self._right_lens.calibration, self._resolve("right_info")
+        calibration, info = self._right_lens.at(right.stamp), self._resolve("right_info")
         if calibration is None:
             raise CalibrationError(f"no usable message on {info}: record or publish the right camera's CameraInfo")
         if self._between is not None:
@@ -427,12 +460,13 @@ class Pairing:
         self._clock.newest = self._clock.jumped_to = stamp
 
     def _calibration_problem(self, picture: Picture) -> CalibrationError | None:
-        if self._lens.calibration is None:
+        calibration = self._lens.at(picture.stamp)
+        if calibration is None:
             return CalibrationError(
                 f"no usable message on {self._resolve('camera_info')}: the odometry needs the camera's calibration; "
                 "record or publish its CameraInfo, or name the right topic"
             )
-        size = (self._lens.calibration.camera.width, self._lens.calibration.camera.height)
+        size = (calibration.camera.width, calibration.camera.height)
         came = picture.pixels.shape[1::-1]
         if came != size:
             return CalibrationError(

@@ -246,3 +246,36 @@ def test_a_driver_that_leaves_r_at_zero_means_no_turn(factory):
     right = info_of(factory, p=projection(x=-0.1), r=np.zeros(9))
     motion = between(info_of(factory, p=projection()), right)
     torch.testing.assert_close(motion[:3, :3], torch.eye(3, dtype=torch.float64))
+
+
+def refocused(factory, stretch, shift=0.0, distortion=(0.0,) * 5):
+    focused = dataclasses.replace(CAMERA, fx=stretch * CAMERA.fx, fy=stretch * CAMERA.fy, cx=CAMERA.cx + shift)
+    return factory.camera_info(0, "camera", focused, distortion=distortion), focused
+
+
+@pytest.mark.parametrize("distortion", [(0.0,) * 5, tuple(LENSES["plumb_bob"])])
+def test_images_of_a_lens_that_is_focused_otherwise_become_those_of_the_camera_asked_for(factory, distortion):
+    info, focused = refocused(factory, 1.05, 4.0, distortion)
+    points = torch.tensor([[-0.4, -0.3, 1.0], [0.0, 0.0, 1.0], [0.4, -0.25, 1.0], [0.3, 0.25, 1.0]])
+    k = focused.matrix.numpy()
+    seen, _ = cv2.projectPoints(points.numpy().astype(np.float64), np.zeros(3), np.zeros(3), k, np.array(distortion))
+    calibration = Calibration.from_info(info, like=CAMERA)
+    assert calibration.camera is CAMERA
+    rectified = calibration.rectify(blobs(seen[:, 0]))
+    for expected in CAMERA.project(points).numpy():
+        np.testing.assert_allclose(centre(rectified, expected), expected, atol=0.1)
+
+
+def test_what_a_stretched_lens_does_not_see_is_invalid(factory):
+    calibration = Calibration.from_info(refocused(factory, 1.05)[0], like=CAMERA)
+    assert calibration.invalid is not None
+    assert calibration.invalid[:4].all()
+    assert not calibration.invalid[20:-20, 20:-20].any()
+
+
+@pytest.mark.parametrize(("stretch", "shift"), [(1.2, 0.0), (0.8, 0.0), (1.0, 40.0)])
+def test_a_lens_that_is_too_different_is_another_camera(factory, stretch, shift):
+    info, focused = refocused(factory, stretch, shift)
+    calibration = Calibration.from_info(info, like=CAMERA)
+    assert calibration.camera == focused
+    assert not calibration.distorted

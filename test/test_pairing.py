@@ -1,4 +1,5 @@
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -157,6 +158,70 @@ def test_a_change_of_size_goes_on_once_its_calibration_has_come() -> None:
     assert desk.ready == [(0, None)]
     desk.calibrate(BIG)
     assert desk.ready == [(0, None), (STEP, None)]
+
+
+def focused(stretch: float) -> PinholeCamera:
+    return replace(CAMERA, fx=stretch * CAMERA.fx, fy=stretch * CAMERA.fy)
+
+
+class Autofocus(Desk):
+    """A pairing of a camera whose lens is told anew with every image; ``frames`` are what came out of it."""
+
+    def __init__(self) -> None:
+        self.frames: dict[int, Frame] = {}
+        super().__init__(with_depth=False)
+
+    def focus(self, stamp: int, stretch: float) -> None:
+        self.pairing.calibrate(make.camera_info(stamp, "camera", focused(stretch)))
+        self.work()
+
+    def work(self, *, final: bool = False) -> None:
+        for moment in self.pairing.ready(final=final):
+            self.frames[moment.image.stamp] = self.pairing.frame(moment)
+
+    def unseen(self, stamp: int) -> int:
+        """Returns how many pixels of a frame its lens has not seen."""
+        ignore = self.frames[stamp].ignore
+        return 0 if ignore is None else int(ignore.sum())
+
+
+def test_images_of_a_lens_that_focuses_by_itself_are_brought_to_one_camera(caplog: pytest.LogCaptureFixture) -> None:
+    desk = Autofocus()
+    with caplog.at_level(logging.INFO):
+        for i, stretch in enumerate((1.0, 1.05, 1.09, 0.97)):
+            desk.focus(i * STEP, stretch)
+            desk.image(i * STEP)
+    assert list(desk.frames) == [0, STEP, 2 * STEP, 3 * STEP]
+    assert all(frame.camera == CAMERA for frame in desk.frames.values())
+    assert desk.unseen(0) == desk.unseen(3 * STEP) == 0
+    assert 0 < desk.unseen(STEP) <= desk.unseen(2 * STEP)
+    assert caplog.text.count("the lens of 'camera' changes") == 1
+
+
+def test_an_image_waits_for_what_its_own_lens_was_like_and_no_longer() -> None:
+    desk = Autofocus()
+    desk.image(0)
+    desk.focus(0, 1.0)
+    desk.focus(STEP, 1.08)
+    desk.image(STEP)
+    desk.image(2 * STEP)
+    assert list(desk.frames) == [0, STEP]
+    desk.focus(2 * STEP, 1.0)
+    assert desk.unseen(STEP) > desk.unseen(2 * STEP) == 0
+    desk.image(3 * STEP)
+    assert list(desk.frames) == [0, STEP, 2 * STEP]
+    for i in range(4, 13):  # nothing is told any more
+        desk.image(i * STEP)
+    assert list(desk.frames) == [i * STEP for i in range(13)]
+
+
+def test_a_lens_that_is_told_anew_once_keeps_no_image_waiting_for_long() -> None:
+    desk = Autofocus()
+    desk.focus(0, 1.02)
+    for i in range(6, 12):
+        desk.image(i * STEP)
+        assert len(desk.frames) == i - 5
+    assert list(desk.frames) == [i * STEP for i in range(6, 12)]
 
 
 def test_repeated_and_late_images_are_passed_over() -> None:
