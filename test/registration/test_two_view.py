@@ -49,3 +49,14 @@ def test_views_without_agreement_give_none(camera):
 
 def test_too_few_points_give_none(camera, scatter):
     assert two_view(camera, *views(camera, scatter(19), MOTION)) is None
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_with_little_parallax_a_slow_mover_does_not_sway_exact_matches(camera, seed):
+    motion = se3.exp(torch.tensor([0.05, 0.0, 0.02, 0.004, 0.006, -0.003], dtype=torch.float64))
+    u, v, away = torch.rand(3, 300, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    points = camera.unproject(torch.stack((320 * u, 240 * v), dim=-1), 3 + 2 * away)
+    a, b = views(camera, points, motion, noise=0.03, seed=seed)
+    b[:75] += torch.tensor([0.6, 0.8])
+    found = two_view(camera, a, b)
+    assert angle(found[:3, 3], motion[:3, 3]) < 5
