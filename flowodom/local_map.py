@@ -55,6 +55,7 @@ class Keyframe:
         grey: (H, W) uint8, its image.
         pose: (4, 4) float64 ``T_odom_keyframe``.
         covariance: (6, 6) of its right perturbation.
+        slip: (3,) by how far its place is off, one standard deviation, because the unit of length is; in odom.
         places: (N, 2) float64 pixels at which its image shows its points.
         rays: (N, 3) rays to them, z = 1, free of the shear of its shutter.
         rho: (N,) their inverse depths.
@@ -64,6 +65,7 @@ class Keyframe:
     grey: NDArray[np.uint8]
     pose: Tensor
     covariance: Tensor
+    slip: Tensor
     places: Tensor
     rays: Tensor
     rho: Tensor

@@ -468,6 +468,8 @@ class Odometry:
 
     def _go_on(self, tracker: Tracker, view: View) -> Estimate:
         """Goes on from the view with which a tracker starts."""
+        if not self._depth.metric:
+            tracker.unit_deviation = self._unit.deviation or 0.0
         self._tracker, self._known, self._lost_since = tracker, Known(view, view.depth), None
         return self._estimate(view, Status.TRACKING, pose=tracker.pose, covariance=tracker.covariance, keyframe=True)
 

@@ -126,6 +126,7 @@ class Tracker:
         metric: Whether depth is measured.
         pose: (4, 4) float64 ``T_odom_camera`` of the first view.
         covariance: (6, 6) of its right perturbation.
+        slip: (3,) see ``Keyframe``; None for none.
         known: Keyframes that are remembered from before; None for none.
         readout: What is known of the camera's time of readout from before; None for nothing.
         turn: What is known of that of the stereo pair which measures depth; None where none does.
@@ -141,6 +142,7 @@ class Tracker:
         metric: bool,
         pose: Tensor,
         covariance: Tensor,
+        slip: Tensor | None = None,
         known: LocalMap | None = None,
         readout: Readout | None = None,
         turn: Turn | None = None,
@@ -158,7 +160,7 @@ class Tracker:
         told = Readout.begin(view.stamp, config.readout, config.readout_deviation)
         self._readout = told if readout is None else readout.anew(view.stamp)
         self._turn = turn
-        self._slip = torch.zeros(3, dtype=torch.float64)
+        self._slip = torch.zeros(3, dtype=torch.float64) if slip is None else slip
         self.unit_deviation = 0.0
         """Relative deviation of lengths: that of a stereo pair, by how sure its turn is, or what the unit is told to
         have; zero where lengths are measured outright, and where there is nothing to compare them with."""
@@ -191,8 +193,7 @@ class Tracker:
     @property
     def covariance(self) -> Tensor:
         """(6, 6) covariance of ``pose``; what is not known of unit and calibration is a part of it."""
-        way = self._pose[:3, 3] - self._window.poses[0][:3, 3]
-        seen = stretched(self._covariance, self._pose, self._slip + self.unit_deviation * way)
+        seen = stretched(self._covariance, self._pose, self._slip_at(self._pose))
         began = se3.inverse(self._map.origin) @ self._pose
         return miscalibrated(seen, began, self._config.calibration_deviation)
 
@@ -351,8 +352,7 @@ class Tracker:
         if self._window.full:
             self._remember_oldest()
             # What leaves the window is not corrected any more when the unit becomes better known.
-            step = (self._window.poses[1] - self._window.poses[0])[:3, 3]
-            self._slip = self._slip + self.unit_deviation * step
+            self._slip = self._slip_at(self._window.poses[1])
         if not self._started:
             self._window, self._keys = self._new_window(), []
             self._forget_last()
@@ -409,7 +409,8 @@ class Tracker:
         key = self._keys.pop(0)
         rays, rho, variance = self._window.oldest()
         places, _ = sheared(self._camera, self._camera.project(rays), rho, key.exposure.shear)
-        self._map.add(Keyframe(key.grey, self._window.poses[0], key.covariance, places, rays, rho, variance))
+        pose = self._window.poses[0]
+        self._map.add(Keyframe(key.grey, pose, key.covariance, self._slip, places, rays, rho, variance))
 
     def remember_newest(self) -> None:
         """Keeps the newest keyframe, to which a camera that is lost may come back."""
@@ -417,7 +418,8 @@ class Tracker:
         rays, rho, variance = self._window.points()
         sure = is_known(rho, variance)
         known = (part[sure] for part in (places, rays, rho, variance))
-        self._map.add(Keyframe(key.grey, self._window.poses[-1], key.covariance, *known))
+        pose = self._window.poses[-1]
+        self._map.add(Keyframe(key.grey, pose, key.covariance, self._slip_at(pose), *known))
 
     def _recall(self, view: View, moving: Moving | None) -> float:
         """Holds the newest keyframe against an old one that saw the same; returns by how much lengths changed."""
@@ -466,6 +468,7 @@ class Tracker:
                     metric=self._metric,
                     pose=keyframe.pose @ motion,
                     covariance=compose(keyframe.covariance, motion, look.covariance),
+                    slip=keyframe.slip,
                     known=known,
                     readout=self._readout,
                     turn=self._turn,
@@ -488,6 +491,10 @@ class Tracker:
     def share_on(self, moving: Moving) -> float:
         """Returns the share of the points of the last fit that lie on what moves on its own."""
         return float(moving.doubted(self._camera, self._seen[self._found]).numpy().mean())
+
+    def _slip_at(self, pose: Tensor) -> Tensor:
+        """Returns by how far a place (4, 4) in the window is off because the unit is; see ``Keyframe``."""
+        return self._slip + self.unit_deviation * (pose - self._window.poses[0])[:3, 3]
 
     @property
     def _at_rest(self) -> Tensor:

@@ -345,6 +345,21 @@ def test_a_metre_that_is_told_by_the_cameras_height_is_as_unsure_in_the_covarian
     assert float((across @ last.covariance[:3, :3] @ across).sqrt()) < 0.5 * deviation
 
 
+@pytest.mark.parametrize("seconds", [0.5, 5.0])
+def test_after_a_loss_the_metre_is_as_unsure_in_the_covariance_as_before(lane, seconds):
+    count, last = round(10 * seconds), lane.frames[-1].stamp
+    dark = np.zeros_like(lane.frames[-1].image)
+    night = [replace(lane.frames[-1], image=dark, stamp=last + (k + 1) * 100_000_000) for k in range(count)]
+    back = [replace(f, stamp=night[-1].stamp + (k + 1) * 100_000_000) for k, f in enumerate(lane.frames[-3:])]
+    estimates = follow([*lane.frames, *night, *back], OdometryConfig(camera_height=HEIGHT))
+    assert all(e.pose is None for e in estimates[-3 - count : -3])
+    for e in estimates[-3:]:
+        assert e.status is Status.TRACKING
+        assert e.segment == 0
+        way = e.pose[:3, :3].T @ e.pose[:3, 3]
+        assert float((way @ e.covariance[:3, :3] @ way).sqrt()) > 0.8 * e.scale_deviation * float(way.square().sum())
+
+
 def test_a_height_that_is_another_planes_hardly_changes_the_unit(lane, monkeypatch):
     true = follow(lane.frames, OdometryConfig(camera_height=HEIGHT))
     heights = []
