@@ -25,7 +25,8 @@ def keyframe(shift=(0.0, 0.0, 0.0), turn=(0.0, 0.0, 0.0), *, seed=0, points=200)
     pose = se3.exp(torch.tensor((*shift, *turn), dtype=torch.float64))
     rho = torch.full((points,), 0.5, dtype=torch.float64)
     grey = np.kron(random.integers(0, 255, (12, 16)), np.ones((20, 20))).astype(np.uint8)
-    return Keyframe(grey, pose, SIGMA, torch.zeros(3, dtype=torch.float64), pixels, CAMERA.rays(pixels), rho, 1e-4 * rho)
+    still = torch.zeros(3, dtype=torch.float64)
+    return Keyframe(grey, pose, SIGMA, still, pixels, CAMERA.rays(pixels), rho, 1e-4 * rho)
 
 
 def pose(*xi):
