@@ -47,6 +47,12 @@ CLEARLY_NEARER = 0.25
 MOST_ACCELERATION = (12.0, 30.0)
 """What a camera is believed to do, m/s^2 and rad/s^2, where much of the image moves otherwise than the rest."""
 
+USUAL_DEPTH = 2.0
+"""Metres, about, at which what a single camera sees is taken to be where nothing tells metres."""
+
+MAJORITY = 0.5
+"""Share of the points followed, below which those that agree are not believed when by them the camera leaps."""
+
 CROWDED = 0.7
 """Share of the points that agree with a pose, below which what moves on its own is looked for."""
 
@@ -158,6 +164,9 @@ class Judgement:
             opinion = self._fit(expected, opinion.moving, before, search=True)
         if doubt := self._doubt(opinion):
             opinion = self._other_way_round(expected, opinion, doubt)
+        inliers, matches = opinion.track.inliers, opinion.track.matches
+        if inliers < MAJORITY * matches and self._known.velocity is not None and not self._steady(opinion):
+            raise NotTracked(f"only {inliers} of {matches} points agree on a motion by which the camera leaps")
         return opinion
 
     def _fit(
@@ -197,7 +206,7 @@ class Judgement:
         """Returns why what moves and what stands still may be the wrong way round; empty where it is not in doubt."""
         if share := self._behind(opinion):
             return f"{share:.0%} of what is seen, all of it behind the rest, moves otherwise: " + UNTOLD
-        if opinion.moving is None or self._steady(opinion.track.motion):
+        if opinion.moving is None or self._steady(opinion):
             return ""
         unwatched, share = self._known.velocity is None, opinion.moving.share
         if not unwatched and share > MOST:
@@ -216,13 +225,14 @@ class Judgement:
         behind = moving is not None and self._depth.metric and share > self._rival_share and moving.backed < BACKED
         return share if behind else 0.0
 
-    def _steady(self, motion: Tensor) -> bool:
-        """Tells whether the camera can have come to its motion (4, 4) from that of the last tracked pair."""
+    def _steady(self, opinion: Opinion) -> bool:
+        """Tells whether the camera can have come to its motion from that of the last tracked pair."""
         if self._known.velocity is None:
             return False
         interval = self._known.until(self._view)
-        change = (se3.log(motion) / interval - self._known.velocity) / interval
-        return bool(change[:3].norm() < MOST_ACCELERATION[0] and change[3:].norm() < MOST_ACCELERATION[1])
+        change = (se3.log(opinion.track.motion) / interval - self._known.velocity) / interval
+        metres = 1.0 if self._depth.metric else USUAL_DEPTH * (opinion.tracker.typical_rho or 0.0)
+        return bool(metres * change[:3].norm() < MOST_ACCELERATION[0] and change[3:].norm() < MOST_ACCELERATION[1])
 
     def _other_way_round(self, expected: Sequence[Tensor], opinion: Opinion, doubt: str) -> Opinion:
         """Finds pose, depth and what moves where what seemed to move stands still, and the rest moves before it.

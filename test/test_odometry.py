@@ -438,6 +438,27 @@ def test_a_long_blackout_starts_a_new_segment_at_the_last_trusted_pose(short):
     assert after[-1].covariance[:3, :3].trace() > estimates[5].covariance[:3, :3].trace()
 
 
+@pytest.mark.usefixtures("featureless")
+@pytest.mark.parametrize(("shift", "inliers", "believed"), [(0.3, 40, False), (0.3, 60, True), (0.003, 40, True)])
+@pytest.mark.parametrize("name", ["short", "lane"], ids=["depth", "one camera"])
+def test_a_leap_is_believed_only_if_most_points_agree_on_it(request, monkeypatch, name, shift, inliers, believed):
+    frames, track = request.getfixturevalue(name).frames[:14], Tracker.track
+
+    def leaping(self, view, *args, **known):
+        told = track(self, view, *args, **known)
+        if view.frame is not frames[12]:
+            return told
+        usual = 1 / self.typical_rho
+        aside = se3.matrix(torch.eye(3, dtype=torch.float64), torch.tensor((shift * usual, 0, 0), dtype=torch.float64))
+        return replace(told, motion=told.motion @ aside, inliers=inliers, matches=100)
+
+    monkeypatch.setattr(Tracker, "track", leaping)
+    estimates = follow(frames)
+    assert estimates[11].status is estimates[13].status is Status.TRACKING
+    assert (estimates[12].pose is not None) == believed
+    assert ("leaps" in estimates[12].reason) != believed
+
+
 def test_a_cut_to_elsewhere_is_never_believed(short):
     elsewhere = clip(room(9, movers=0, texels=256), hand_held(9), SMALL, 12, rate=10.0)
     start = short.frames[7].stamp

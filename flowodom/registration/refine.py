@@ -332,7 +332,7 @@ def _normal_equations(
     """
     seen = _look(camera, matches, motion, rho, twist)
     point = _Elimination(matches, seen, matches.rho - rho)
-    weight = (kernel / (kernel + point.squared)) ** 2 * say
+    weight = (kernel / (kernel + point.squared)) ** 2 * (say & seen.ahead)
     by_motion = motion_jacobian(camera, seen.view)
     jacobian = torch.cat((by_motion, matches.row * by_motion))
     projected = (point.scaled * jacobian).sum(1)

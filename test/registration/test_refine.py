@@ -192,6 +192,17 @@ def test_depth_noise_cannot_invent_translation(camera, scatter, observe):
     assert miss(refined.motion, turn)[:3].norm() < 0.3 * miss(metric, turn)[:3].norm()
 
 
+def test_a_point_that_the_camera_has_passed_spoils_no_covariance(camera, scatter, observe):
+    motion = se3.exp(torch.tensor([0.05, 0.0, -0.6, 0.0, 0.0, 0.0], dtype=torch.float64))
+    sound = observe(scatter(300), motion, seed=1, pixel=0.1, seen=False)
+    passed = replace(sound, rho=sound.rho.clone(), rho_variance=sound.rho_variance.clone())
+    passed.rho[:5], passed.rho_variance[:5] = 1 / 0.55, 900.0
+    apart, mixed = (
+        fit_covariance(refine(camera, m, motion, max_iterations=20)) for m in (sound.subset(slice(5, None)), passed)
+    )
+    torch.testing.assert_close(mixed, apart, rtol=0.05, atol=1e-9)
+
+
 def test_an_inverse_depth_below_zero_is_not_known_however_sure_it_seems():
     rho = torch.tensor([0.5, 0.5, -0.5, -1e7], dtype=torch.float64)
     assert is_known(rho, torch.tensor([1e-4, 0.1, 1e-4, 1e-4], dtype=torch.float64)).tolist() == [
