@@ -102,12 +102,11 @@ def _autofocus(seed: int, frames: int, camera: PinholeCamera, sensor: Sensor) ->
         calibration = Calibration.from_info(make.camera_info(frame.stamp, "camera", focused), like=camera)
         zoom = cv2.getRotationMatrix2D((camera.cx, camera.cy), 0.0, stretch)
         size, edge = (camera.width, camera.height), cv2.BORDER_REPLICATE
-        image = cv2.warpAffine(frame.image, zoom, size, borderMode=edge)
-        depth = None
-        if frame.depth is not None:
-            depth = calibration.rectify_depth(
-                cv2.warpAffine(frame.depth, zoom, size, flags=cv2.INTER_NEAREST, borderMode=edge)
-            )
+        image = np.asarray(cv2.warpAffine(frame.image, zoom, size, borderMode=edge), dtype=np.uint8)
+        depth = frame.depth
+        if depth is not None:
+            depth = np.asarray(cv2.warpAffine(depth, zoom, size, flags=cv2.INTER_NEAREST, borderMode=edge), np.float32)
+            depth = calibration.rectify_depth(depth)
         seen = replace(frame, image=calibration.rectify(image), depth=depth, ignore=calibration.invalid)
         yield replace(step, frame=seen)
 

@@ -50,8 +50,14 @@ MOST_ACCELERATION = (12.0, 30.0)
 USUAL_DEPTH = 2.0
 """Metres, about, at which what a single camera sees is taken to be where nothing tells metres."""
 
+LEAP = 3.0
+"""Times that acceleration, from which on the camera leaps: it is not believed to where few points agree on it."""
+
 MAJORITY = 0.5
-"""Share of the points followed, below which those that agree are not believed when by them the camera leaps."""
+"""Share of the points followed, below which those that agree are few, ..."""
+
+MINORITY = 0.2
+"""... and share of the points that should be seen."""
 
 CROWDED = 0.7
 """Share of the points that agree with a pose, below which what moves on its own is looked for."""
@@ -164,10 +170,15 @@ class Judgement:
             opinion = self._fit(expected, opinion.moving, before, search=True)
         if doubt := self._doubt(opinion):
             opinion = self._other_way_round(expected, opinion, doubt)
-        inliers, matches = opinion.track.inliers, opinion.track.matches
-        if inliers < MAJORITY * matches and self._known.velocity is not None and not self._steady(opinion):
-            raise NotTracked(f"only {inliers} of {matches} points agree on a motion by which the camera leaps")
+        if self._known.velocity is not None and self._is_rash(opinion.track) and not self._steady(opinion, LEAP):
+            inliers, sought = opinion.track.inliers, opinion.track.sought
+            raise NotTracked(f"only {inliers} of {sought} points agree on a motion by which the camera leaps")
         return opinion
+
+    @staticmethod
+    def _is_rash(track: Track) -> bool:
+        """Tells whether so little speaks for where the camera is that it must not have leapt there."""
+        return track.inliers < max(MAJORITY * track.matches, MINORITY * track.sought)
 
     def _fit(
         self, expected: Sequence[Tensor], moving: Moving | Carried | None, before: Moving | None, *, search: bool
@@ -225,14 +236,20 @@ class Judgement:
         behind = moving is not None and self._depth.metric and share > self._rival_share and moving.backed < BACKED
         return share if behind else 0.0
 
-    def _steady(self, opinion: Opinion) -> bool:
-        """Tells whether the camera can have come to its motion from that of the last tracked pair."""
+    def _steady(self, opinion: Opinion, leap: float = 1.0) -> bool:
+        """Tells whether the camera can have come to its motion from that of the last tracked pair.
+
+        Args:
+            opinion: Has its motion.
+            leap: By how many times what a camera is believed to do it may accelerate.
+        """
         if self._known.velocity is None:
             return False
         interval = self._known.until(self._view)
         change = (se3.log(opinion.track.motion) / interval - self._known.velocity) / interval
         metres = 1.0 if self._depth.metric else USUAL_DEPTH * (opinion.tracker.typical_rho or 0.0)
-        return bool(metres * change[:3].norm() < MOST_ACCELERATION[0] and change[3:].norm() < MOST_ACCELERATION[1])
+        shift, turn = (leap * most for most in MOST_ACCELERATION)
+        return bool(metres * change[:3].norm() < shift and change[3:].norm() < turn)
 
     def _other_way_round(self, expected: Sequence[Tensor], opinion: Opinion, doubt: str) -> Opinion:
         """Finds pose, depth and what moves where what seemed to move stands still, and the rest moves before it.

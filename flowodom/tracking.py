@@ -72,7 +72,8 @@ class Track:
         motion: (4, 4) float64 ``T_previous_camera``.
         motion_covariance: (6, 6) of its right perturbation.
         keyframe: Whether the frame should become a keyframe.
-        matches: Points followed into the frame.
+        sought: Points that the frame should show.
+        matches: Those that were followed into it.
         inliers: Those that agree with the pose.
     """
 
@@ -81,6 +82,7 @@ class Track:
     motion: Tensor
     motion_covariance: Tensor
     keyframe: bool
+    sought: int
     matches: int
     inliers: int
 
@@ -298,8 +300,8 @@ class Tracker:
         inliers, sure = int(inlier.sum()), int((inlier & matches.known).sum())
         if inliers < LEAST_INLIERS or inliers < LEAST_INLIER_SHARE * len(matches):
             raise NotTracked(f"only {inliers} of {len(matches)} points agree on one motion")
-        if inliers < LEAST_SEEN_SHARE * (looked := int(seen[:, 0].isfinite().sum())):
-            raise NotTracked(f"only {inliers} of {looked} points that should be seen are where one motion has them")
+        if inliers < LEAST_SEEN_SHARE * (sought := int(seen[:, 0].isfinite().sum())):
+            raise NotTracked(f"only {inliers} of {sought} points that should be seen are where one motion has them")
         if started and sure < LEAST_INLIERS and fit.motion[:3, 3].any():
             raise NotTracked(f"only {sure} of {inliers} points have a known depth: how far the camera went is not told")
         found[found.clone()] = inlier
@@ -323,7 +325,7 @@ class Tracker:
         keyframe = self._wants_keyframe(seen, found, fit.motion)
         motion_covariance = stretched(motion_covariance, motion, self.unit_deviation * motion[:3, 3])
         motion_covariance = miscalibrated(motion_covariance, motion, self._config.calibration_deviation)
-        return Track(pose, covariance, motion, motion_covariance, keyframe, len(matches), inliers)
+        return Track(pose, covariance, motion, motion_covariance, keyframe, sought, len(matches), inliers)
 
     @one_thread()
     def add_keyframe(

@@ -450,7 +450,7 @@ def test_a_leap_is_believed_only_if_most_points_agree_on_it(request, monkeypatch
             return told
         usual = 1 / self.typical_rho
         aside = se3.matrix(torch.eye(3, dtype=torch.float64), torch.tensor((shift * usual, 0, 0), dtype=torch.float64))
-        return replace(told, motion=told.motion @ aside, inliers=inliers, matches=100)
+        return replace(told, motion=told.motion @ aside, inliers=inliers, matches=100, sought=100)
 
     monkeypatch.setattr(Tracker, "track", leaping)
     estimates = follow(frames)

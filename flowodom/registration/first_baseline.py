@@ -15,7 +15,7 @@ from torch import Tensor
 
 from flowodom.geometry import PinholeCamera, se3
 from flowodom.registration.covariance import fit_covariance
-from flowodom.registration.refine import Fit, Matches, refine, residuals
+from flowodom.registration.refine import CORRELATION, Fit, Matches, refine, residuals
 from flowodom.registration.two_view import triangulate, two_view
 
 PARALLAX_QUANTILE = 0.7
@@ -36,6 +36,10 @@ START_ITERATIONS = 30
 
 START_SHARE = 0.6
 """Share of the first view's points that must still be seen, and of those that must agree with the first baseline."""
+
+START_CLEARLY = 6.0
+"""How many times farther points must lie from where rotation has them than from where the first baseline does: with
+little parallax, errors of the lens or a plane leave more than one motion."""
 
 START_DEVIATION = 0.05
 """Deviation, as a share of its length, to which the first baseline must be known across its direction."""
@@ -78,19 +82,44 @@ def first_baseline(camera: PinholeCamera, matches: Matches, start: Tensor, *, ma
         rotation_only=True,
         annealing=256.0,
     )
-    error, _ = residuals(camera, matches, turned.motion, turned.shear)
+    error, missed = residuals(camera, matches, turned.motion, turned.shear)
     parallax = float(error[:2].norm(dim=0).quantile(PARALLAX_QUANTILE))
     if parallax < HELD_PARALLAX:
-        return turned, False
+        return replace(turned, information=_turn_information(camera, matches, turned, max_iterations)), False
     if parallax > min(START_PARALLAX * camera.width, ENOUGH_PARALLAX):
         motion = two_view(camera, camera.project(matches.direction), matches.pixels)
         if motion is not None:
             fit = _refined(camera, matches, motion)
+            left = residuals(camera, matches, fit.motion, fit.shear)[1]
+            clearly = float(missed.quantile(START_SHARE) / left.quantile(START_SHARE)) ** 0.5
             agreeing = float((fit.weight > 0.25).double().mean())
             unsure = float(torch.linalg.eigvalsh(fit_covariance(fit)[:3, :3])[-1]) ** 0.5
-            if agreeing > START_SHARE and unsure < START_DEVIATION:
+            if agreeing > START_SHARE and clearly > START_CLEARLY and unsure < START_DEVIATION:
                 return fit, True
     raise Parallax(f"{parallax:.1f} px of parallax since the first view; waiting for a longer baseline")
+
+
+def _turn_information(camera: PinholeCamera, matches: Matches, turned: Fit, max_iterations: int) -> Tensor:
+    """Returns the (6, 6) information of a rotation beside which the camera may have moved, though it was held.
+
+    Before a plane parallel to the image a small way looks almost as a small turn does. So the rotation is as unsure as
+    that of a fit in which the way is free, all points being about as far as each other, and as this one is off from it.
+
+    Args:
+        camera: The camera.
+        matches: What the fit is to.
+        turned: It.
+        max_iterations: Most steps of the other one.
+    """
+    plane = replace(matches, rho=torch.ones_like(matches.rho), rho_variance=torch.ones_like(matches.rho))
+    free = refine(camera, plane, turned.motion, max_iterations=max_iterations, annealing=1.0)
+    by_way = free.information[3:, :3] @ torch.linalg.solve(free.information[:3, :3], free.information[:3, 3:])
+    off = se3.log(free.motion @ se3.inverse(turned.motion))[3:]
+    noise = CORRELATION * turned.noise_factor
+    covariance = noise * torch.linalg.inv(free.information[3:, 3:] - by_way) + torch.outer(off, off)
+    information = torch.zeros_like(free.information)
+    information[3:, 3:] = noise * torch.linalg.inv(covariance)
+    return information
 
 
 def _refined(camera: PinholeCamera, matches: Matches, motion: Tensor) -> Fit:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from flowodom.geometry import se3
+from flowodom.registration.covariance import fit_covariance
 from flowodom.registration.first_baseline import Parallax, first_baseline
 
 TURN = se3.exp(torch.tensor([0.0, 0.0, 0.0, 0.02, 0.05, -0.03], dtype=torch.float64))
@@ -42,3 +43,25 @@ def test_a_scene_of_which_half_moves_otherwise_does_not_start_it(camera, scatter
     matches.pixels[::2] += 20 * torch.randn(150, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     with pytest.raises(Parallax):
         began(camera, matches)
+
+
+def test_errors_as_large_as_a_sixth_of_the_parallax_do_not_start_it(camera, scatter, observe):
+    motion = se3.exp(torch.tensor([0.12, 0.0, 0.0, 0.0, 0.0, 0.0], dtype=torch.float64)) @ TURN
+    sharp, blurred = (
+        observe(scatter(300), motion, seed=1, pixel=pixel, seen=False, known=False) for pixel in (0.1, 1.5)
+    )
+    assert began(camera, sharp)[1]
+    with pytest.raises(Parallax):
+        began(camera, blurred)
+
+
+def test_a_rotation_is_no_surer_than_a_small_way_beside_it_allows(camera, observe):
+    u, v = torch.rand(2, 300, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    wall = camera.unproject(torch.stack((320 * u, 240 * v), dim=-1), torch.full_like(u, 3.0))
+    motion = se3.exp(torch.tensor([0.03, 0.0, 0.0, 0.0, 0.0, 0.0], dtype=torch.float64)) @ TURN
+    fit, started = began(camera, observe(wall, motion, seed=2, pixel=0.1, seen=False, known=False))
+    assert not started
+    error = se3.log(fit.motion @ se3.inverse(TURN))[3:]
+    deviation = fit_covariance(fit)[3:, 3:].diagonal().sqrt()
+    assert error.norm() > 5e-3
+    assert (error.abs() < 3 * deviation).all()
