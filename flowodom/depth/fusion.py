@@ -30,7 +30,6 @@ from flowodom.depth import FramePair, InverseDepth
 from flowodom.depth.filter import FilterDepth
 from flowodom.depth.measured import MeasuredDepth
 from flowodom.frame import Frame
-from flowodom.geometry import PinholeCamera
 
 SURE = 0.35
 """Relative deviation of triangulated depth below which it tells the ratio of the units."""
@@ -125,7 +124,7 @@ class FusedDepth:
             before = torch.where(self._doubt.isnan(), doubt, self._doubt)
             self._doubt = torch.where(doubt.isnan(), before, before.lerp(doubt, MEMORY))
             return known
-        known, there = _on_grid(known, observed.camera), observed.variance.isfinite()
+        known, there = known.on(observed.camera), observed.variance.isfinite()
         mean = torch.where(there, observed.mean, known.mean)
         return replace(observed, mean=mean, variance=torch.where(there, observed.variance, known.variance))
 
@@ -137,7 +136,7 @@ class FusedDepth:
         field = self._asked(frame).result()
         if field is None:
             return known
-        self._align(_on_grid(known, field.camera), field)
+        self._align(known.on(field.camera), field)
         ratio = self._log_ratio.exp()
         guess = torch.stack((ratio * field.mean, ratio**2 * self._excess * field.variance))[None]
         guess = functional.interpolate(guess, known.mean.shape, mode="bilinear", align_corners=False)[0]
@@ -217,10 +216,3 @@ def _product(mean_a: Tensor, variance_a: Tensor, mean_b: Tensor, variance_b: Ten
     mean = (information_a * mean_a.nan_to_num() + information_b * mean_b.nan_to_num()) / total
     birge = ((mean_a - mean_b).square() / (variance_a + variance_b)).nan_to_num().clamp_min(1)
     return mean, birge / total
-
-
-def _on_grid(field: InverseDepth, camera: PinholeCamera) -> InverseDepth:
-    """Returns a field read on the grid of another camera of the same view."""
-    if field.camera == camera:
-        return field
-    return InverseDepth(camera, *field.at(camera, camera.pixels(device=field.mean.device)))
