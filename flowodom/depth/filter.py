@@ -137,9 +137,7 @@ class FilterDepth:
         if previous is not None:
             before = previous.whole if isinstance(previous, Belief) else previous
             carried, carried_variance = _carry(camera, there, before, motion)
-            innovation = (mean - carried).square()
-            alike = innovation < GATE**2 * (variance + carried_variance)
-            self._follow(_excess(torch.where(alike, innovation / seen.fresh, torch.nan)))
+            self._follow(*(_thinned(field) for field in (mean - carried, seen.fresh, variance + carried_variance)))
             mean, variance = combine(carried, carried_variance, mean, variance)
             variance = torch.where(seen.astray, DISTRUST * variance, variance)
         variance = torch.maximum(variance, (LEAST_RELATIVE * mean) ** 2)
@@ -152,8 +150,11 @@ class FilterDepth:
         """Returns ``known``: there is nothing to add. See ``DepthSource``."""
         return known
 
-    def _follow(self, excess: Tensor) -> None:
-        """Updates ``noise`` by the factor by which innovations exceed it."""
+    def _follow(self, innovation: Tensor, fresh: Tensor, variance: Tensor) -> None:
+        """Updates ``noise`` by innovations (H, W), of which a part of the variance, ``fresh``, is its own doing."""
+        squared = innovation.square()
+        # What contradicts what was carried is no noise.
+        excess = _excess(torch.where(squared < GATE**2 * variance, squared / fresh, torch.nan))
         found = (self.noise.nan_to_num(1.0) * excess).clamp_min(LEAST_NOISE)
         before = torch.where(self.noise.isnan(), found, self.noise)
         self.noise = torch.where(found.isnan(), self.noise, before.lerp(found, MEMORY))
@@ -207,7 +208,7 @@ def _triangulate(
     rho = -(a_u * b_u + a_v * b_v) * per_pixel
     # Off the epipolar line by |a + rho b|, the part of a across b.
     miss = (a_u * b_v - a_v * b_u).square() * (camera.focal**2 * per_pixel)
-    astray = miss.sqrt() > GATE * (fresh * _excess(miss / fresh)).sqrt() + OFF_LINE / CELL
+    astray = miss.sqrt() > GATE * (fresh * _excess(_thinned(miss) / _thinned(fresh))).sqrt() + OFF_LINE / CELL
     per_pixel = per_pixel / camera.focal**2
     baseline = (covariance[:3, :3].trace() / shift.double().square().sum().clamp_min(1e-12)).to(here)
     variance = torch.maximum(fresh, miss) * per_pixel + rho * rho * baseline
@@ -233,9 +234,14 @@ def _carry(camera: PinholeCamera, there: Tensor, previous: InverseDepth, motion:
     return rho / stretch, torch.where(variance.isfinite(), carried, torch.inf)
 
 
+def _thinned(field: Tensor) -> Tensor:
+    """Returns every so manieth row and column of a field (H, W): a quantile of all of them would cost too much."""
+    return field[::THINNED, ::THINNED]
+
+
 def _excess(squares: Tensor) -> Tensor:
     """Returns by which factor squares (H, W), NaN unknown, exceed those of normal deviates, at the tail."""
-    return squares[::THINNED, ::THINNED].nanquantile(TAIL) / TAIL_SQUARE
+    return squares.nanquantile(TAIL) / TAIL_SQUARE
 
 
 def combine(mean_a: Tensor, variance_a: Tensor, mean_b: Tensor, variance_b: Tensor) -> tuple[Tensor, Tensor]:
