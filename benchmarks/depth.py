@@ -51,7 +51,6 @@ MEASURES = {
     "scale %": "by how much the source's depths are too large, median",
     "ms": "time of a frame",
     "ln claimed": "mean logarithm of the filter's squared errors over what it claims; 0 is right, above is too sure",
-    "ln shown": "mean logarithm of the same over what its innovations show (exp of it is fusion.ALIKE)",
 }
 """What is printed, and what it is."""
 
@@ -101,10 +100,10 @@ def compare(frames: Iterable[Frame], network: FieldNetwork | None, every: int) -
                 truth = on_grid(frame, camera)
                 read = {name: at(field, camera) for name, field in fields.items()}
                 filtered = read["filter"].isfinite()
-                for (name, depth), source in zip(read.items(), sources.values(), strict=True):
+                for name, depth in read.items():
                     rows[name].append([*judge(depth, truth), *judge(depth, truth, filtered)[1:3], *scale(depth, truth)])
                     rows[name][-1].append(1e3 * seconds[name])
-                    rows[name][-1] += trust(source, fields[name], frame) if name == "filter" else [np.nan, np.nan]
+                    rows[name][-1].append(trust(fields[name], frame) if name == "filter" else np.nan)
         previous = frame, dense
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # what only the filter tells is NaN for the others
@@ -153,19 +152,16 @@ def scale(depth: Tensor, truth: Tensor) -> list[float]:
     return [100 * (float((depth[both] / truth[both]).median()) - 1) if both.any() else float("nan")]
 
 
-def trust(source: FilterDepth, field: InverseDepth, frame: Frame) -> list[float]:
-    """Returns the logarithms of squared errors of a field over its variance, and over what its innovations show.
-
-    Errors have heavy tails, so both are told where four fifths of the errors end, as for the innovations.
-    """
+def trust(field: InverseDepth, frame: Frame) -> float:
+    """Returns the logarithm of squared errors of a field over its variance, at their tail, which is heavy."""
     truth = 1 / on_grid(frame, field.camera)
     known = truth.isfinite() & field.mean.isfinite() & (field.mean > 0)
     if not known.any():
-        return [float("nan")] * 2
+        return float("nan")
     rho, variance, truth = field.mean[known], field.variance[known], truth[known]
     unit = (truth / rho).median()
     excess = ((unit * rho - truth).square() / (unit**2 * variance)).quantile(TAIL) / TAIL_SQUARE
-    return [float(excess.log()), float((excess / source.innovation).log())]
+    return float(excess.log())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -184,8 +184,7 @@ class _Sight:
             self._field = InverseDepth(self.camera, rho, _SURE * rho * rho)
         elif self._single_image is not None:
             seen = self._single_image.observe(step.frame)
-            pixels = self.camera.pixels()
-            self._field = None if seen is None else InverseDepth(self.camera, *seen.at(self.camera, pixels))
+            self._field = None if seen is None else seen.on(self.camera)
         elif flow is not None:
             motion = se3.inverse(pose) @ self._pose
             covariance = torch.eye(6, dtype=torch.float64) * 1e-12
@@ -237,10 +236,11 @@ def accumulate(rung: Rung, steps: Sequence[Step]) -> dict[str, list[float]]:
         previous, pose_before = field, pose
         if frame % _EVERY or field is None:
             continue
-        known = (field.variance < (_KNOWN * field.mean) ** 2).flatten().nonzero()[:, 0]
+        seen = field.on(sight.camera)
+        known = (seen.variance < (_KNOWN * seen.mean) ** 2).flatten().nonzero()[:, 0]
         chosen = known[torch.randperm(len(known), generator=generator)[:_POINTS]]
         pixels = sight.camera.pixels(dtype=torch.float64).view(-1, 2)[chosen]
-        points = se3.act(pose, sight.camera.unproject(pixels, 1 / field.mean.flatten()[chosen].double()))
+        points = se3.act(pose, sight.camera.unproject(pixels, 1 / seen.mean.flatten()[chosen].double()))
         truth.add(frame, chosen)
         tracks.add(points)
         left = torch.cat((left, points))

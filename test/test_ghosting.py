@@ -36,6 +36,13 @@ def test_the_single_image_field_tells_the_depth_of_movers_too():
     assert found["static"][-1] < 1.0
 
 
+def test_depth_on_a_coarser_grid_is_put_where_it_was_seen():
+    (rung,) = [rung for rung in LADDER if rung.depth == "filter"]
+    found = accumulate(rung, clip(1, 13, (160, 120)))
+    assert found["frame"] == [3, 6, 9, 12]
+    assert found["aware_rest"][-1] < 1.2
+
+
 def test_results_are_written(outcomes, tmp_path):
     files = write(outcomes, tmp_path / "deep")
     assert [path.name for path in files] == ["table.md", "ghosting.json", "ghosting.svg"]

@@ -39,6 +39,12 @@ class InverseDepth:
         """Returns the field when all lengths are multiplied by ``factor``."""
         return InverseDepth(self.camera, self.mean / factor, self.variance / factor**2)
 
+    def on(self, camera: PinholeCamera) -> InverseDepth:
+        """Returns the field read on the grid of another camera of the same view; itself where that is its own."""
+        if self.camera == camera:
+            return self
+        return InverseDepth(camera, *self.at(camera, camera.pixels(device=self.mean.device)))
+
     def at(self, camera: PinholeCamera, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Reads the field at pixels, never mixing the two sides of a depth edge.
 

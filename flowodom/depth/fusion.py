@@ -8,10 +8,7 @@ overrules both where it measures.
 
 The field's unit is its own metre, the filter's that of the odometry. A Kalman filter on the logarithm of their ratio
 follows it, from the pixels that the filter has triangulated well; how far those scatter about the field says how far
-the field is to be trusted in this scene. How far the filter is to be trusted follows from its own innovations: flow is
-surer in some scenes than it says and less sure in others.
-
-Source: Mehra, "Approaches to Adaptive Filtering" (1972), for variances from innovations.
+the field is to be trusted in this scene. What the filter believes of pixels that it does not tell yet counts as well.
 """
 
 from __future__ import annotations
@@ -27,10 +24,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from flowodom.depth import FramePair, InverseDepth
-from flowodom.depth.filter import FilterDepth
+from flowodom.depth.filter import Belief, FilterDepth
 from flowodom.depth.measured import MeasuredDepth
 from flowodom.frame import Frame
-from flowodom.geometry import PinholeCamera
 
 SURE = 0.35
 """Relative deviation of triangulated depth below which it tells the ratio of the units."""
@@ -50,13 +46,6 @@ metre to be changes with what it sees. Measured on eight rendered worlds."""
 
 TRUST_RATE = 0.05
 """Share by which one frame changes how far the field is trusted."""
-
-ALIKE = 4.1
-"""Variance of the filter over what its innovations show of it: errors of flow are alike in neighbouring frames, and
-what they share does not show. Measured on sixteen rendered worlds, the geometric mean."""
-
-MEMORY = 0.2
-"""Share by which one frame changes how far the filter is trusted, as much as it changes the filter."""
 
 NORMAL_MEDIAN = 0.455
 """Median of the square of a normal deviate."""
@@ -95,7 +84,6 @@ class FusedDepth:
         self._field, self._sensor, self._filter = field, sensor, FilterDepth(device)
         self._log_ratio, self._excess = torch.zeros((), device=device), torch.ones((), device=device)
         self._variance = torch.full((), torch.inf, device=device)
-        self._doubt = torch.full((), torch.nan, device=device)
         # A frame is asked for twice, as the current one and then as the previous.
         thread = ThreadPoolExecutor(1, "field")
         self._asked = lru_cache(2)(lambda frame: thread.submit(self._field.observe, frame))
@@ -119,13 +107,10 @@ class FusedDepth:
 
         The result is on the depth camera's grid where there is one. See ``DepthSource``.
         """
-        known = self._filter.fuse(None, previous, pair)
+        belief = self._filter.fuse(None, previous, pair)
         if observed is None:
-            doubt = ALIKE * self._filter.innovation
-            before = torch.where(self._doubt.isnan(), doubt, self._doubt)
-            self._doubt = torch.where(doubt.isnan(), before, before.lerp(doubt, MEMORY))
-            return known
-        known, there = _on_grid(known, observed.camera), observed.variance.isfinite()
+            return belief
+        known, there = belief.on(observed.camera), observed.variance.isfinite()
         mean = torch.where(there, observed.mean, known.mean)
         return replace(observed, mean=mean, variance=torch.where(there, observed.variance, known.variance))
 
@@ -137,18 +122,18 @@ class FusedDepth:
         field = self._asked(frame).result()
         if field is None:
             return known
-        self._align(_on_grid(known, field.camera), field)
+        self._align(known.on(field.camera), field)
         ratio = self._log_ratio.exp()
         guess = torch.stack((ratio * field.mean, ratio**2 * self._excess * field.variance))[None]
         guess = functional.interpolate(guess, known.mean.shape, mode="bilinear", align_corners=False)[0]
-        trusted = self._trusted * known.variance
-        mean, variance = _product(known.mean, trusted, *guess)
+        believed = known.whole if isinstance(known, Belief) else known
+        mean, variance = _in_front(*_product(believed.mean, believed.variance, *guess))
         # All pixels share the ratio's error, so it does not weigh the two against each other at any one of them; what
         # comes from the field is that much less sure, and nothing at all before there is a ratio.
         shared = (variance / guess[1]).clamp_max(1) * guess[0]
         found = self._variance.isfinite()
         mean = torch.where(found, mean, known.mean)
-        variance = torch.where(found, variance + self._variance * shared**2, trusted)
+        variance = torch.where(found, variance + self._variance * shared**2, known.variance)
         return InverseDepth(known.camera, mean, variance)
 
     def metres(self, frame: Frame, rays: Tensor, rho: Tensor, variance: Tensor) -> tuple[float, float] | None:
@@ -179,11 +164,6 @@ class FusedDepth:
         """Follows the odometry, all of whose lengths are multiplied by ``factor``."""
         self._log_ratio = self._log_ratio - math.log(factor)
 
-    @property
-    def _trusted(self) -> Tensor:
-        """The factor that makes the filter's variance that of its errors; 1 before there is any to tell it."""
-        return self._doubt.nan_to_num(1.0)
-
     def _align(self, known: InverseDepth, field: InverseDepth) -> None:
         """Updates the ratio of the units, and the trust in the field, from one frame; on the device alone."""
         relative, guessed = known.variance / known.mean**2, field.variance / field.mean**2
@@ -193,7 +173,6 @@ class FusedDepth:
         measured = difference.nanmedian()
         spread = (difference - measured).square().nanmedian() / NORMAL_MEDIAN
         relative, guessed = (torch.where(sure, part, torch.nan).nanmedian() for part in (relative, guessed))
-        relative = self._trusted * relative
         # A scene in which the field does better than on average does not make it better than it was found to be.
         excess = ((spread - relative) / guessed).clamp_min(1)
 
@@ -219,8 +198,9 @@ def _product(mean_a: Tensor, variance_a: Tensor, mean_b: Tensor, variance_b: Ten
     return mean, birge / total
 
 
-def _on_grid(field: InverseDepth, camera: PinholeCamera) -> InverseDepth:
-    """Returns a field read on the grid of another camera of the same view."""
-    if field.camera == camera:
-        return field
-    return InverseDepth(camera, *field.at(camera, camera.pixels(device=field.mean.device)))
+def _in_front(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns mean and variance (H, W) of what Gaussians say of inverse depth, as nothing is seen behind the camera."""
+    deviation = variance.sqrt()
+    level = mean / deviation
+    hazard = (-0.5 * level.square() - 0.5 * math.log(2 * math.pi) - torch.special.log_ndtr(level)).exp()
+    return mean + deviation * hazard, variance * (1 - hazard * (hazard + level))

@@ -1,5 +1,6 @@
 """The recursive inverse-depth filter on planes whose flow is exact."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from flowodom.depth import FramePair, InverseDepth
-from flowodom.depth.filter import CELL, LEAST_RELATIVE, FilterDepth
+from flowodom.depth.filter import CELL, LEAST_RELATIVE, SYSTEMATIC, FilterDepth
 from flowodom.flow import DenseFlow
 from flowodom.flow.consistency import FLOW_NOISE
 from flowodom.frame import Frame
@@ -19,17 +20,22 @@ STEP = torch.tensor([0.05, 0.01, 0.02, 0.004, -0.006, 0.003], dtype=torch.float6
 FRAME = Frame(0, np.zeros((36, 48), np.uint8), CAMERA)
 MIDDLES = CELL * (CAMERA.resized(48 // CELL, 36 // CELL).pixels(dtype=torch.float64) + 0.5) - 0.5
 """Where in the camera's image the pixels of the filter's fields lie."""
+NORMAL = 0.674
+"""Median of the absolute value of a normal deviate."""
 CERTAIN = torch.zeros(6, 6, dtype=torch.float64)
 
 
 class Plane:
-    """A tilted plane seen by a camera that moves by ``STEP`` a frame: its inverse depth and flow in any frame."""
+    """A tilted plane seen by a camera that moves by ``step`` a frame: its inverse depth and flow in any frame."""
 
     normal = torch.tensor([0.25, -0.15, 1.0], dtype=torch.float64)
     level = 3.0
 
+    def __init__(self, step=STEP):
+        self.step = step
+
     def pose(self, k):
-        return se3.exp(k * STEP)
+        return se3.exp(k * self.step)
 
     def rho(self, k, pixels=None):
         """n . (R ray / rho + t) = level."""
@@ -52,6 +58,13 @@ class Plane:
         variance = torch.full(forward.shape[:2], FLOW_NOISE**2)
         return DenseFlow(forward.float(), backward.float(), variance, variance.clone())
 
+    def parallax(self, k):
+        """Part of the backward flow of frame ``k`` that depth makes: (36, 48, 2) pixels."""
+        pixels = CAMERA.pixels(dtype=torch.float64)
+        turn = se3.inverse(self.pose(k - 1)) @ self.pose(k)
+        turn[:3, 3] = 0
+        return self.flow(k, k - 1) + pixels - CAMERA.project(se3.act(turn, CAMERA.rays(pixels)))
+
     def motion(self, k):
         return se3.inverse(self.pose(k)) @ self.pose(k - 1)
 
@@ -59,18 +72,26 @@ class Plane:
 PLANE = Plane()
 
 
-def pair(k, flow=None, *, motion=None, covariance=CERTAIN):
+def pair(k, flow=None, *, motion=None, covariance=CERTAIN, plane=PLANE):
     """Frames ``k - 1`` and ``k``."""
-    flow = PLANE.field(k) if flow is None else flow
-    return FramePair(FRAME, flow, CAMERA, PLANE.motion(k) if motion is None else motion, covariance)
+    flow = plane.field(k) if flow is None else flow
+    return FramePair(FRAME, flow, CAMERA, plane.motion(k) if motion is None else motion, covariance)
 
 
-def run(count, noise, seed=0):
-    source, fields = FilterDepth(), [None]
+def run(count, noise, seed=0, *, source=None, plane=PLANE, claimed=1.0):
+    """Returns the fields of frames 1, 2, ... from flow that claims so many times its true deviation."""
+    source, fields = source or FilterDepth(), [None]
     for k in range(1, count + 1):
-        flow = PLANE.field(k, noise, seed)
-        fields.append(source.fuse(None, fields[-1], pair(k, flow)))
+        flow = plane.field(k, noise, seed)
+        flow = replace(flow, backward_variance=claimed**2 * flow.backward_variance)
+        fields.append(source.fuse(None, fields[-1], pair(k, flow, plane=plane)))
     return fields[1:]
+
+
+def moved(flow, where, by):
+    """Returns flow of which some pixels were elsewhere before, by (u, v)."""
+    backward = flow.backward + torch.where(where[..., None], torch.tensor(by), 0.0)
+    return replace(flow, backward=backward)
 
 
 def test_it_knows_nothing_without_motion():
@@ -104,6 +125,88 @@ def test_it_never_claims_more_than_it_can_know():
     field = run(10, 0.0)[-1]
     known = field.mean.isfinite()
     assert (field.variance[known].sqrt() >= 0.999 * LEAST_RELATIVE * field.mean[known]).all()
+
+
+@pytest.mark.parametrize("claimed", [0.5, 2.0])
+def test_it_goes_by_its_innovations_and_not_by_what_flow_says(claimed):
+    honest, other = FilterDepth(), FilterDepth()
+    expected = run(10, FLOW_NOISE, source=honest)[-1]
+    field = run(10, FLOW_NOISE, source=other, claimed=claimed)[-1]
+    assert 0.7 < float(honest.noise) < 1.5
+    assert float(claimed**2 * other.noise / honest.noise) == pytest.approx(1, rel=0.2)
+    ratio = (field.variance / expected.variance)[field.mean.isfinite() & expected.mean.isfinite()]
+    assert 0.7 < float(ratio.median()) < 1.4
+
+
+def test_errors_that_neighbouring_frames_share_are_reckoned_with():
+    # Alike by 0.6 from frame to frame, which is four times as bad as new ones of the same size.
+    source, field, generator = FilterDepth(), None, torch.Generator().manual_seed(0)
+    alike, size = 0.6, 0.5 * SYSTEMATIC
+    error = size * torch.randn(*MIDDLES.shape[:2], 1, generator=generator)
+    for k in range(1, 26):
+        flow = PLANE.field(k, 0.01)
+        along = torch.nn.functional.normalize(PLANE.parallax(k), dim=-1).float()
+        here = along * error.repeat_interleave(CELL, 0).repeat_interleave(CELL, 1)
+        field = source.fuse(None, field, pair(k, replace(flow, backward=flow.backward + here)))
+        error = alike * error + size * (1 - alike**2) ** 0.5 * torch.randn(error.shape, generator=generator)
+    known = field.mean.isfinite()
+    miss = (field.mean - PLANE.rho(25, MIDDLES))[known].abs()
+    assert (miss <= 3 * field.variance[known].sqrt()).double().mean() > 0.99
+    assert 0.3 < float((miss / field.variance[known].sqrt()).median()) / NORMAL < 1.2
+
+
+def test_what_is_not_known_yet_is_not_taken_for_near():
+    plane = Plane(0.3 * STEP)
+    field = run(25, FLOW_NOISE, plane=plane)[-1]
+    truth = plane.rho(25, MIDDLES)
+    for found, most in ((field, 0.1), (field.whole, 0.04)):
+        there = found.mean.isfinite()
+        assert there.double().mean() > 0.5
+        assert abs(float((found.mean / truth)[there].median()) - 1) < most
+
+
+def test_what_moves_on_its_own_becomes_unsure():
+    source, field = FilterDepth(), None
+    region = torch.zeros(36, 48, dtype=torch.bool)
+    region[12:24, 18:30] = True
+    across = PLANE.parallax(1)[18, 24].float()
+    across = 0.5 * torch.stack((-across[1], across[0])) / across.norm()
+    for k in range(1, 13):
+        flow = PLANE.field(k, 0.3 * FLOW_NOISE)
+        field = source.fuse(None, field, pair(k, moved(flow, region, across.tolist()) if k > 8 else flow))
+    cells = region[::CELL, ::CELL]
+    inner = torch.zeros_like(cells)
+    inner[8:10, 11:13] = True
+    assert field.mean[inner].isnan().all()
+    assert field.mean[~cells].isfinite().double().mean() > 0.7
+
+
+def test_what_would_lie_behind_the_camera_is_forgotten():
+    fields = run(6, 0.0)
+    region = torch.zeros(36, 48, dtype=torch.bool)
+    region[12:24, 18:30] = True
+    back = -3 * PLANE.parallax(7)[18, 24].float()
+    source, flow = FilterDepth(), PLANE.field(7)
+    field = source.fuse(None, None, pair(7, moved(flow, region, back.tolist())))
+    assert field.whole.mean[8:10, 11:13].isnan().all()
+    assert fields[-1].whole.mean[8:10, 11:13].isfinite().all()
+
+
+def test_beside_an_edge_of_flow_it_is_less_sure():
+    region = torch.zeros(36, 48, dtype=torch.bool)
+    region[:, 24:] = True
+    parallax = PLANE.parallax(1)[18, 24].float()
+    field = FilterDepth().fuse(None, None, pair(1, moved(PLANE.field(1), region, parallax.tolist())))
+    middle = field.whole.variance[9]
+    assert middle[10:14].min() > 1.5 * torch.cat((middle[3:8], middle[16:21])).max()
+
+
+def test_lengths_of_a_belief_may_change():
+    field = run(3, FLOW_NOISE)[-1]
+    twice = field.scaled(2.0)
+    torch.testing.assert_close(2 * twice.mean, field.mean, equal_nan=True)
+    torch.testing.assert_close(2 * twice.whole.mean, field.whole.mean, equal_nan=True)
+    torch.testing.assert_close(4 * twice.whole.variance, field.whole.variance)
 
 
 def test_what_was_hidden_starts_anew():

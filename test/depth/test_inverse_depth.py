@@ -73,6 +73,16 @@ def test_resolutions_agree(factor):
     torch.testing.assert_close(coarse[0], 0.5 + 0.1 * rays[:, 0] + 0.05 * rays[:, 1], atol=1e-5, rtol=0)
 
 
+def test_on_another_grid_it_is_the_same_surface():
+    coarse = CAMERA.resized(16, 12)
+    seen = field(plane(coarse), coarse).on(CAMERA)
+    assert seen.camera == CAMERA
+    assert seen.mean.isfinite().all()
+    inner = slice(1, -1)  # half a coarse pixel of the border is beyond the middle of the last one
+    torch.testing.assert_close(seen.mean[inner, inner], plane(CAMERA).float()[inner, inner], atol=1e-6, rtol=0)
+    assert seen.on(CAMERA) is seen
+
+
 def test_nothing_is_known_of_an_unknown_field():
     unknown = InverseDepth.unknown(CAMERA)
     assert unknown.mean.shape == (24, 32)
