@@ -17,12 +17,14 @@ the frames are played forth and then back to the first one, where the camera mus
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -549,6 +551,20 @@ def _colour(shot: Shot) -> Array:
     return np.ascontiguousarray(image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2))
 
 
+@cache
+def _open3d() -> dict[str, Callable[[], Method]]:
+    """Returns how to make Open3D's methods, by name; none, and says so, where it lacks a library of the system."""
+    try:
+        importlib.import_module("open3d")
+    except (ImportError, OSError) as error:
+        logging.warning("without Open3D, which cannot be imported: %s", error)
+        return {}
+    return {
+        "open3d": lambda: Chain(Open3D(tensor=False)),
+        "open3d_tensor": lambda: Chain(Open3D(tensor=True)),
+    }
+
+
 def methods(config: OdometryConfig, *, depth: bool, pair: bool = False) -> dict[str, Callable[[], Method]]:
     """Returns how to make each method that runs on frames with or without depth, or on a stereo pair's, by name."""
     ours: dict[str, Callable[[], Method]] = {
@@ -562,12 +578,7 @@ def methods(config: OdometryConfig, *, depth: bool, pair: bool = False) -> dict[
     if pair:
         return ours | with_pnp
     if depth:
-        return {
-            **ours,
-            **with_pnp,
-            "open3d": lambda: Chain(Open3D(tensor=False)),
-            "open3d_tensor": lambda: Chain(Open3D(tensor=True)),
-        }
+        return ours | with_pnp | _open3d()
     return ours | {
         "lk_five_point": lambda: Chain(five_point(lucas_kanade)),
         "dis_five_point": lambda: Chain(five_point(Dis())),

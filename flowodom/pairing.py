@@ -333,7 +333,9 @@ class Pairing:
             if topic is None:
                 yield Moment(self._images.popleft())
                 continue
-            found, decided = self._companions[topic].match(picture.stamp)
+            companions = self._companions[topic]
+            found, decided = companions.match(picture.stamp)
+            decided |= final and companions.heard
             if not overdue and (not decided or (found and self._waits_for_place(topic, picture, found))):
                 return
             if found is None and not decided and self._gives_up(topic):

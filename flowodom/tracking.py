@@ -542,6 +542,7 @@ class Tracker:
         before = se3.inverse(self._window.poses[-1]) @ self._pose
         shear = self._readout.expect(start, before, self._relative_covariance, stamp)
         fit = self._fitter.refine(matches, start, shear, trusted)
+        fit = self._fitter.lenient(matches, fit, start, shear, trusted)
         if self._metric and not len(self._seen):
             fit = self._fitter.unmixed(matches, fit, guesses, shear)
         return self._fitter.held(matches, fit, trusted)

@@ -129,6 +129,18 @@ def test_depth_that_stops_is_waited_for_and_then_done_without(caplog: pytest.Log
     assert desk.ready[-1] == (10 * STEP, 10 * STEP)
 
 
+def test_at_the_end_depth_that_lacks_for_the_last_image_has_not_stopped(caplog: pytest.LogCaptureFixture) -> None:
+    desk = Desk()
+    desk.image(0)
+    desk.depth(0)
+    desk.image(STEP)
+    with caplog.at_level(logging.WARNING):
+        desk.work(final=True)
+    assert desk.ready == [(0, 0), (STEP, None)]
+    assert "going on" not in caplog.text
+    assert desk.health.counts["unpaired"] == 1
+
+
 def test_depth_that_must_be_a_sensors_is_never_done_without() -> None:
     desk = Desk(depth__source="sensor")
     for i in range(10):

@@ -32,6 +32,15 @@ JUDGES = 300
 FARTHEST = 0.33
 """Share of the points of a first pair, the farthest ones, in which nothing that moves is expected."""
 
+WARP = 0.02
+"""Deviation of a match, as a share of how far it has gone, where lens and shutter are not as they are taken to be."""
+
+CONTESTED = 0.9
+"""Share of the matches that agree, below which they may be that far off, ..."""
+
+GAINED = 1.08
+"""... and factor by which more of them must agree then."""
+
 GROWTHS = 3
 """Fits by which it grows to all that agrees."""
 
@@ -127,6 +136,20 @@ class MotionFit:
         if float((missed - squared[own]).clamp(max=OUTLIER * OUTLIER).sum()) < STILL * behind.noise_factor:
             return fit
         return refine(self._camera, matches, behind.motion, max_iterations=0, shear=Shear(behind.shear))
+
+    def lenient(self, matches: Matches, fit: Fit, start: Tensor, shear: Shear, trusted: Tensor) -> Fit:
+        """Returns the fit, or one by which far more agrees where what has gone far may be somewhat off.
+
+        Where lens or shutter are not as they are taken to be, what is near and goes farthest contradicts all that is
+        far by more than its noise. A fit without it knows hardly where the camera went, and what is near seems to move.
+        """
+        agreeing = int((fit.weight > 0.25).sum())
+        if agreeing > CONTESTED * len(matches):
+            return fit
+        gone = matches.pixels - self._camera.project(matches.direction + matches.rho[:, None] * matches.offset)
+        off = matches.pixel_variance + WARP**2 * gone.square().sum(-1)
+        other = self.refine(replace(matches, pixel_variance=off), start, shear, trusted)
+        return other if int((other.weight > 0.25).sum()) > GAINED * agreeing else fit
 
     def held(self, matches: Matches, fit: Fit, trusted: Tensor) -> Fit:
         """Returns the fit, or the camera held in its place where translation earns nothing."""
