@@ -86,3 +86,34 @@ def test_a_first_pair_of_a_still_world_is_left_as_it_is(fitter, scatter, observe
     matches = observe(scatter(400), NEAR, seed=3)
     fit = fitter.refine(matches, NEAR)
     assert fitter.unmixed(matches, fit, (se3.identity(), NEAR), NO_SHEAR) is fit
+
+
+@pytest.fixture
+def layers(camera, scatter, observe):
+    """Returns matches of a far and of a near layer, what is near being off by a share of how far it has gone."""
+
+    def make(off, motion=NEAR):
+        points = scatter(600)
+        far, near = points[points[:, 2] > 3][:140], points[points[:, 2] < 2][:60]
+        near = observe(near / near[:, 2:] * 0.7, motion, seed=6, pixel=0.3, seen=False)
+        aside = (near.pixels - camera.project(near.direction)).flip(-1) * torch.tensor((-1.0, 1.0))
+        near.pixels[:] += off * aside * torch.linspace(-1, 1, 60)[:, None]
+        return joined(observe(far, NEAR, seed=5, pixel=0.3, seen=False), near)
+
+    return make
+
+
+def test_what_is_near_is_heard_where_a_lens_is_not_as_it_is_taken_to_be(fitter, layers):
+    matches, everything = layers(0.06), torch.ones(200, dtype=torch.bool)
+    strict = fitter.refine(matches, NEAR)
+    fit = fitter.lenient(matches, strict, NEAR, NO_SHEAR, everything)
+    assert float((strict.weight[140:] > 0.25).double().mean()) < 0.6
+    assert float((fit.weight[140:] > 0.25).double().mean()) > 0.8
+    assert float((fit.weight[:140] > 0.25).double().mean()) > 0.9
+
+
+def test_what_agrees_or_moves_on_its_own_changes_nothing(fitter, layers):
+    aside = se3.exp(torch.tensor([0.05, 0.0, 0.0, 0.0, 0.0, 0.0], dtype=torch.float64))
+    for matches in (layers(0.0), layers(0.0, aside @ NEAR)):
+        fit = fitter.refine(matches, NEAR)
+        assert fitter.lenient(matches, fit, NEAR, NO_SHEAR, torch.ones(200, dtype=torch.bool)) is fit
