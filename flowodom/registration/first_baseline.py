@@ -103,7 +103,8 @@ def _turn_information(camera: PinholeCamera, matches: Matches, turned: Fit, max_
     """Returns the (6, 6) information of a rotation beside which the camera may have moved, though it was held.
 
     Before a plane parallel to the image a small way looks almost as a small turn does. So the rotation is as unsure as
-    that of a fit in which the way is free, all points being about as far as each other, and as this one is off from it.
+    that of a fit in which the way is free, all points being about as far as each other, and as this one is off from it:
+    by no more than what has been seen to turn.
 
     Args:
         camera: The camera.
@@ -114,7 +115,8 @@ def _turn_information(camera: PinholeCamera, matches: Matches, turned: Fit, max_
     plane = replace(matches, rho=torch.ones_like(matches.rho), rho_variance=torch.ones_like(matches.rho))
     free = refine(camera, plane, turned.motion, max_iterations=max_iterations, annealing=1.0)
     by_way = free.information[3:, :3] @ torch.linalg.solve(free.information[:3, :3], free.information[:3, 3:])
-    off = se3.log(free.motion @ se3.inverse(turned.motion))[3:]
+    off, most = (se3.log(motion)[3:] for motion in (free.motion @ se3.inverse(turned.motion), turned.motion))
+    off = off * (most.norm() / off.norm().clamp_min(1e-12)).clamp_max(1)
     noise = CORRELATION * turned.noise_factor
     covariance = noise * torch.linalg.inv(free.information[3:, 3:] - by_way) + torch.outer(off, off)
     information = torch.zeros_like(free.information)
