@@ -36,7 +36,7 @@ WARP = 0.02
 """Deviation of a match, as a share of how far it has gone, where lens and shutter are not as they are taken to be."""
 
 CONTESTED = 0.9
-"""Share of the matches that agree, below which they may be that far off, ..."""
+"""Share of the matches that agree, below which they may be that far off where the rest is nearer, ..."""
 
 GAINED = 1.08
 """... and factor by which more of them must agree then."""
@@ -143,8 +143,9 @@ class MotionFit:
         Where lens or shutter are not as they are taken to be, what is near and goes farthest contradicts all that is
         far by more than its noise. A fit without it knows hardly where the camera went, and what is near seems to move.
         """
-        agreeing = int((fit.weight > 0.25).sum())
-        if agreeing > CONTESTED * len(matches):
+        agree = fit.weight > 0.25
+        agreeing = int(agree.sum())
+        if agreeing > CONTESTED * len(matches) or matches.rho[~agree].median() < matches.rho[agree].median():
             return fit
         gone = matches.pixels - self._camera.project(matches.direction + matches.rho[:, None] * matches.offset)
         off = matches.pixel_variance + WARP**2 * gone.square().sum(-1)
