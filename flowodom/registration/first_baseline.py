@@ -47,6 +47,9 @@ START_DEVIATION = 0.05
 LEAST_START = 1e-3
 """Least inverse depth, per first baseline, from which a single camera's points start."""
 
+LEAST_INFORMATION = 1e-6
+"""Of a rotation, and of a way beside it, per square radian: next to nothing."""
+
 UNIT_VARIANCE = 1e-6
 """Variance of the length of the first baseline, which is one by definition."""
 
@@ -114,12 +117,14 @@ def _turn_information(camera: PinholeCamera, matches: Matches, turned: Fit, max_
     """
     plane = replace(matches, rho=torch.ones_like(matches.rho), rho_variance=torch.ones_like(matches.rho))
     free = refine(camera, plane, turned.motion, max_iterations=max_iterations, annealing=1.0)
-    by_way = free.information[3:, :3] @ torch.linalg.solve(free.information[:3, :3], free.information[:3, 3:])
+    # What few points on a line do not tell at all stays finite.
+    known = free.information + LEAST_INFORMATION * torch.eye(6, dtype=torch.float64)
+    by_way = known[3:, :3] @ torch.linalg.solve(known[:3, :3], known[:3, 3:])
     off, most = (se3.log(motion)[3:] for motion in (free.motion @ se3.inverse(turned.motion), turned.motion))
     off = off * (most.norm() / off.norm().clamp_min(1e-12)).clamp_max(1)
     noise = CORRELATION * turned.noise_factor
-    covariance = noise * torch.linalg.inv(free.information[3:, 3:] - by_way) + torch.outer(off, off)
-    information = torch.zeros_like(free.information)
+    covariance = noise * torch.linalg.inv(known[3:, 3:] - by_way) + torch.outer(off, off)
+    information = torch.zeros_like(known)
     information[3:, 3:] = noise * torch.linalg.inv(covariance)
     return information
 

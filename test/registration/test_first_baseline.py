@@ -65,3 +65,11 @@ def test_a_rotation_is_no_surer_than_a_small_way_beside_it_allows(camera, observ
     deviation = fit_covariance(fit)[3:, 3:].diagonal().sqrt()
     assert error.norm() > 5e-3
     assert (error.abs() < 3 * deviation).all()
+
+
+def test_a_rotation_is_told_by_points_on_a_line_as_well(camera, observe):
+    u = torch.linspace(20, 300, 40, dtype=torch.float64)
+    line = camera.unproject(torch.stack((u, torch.full_like(u, 119.5)), dim=-1), torch.full_like(u, 2.0))
+    fit, started = began(camera, observe(line, TURN, seed=3, pixel=0.1, seen=False, known=False))
+    assert not started
+    assert fit_covariance(fit).isfinite().all()
