@@ -17,6 +17,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from depth import SCENES, camera_in
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -56,11 +57,10 @@ FARTHEST = 60.0
 
 def clips(seed: int, frames: int) -> Iterator[tuple[str, Iterator[Step]]]:
     """Yields scenes by name: those of ``benchmarks/depth.py``, and one like those of ``flowodom study ghosting``."""
-    for kind, motion in (("room", "hand_held"), ("room", "wheeled"), ("street", "straight"), ("street", "hand_held")):
+    for kind, motion in SCENES:
         world, path = scene(kind, motion, seed=seed, movers=1)
-        camera = pinhole(320, 240, field_of_view=62.7 if kind == "room" else 80.0)
         sensor = Sensor(image_noise=1.5, seed=seed)
-        yield f"{kind} {motion}", sequence(world, path, camera, frames=frames, sensor=sensor)
+        yield f"{kind} {motion}", sequence(world, path, camera_in(kind, (320, 240)), frames=frames, sensor=sensor)
     path = hand_held(seed, position=(-1.0, 0.0, 1.35), speed=0.5, turn=6.0)
     camera = pinhole(320, 240, field_of_view=75.0)
     yield "room, three movers", sequence(room(seed, movers=3), path, camera, frames=frames)

@@ -65,11 +65,15 @@ UNSEEN = 7000
 """Seed of the first world; training begins far above."""
 
 
+def camera_in(world: str, size: tuple[int, int]) -> PinholeCamera:
+    """Returns the camera that looks at a world."""
+    return pinhole(*size, field_of_view=62.7 if world == "room" else 80.0)
+
+
 def world_frames(world: str, motion: str, seed: int, size: tuple[int, int], frames: int) -> Iterator[Frame]:
     """Yields frames of an unseen world, with its exact depth."""
     place, path = scene(world, motion, seed=UNSEEN + seed, movers=1)
-    camera = pinhole(*size, field_of_view=62.7 if world == "room" else 80.0)
-    for step in sequence(place, path, camera, frames=frames, sensor=Sensor(image_noise=1.5, seed=seed)):
+    for step in sequence(place, path, camera_in(world, size), frames=frames, sensor=Sensor(image_noise=1.5, seed=seed)):
         yield step.frame
 
 
@@ -130,7 +134,7 @@ def on_grid(frame: Frame, camera: PinholeCamera) -> Tensor:
 
 def at(field: InverseDepth, camera: PinholeCamera) -> Tensor:
     """Returns the (H, W) depth of a field on the dense grid, NaN where it is unknown."""
-    rho = field.mean if field.camera == camera else field.at(camera, camera.pixels())[0]
+    rho = field.on(camera).mean
     return torch.where(rho > 0, 1 / rho, torch.nan)
 
 

@@ -101,11 +101,12 @@ class Calibration:
             height=height,
         )
         ideal = like if like is not None and _is_refocused(camera, like) else camera
-        if ideal == camera and not np.any(coefficients):
-            return cls(ideal)
+        model = str(info.distortion_model).lower()
         if not np.any(coefficients):
-            return cls._distorted(ideal, delivered, np.zeros(4), _BROWN[0])
-        return cls._distorted(ideal, delivered, coefficients, str(info.distortion_model).lower())
+            if ideal == camera:
+                return cls(camera)
+            coefficients, model = np.zeros(4), _BROWN[0]
+        return cls._distorted(ideal, delivered, coefficients, model)
 
     @classmethod
     def _distorted(

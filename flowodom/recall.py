@@ -107,10 +107,9 @@ def look_back(
     if len(matches) < LEAST_AGREEING:
         return None
     fit = fitter.refine(matches, motion, Shear(shear))
-    agreeing = fit.weight > 0.25
-    if int(agreeing.sum()) < max(LEAST_AGREEING, 0.5 * len(matches)):
+    if int(fit.agreeing.sum()) < max(LEAST_AGREEING, 0.5 * len(matches)):
         return None
-    return Look(keyframe, fit, matches.subset(agreeing))
+    return Look(keyframe, fit, matches.subset(fit.agreeing))
 
 
 def is_worth_a_look(lost: Tensor, look: Tensor) -> bool:

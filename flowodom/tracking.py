@@ -296,7 +296,7 @@ class Tracker:
                 raise OutOfSight("the first view went out of sight before the baseline was long enough") from None
             self._places = torch.where(found[:, None], seen, torch.nan)
             raise
-        inlier = fit.weight > 0.25
+        inlier = fit.agreeing
         inliers, sure = int(inlier.sum()), int((inlier & matches.known).sum())
         if inliers < LEAST_INLIERS or inliers < LEAST_INLIER_SHARE * len(matches):
             raise NotTracked(f"only {inliers} of {len(matches)} points agree on one motion")

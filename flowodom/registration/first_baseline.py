@@ -95,7 +95,7 @@ def first_baseline(camera: PinholeCamera, matches: Matches, start: Tensor, *, ma
             fit = _refined(camera, matches, motion)
             left = residuals(camera, matches, fit.motion, fit.shear)[1]
             clearly = float(missed.quantile(START_SHARE) / left.quantile(START_SHARE)) ** 0.5
-            agreeing = float((fit.weight > 0.25).double().mean())
+            agreeing = float(fit.agreeing.double().mean())
             unsure = float(torch.linalg.eigvalsh(fit_covariance(fit)[:3, :3])[-1]) ** 0.5
             if agreeing > START_SHARE and clearly > START_CLEARLY and unsure < START_DEVIATION:
                 return fit, True

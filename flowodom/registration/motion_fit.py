@@ -130,7 +130,7 @@ class MotionFit:
             behind = self.refine(matches.subset(own), start, shear)
             squared = residuals(self._camera, matches, behind.motion, behind.shear)[1]
             start, own = behind.motion, squared < OUTLIER * OUTLIER * spread(squared[own])
-        if not int(own.sum()) >= LEAST_INLIERS or 2 * int((fit.weight[own] > 0.25).sum()) < int(own.sum()):
+        if not int(own.sum()) >= LEAST_INLIERS or 2 * int(fit.agreeing[own].sum()) < int(own.sum()):
             return fit
         missed = residuals(self._camera, matches.subset(own), fit.motion, fit.shear)[1]
         if float((missed - squared[own]).clamp(max=OUTLIER * OUTLIER).sum()) < STILL * behind.noise_factor:
@@ -143,14 +143,13 @@ class MotionFit:
         Where lens or shutter are not as they are taken to be, what is near and goes farthest contradicts all that is
         far by more than its noise. A fit without it knows hardly where the camera went, and what is near seems to move.
         """
-        agree = fit.weight > 0.25
-        agreeing = int(agree.sum())
-        if agreeing > CONTESTED * len(matches) or matches.rho[~agree].median() < matches.rho[agree].median():
+        agree, count = fit.agreeing, int(fit.agreeing.sum())
+        if count > CONTESTED * len(matches) or matches.rho[~agree].median() < matches.rho[agree].median():
             return fit
         gone = matches.pixels - self._camera.project(matches.direction + matches.rho[:, None] * matches.offset)
         off = matches.pixel_variance + WARP**2 * gone.square().sum(-1)
         other = self.refine(replace(matches, pixel_variance=off), start, shear, trusted)
-        return other if int((other.weight > 0.25).sum()) > GAINED * agreeing else fit
+        return other if int(other.agreeing.sum()) > GAINED * count else fit
 
     def held(self, matches: Matches, fit: Fit, trusted: Tensor) -> Fit:
         """Returns the fit, or the camera held in its place where translation earns nothing."""
@@ -182,14 +181,14 @@ class MotionFit:
         """
         least = max(LEAST_INLIERS, round(share * len(matches)))
         known = matches.known & matches.seen_variance.isfinite()
-        agreeing = fit.weight > 0.25
+        agreeing = fit.agreeing
         odd = matches.subset(known & ~agreeing)
         # Most often what contradicts is noise and edges, which lie everywhere: then nothing need be fitted.
         if not self._metric or len(odd) < least or _backed(matches.rho[agreeing], odd.rho) > 2 * BACKED:
             return None
         start = self.best(odd, torch.stack(self._lifted(odd.points, odd, torch.Generator().manual_seed(0))))
         own = self.refine(odd, start, Shear(fit.shear))
-        united = own.weight > 0.25
+        united = own.agreeing
         if int(united.sum()) < least or _backed(matches.rho[agreeing], odd.rho[united]) > BACKED:
             return None
         missed, _ = residuals(self._camera, odd, fit.motion, fit.shear)

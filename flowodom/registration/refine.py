@@ -146,6 +146,11 @@ class Fit:
     hessian: Tensor
     gradient: Tensor
 
+    @property
+    def agreeing(self) -> Tensor:
+        """(N,) bool: which matches are no outliers; see ``OUTLIER``."""
+        return self.weight > 0.25
+
 
 def residuals(
     camera: PinholeCamera, matches: Matches, motion: Tensor, shear: Tensor | None = None
