@@ -27,6 +27,7 @@ from flowodom.geometry import PinholeCamera, se3
 from flowodom.judgement import Judgement, Known, Undecided
 from flowodom.local_map import LocalMap
 from flowodom.registration.first_baseline import OutOfSight, Parallax
+from flowodom.registration.innovations import Innovations
 from flowodom.registration.motion_fit import LEAST_INLIERS
 from flowodom.registration.readout import Readout
 from flowodom.registration.relocation import relocate
@@ -161,6 +162,7 @@ class Odometry:
         self._usual_rho: float | None = None
         self._readout: Readout | None = None
         self._turn: Turn | None = None
+        self._innovations = Innovations()
         self._depth: DepthSource
         self._unit = Unit()
         self._known: Known
@@ -177,6 +179,11 @@ class Odometry:
     def turn(self) -> Turn | None:
         """What is known of the turn of the stereo pair beside its calibration; None without one."""
         return self._turn if self._tracker is None else self._tracker.turn
+
+    @property
+    def innovations(self) -> Innovations:
+        """What is known of how far covariances can be believed."""
+        return self._innovations if self._tracker is None else self._tracker.innovations
 
     def reset(self, pose: Tensor | None = None) -> None:
         """Starts a new segment with the next frame.
@@ -198,6 +205,7 @@ class Odometry:
                 self._past = _Past(self._tracker.local_map, self._segment, self._unit)
             self._usual_rho = self._tracker.typical_rho or self._usual_rho
             self._readout, self._turn = self._tracker.readout, self._tracker.turn
+            self._innovations = self._tracker.innovations
             self._segment, self._segments = self._segments, self._segments + 1
         if forget:
             self._past, self._usual_rho, self._readout = None, None, None
@@ -446,6 +454,7 @@ class Odometry:
             covariance=self._origin_covariance,
             readout=self._readout,
             turn=self._turn,
+            innovations=self._innovations,
         )
         if (count := len(tracker.points()[0])) < LEAST_INLIERS:
             reason = f"the image shows only {count} points that could be followed, {LEAST_INLIERS} are needed"

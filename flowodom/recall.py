@@ -48,21 +48,18 @@ class Look(NamedTuple):
         keyframe: The keyframe.
         fit: Of ``T_view_keyframe``.
         matches: The keyframe's points that agree with it.
+        covariance: (6, 6) of the right perturbation of ``T_keyframe_view``.
     """
 
     keyframe: Keyframe
     fit: Fit
     matches: Matches
+    covariance: Tensor
 
     @property
     def recognised(self) -> bool:
         """Whether so much agrees that the view beyond doubt shows what the keyframe saw."""
         return len(self.matches) >= max(LEAST_POINTS, RECOGNISED_SHARE * len(self.keyframe.rho))
-
-    @property
-    def covariance(self) -> Tensor:
-        """(6, 6) of the right perturbation of ``T_keyframe_view``."""
-        return fit_covariance(self.fit)
 
 
 class Correction(NamedTuple):
@@ -71,10 +68,12 @@ class Correction(NamedTuple):
     Attributes:
         step: (6,) by which the pose is moved, a right perturbation.
         left: (6, 6) covariance of what is then still lost since the keyframe.
+        missed: Squared deviations by which the look missed the pose.
     """
 
     step: Tensor
     left: Tensor
+    missed: float
 
 
 def look_back(
@@ -85,6 +84,7 @@ def look_back(
     *,
     shear: Tensor,
     pixel_noise: float,
+    doubt: float = 1.0,
     moving: Moving | None = None,
 ) -> Look | None:
     """Looks for a keyframe's points in a view.
@@ -96,6 +96,7 @@ def look_back(
         motion: (4, 4) ``T_view_keyframe``, about.
         shear: (6,) of the view.
         pixel_noise: Standard deviation of a match, pixels.
+        doubt: By how much the covariance of the fit is to be widened.
         moving: What moves on its own in the view; None for nothing.
 
     Returns:
@@ -109,7 +110,7 @@ def look_back(
     fit = fitter.refine(matches, motion, Shear(shear))
     if int(fit.agreeing.sum()) < max(LEAST_AGREEING, 0.5 * len(matches)):
         return None
-    return Look(keyframe, fit, matches.subset(fit.agreeing))
+    return Look(keyframe, fit, matches.subset(fit.agreeing), doubt * fit_covariance(fit))
 
 
 def is_worth_a_look(lost: Tensor, look: Tensor) -> bool:
@@ -129,14 +130,15 @@ def correction(camera: PinholeCamera, pose: Tensor, lost: Tensor, look: Look) ->
     missed = se3.log(se3.inverse(pose) @ look.keyframe.pose @ se3.inverse(look.fit.motion))
     uncertain = look.covariance
     total = lost + uncertain
-    if float(missed @ torch.linalg.solve(total, missed)) > SURPRISE:
+    squared = float(missed @ torch.linalg.solve(total, missed))
+    if squared > SURPRISE:
         return None
     gain = torch.linalg.solve(total, lost).T
     step = gain @ missed
     shift = camera.focal * float(step[:3].norm() * look.matches.rho.median() + step[3:].norm())
     gain = gain * min(1.0, CORRECTION * camera.width / max(shift, 1e-9))
     kept = torch.eye(6, dtype=torch.float64) - gain
-    return Correction(gain @ missed, kept @ lost @ kept.T + gain @ uncertain @ gain.T)
+    return Correction(gain @ missed, kept @ lost @ kept.T + gain @ uncertain @ gain.T, squared)
 
 
 def unit_change(camera: PinholeCamera, look: Look, rays: Tensor, rho: Tensor, variance: Tensor) -> float:

@@ -217,7 +217,12 @@ class Session:
     @property
     def learned(self) -> dict[str, str]:
         """What images have told of the cameras that no calibration says, in words; nothing before the first one."""
-        known = {"shutter": self._odometry.readout, "stereo pair": self._odometry.turn}
+        looked = self._odometry.innovations
+        known = {
+            "shutter": self._odometry.readout,
+            "stereo pair": self._odometry.turn,
+            "uncertainty": looked if looked.count else None,
+        }
         return {name: what.verdict for name, what in known.items() if what is not None}
 
     @property

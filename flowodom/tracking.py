@@ -21,6 +21,7 @@ from flowodom.local_map import Keyframe, LocalMap
 from flowodom.recall import Correction, Look, correction, is_worth_a_look, look_back, unit_change
 from flowodom.registration.covariance import compose, fit_covariance, miscalibrated, since, stretched
 from flowodom.registration.first_baseline import START_SHARE, OutOfSight, Parallax, first_baseline
+from flowodom.registration.innovations import Innovations
 from flowodom.registration.motion_fit import LEAST_INLIERS, MotionFit, Rival
 from flowodom.registration.planes import Patches, local_planes
 from flowodom.registration.readout import Exposure, Readout
@@ -132,6 +133,7 @@ class Tracker:
         known: Keyframes that are remembered from before; None for none.
         readout: What is known of the camera's time of readout from before; None for nothing.
         turn: What is known of that of the stereo pair which measures depth; None where none does.
+        innovations: What is known of how far covariances can be believed.
         recalled: What the view shows of points known from before, by which a single camera need not start; None for
             nothing.
     """
@@ -148,6 +150,7 @@ class Tracker:
         known: LocalMap | None = None,
         readout: Readout | None = None,
         turn: Turn | None = None,
+        innovations: Innovations | None = None,
         recalled: Recalled | None = None,
     ) -> None:
         self._config = config
@@ -162,6 +165,7 @@ class Tracker:
         told = Readout.begin(view.stamp, config.readout, config.readout_deviation)
         self._readout = told if readout is None else readout.anew(view.stamp)
         self._turn = turn
+        self._innovations = innovations or Innovations()
         self._slip = torch.zeros(3, dtype=torch.float64) if slip is None else slip
         self.unit_deviation = 0.0
         """Relative deviation of lengths: that of a stereo pair, by how sure its turn is, or what the unit is told to
@@ -218,6 +222,11 @@ class Tracker:
     def turn(self) -> Turn | None:
         """What is known of that of the stereo pair which measures depth; None where none does."""
         return self._turn
+
+    @property
+    def innovations(self) -> Innovations:
+        """What is known of how far covariances can be believed."""
+        return self._innovations
 
     @property
     def rival(self) -> Rival | None:
@@ -310,7 +319,7 @@ class Tracker:
             self._rival = self._rival._replace(motion=self._at_rest @ se3.inverse(self._rival.motion))
 
         pose = self._window.poses[-1] @ se3.inverse(fit.motion)
-        relative = fit_covariance(fit)
+        relative = self._innovations.factor * fit_covariance(fit)
         motion = se3.inverse(self._pose) @ pose
         known = self._readout
         self._readout = known.learn(se3.inverse(motion), stamp, fit) if started else known.anew(stamp)
@@ -435,6 +444,7 @@ class Tracker:
                 continue
             corrected = correction(self._camera, self._pose, lost, look)
             if corrected is not None:
+                self._innovations = self._innovations.learn(corrected.missed)
                 return self._correct(look, corrected)
             self._map.forget(keyframe)
         return 1.0
@@ -474,6 +484,7 @@ class Tracker:
                     known=known,
                     readout=self._readout,
                     turn=self._turn,
+                    innovations=self._innovations,
                     recalled=None if self._metric else Recalled.of(look.matches, look.fit.motion),
                 )
         return None
@@ -487,6 +498,7 @@ class Tracker:
             motion,
             shear=self._readout.last.shear,
             pixel_noise=self._config.pixel_noise,
+            doubt=self._innovations.factor,
             moving=moving,
         )
 

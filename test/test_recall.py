@@ -7,6 +7,7 @@ import torch
 
 from flowodom.geometry import se3
 from flowodom.recall import CORRECTION, Look, correction, is_worth_a_look, unit_change
+from flowodom.registration.covariance import fit_covariance
 from flowodom.registration.refine import Matches, refine
 from flowodom.worlds import pinhole
 
@@ -33,7 +34,8 @@ def look():
         row=0 * ones,
     )
     keyframe = SimpleNamespace(pose=se3.identity(), rho=rho)
-    return Look(keyframe, refine(CAMERA, matches, MOTION, max_iterations=10), matches)
+    fit = refine(CAMERA, matches, MOTION, max_iterations=10)
+    return Look(keyframe, fit, matches, fit_covariance(fit))
 
 
 def displaced(*xi):
@@ -85,4 +87,4 @@ def test_a_place_is_recognised_by_many_points_and_a_good_share_of_them(look, agr
 
 def test_forty_points_recognise_no_place_even_where_they_are_all_there_are(look):
     few = look.matches.subset(torch.arange(40))
-    assert not Look(SimpleNamespace(pose=se3.identity(), rho=few.rho), look.fit, few).recognised
+    assert not Look(SimpleNamespace(pose=se3.identity(), rho=few.rho), look.fit, few, look.covariance).recognised

@@ -18,6 +18,7 @@ from flowodom.frames import motion_of, stamp_of
 from flowodom.geometry import PinholeCamera, se3
 from flowodom.messages import MessageFactory
 from flowodom.odometry import Estimate, Status
+from flowodom.registration.innovations import Innovations
 from flowodom.registration.readout import Readout
 from flowodom.scene_flow import PropertySet
 from flowodom.scene_flow.moving import Moving
@@ -48,6 +49,7 @@ class FakeOdometry:
 
     readout = Readout.begin(0.0, 0.025, 0.001)
     turn = None
+    innovations = Innovations(4.0, 7)
 
     def __init__(self) -> None:
         self.frames: list[Frame] = []
@@ -817,9 +819,13 @@ def test_diagnostics_name_the_device_and_the_flow_method_that_were_chosen() -> N
     assert session.status().values["flow"] == "dis"
 
 
-def test_diagnostics_say_what_is_known_of_the_shutter(mono: Rig) -> None:
+def test_diagnostics_say_what_images_have_told(mono: Rig) -> None:
     mono.image(0)
-    assert mono.session.status().values["shutter"] == "rolling, 25 ms"
+    values = mono.session.status().values
+    assert values["shutter"] == "rolling, 25 ms"
+    assert values["uncertainty"] == "deviations 2.0 times those of the fits, by 7 looks back"
+    mono.odometry.innovations = Innovations()
+    assert "uncertainty" not in mono.session.status().values
 
 
 def test_diagnostics_come_once_a_second(mono: Rig) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from flowodom.geometry import se3
 from flowodom.geometry.arrays import Array
-from flowodom.registration.refine import CORRELATION, Fit
+from flowodom.registration.refine import Fit
 
 UNOBSERVED = 1e6
 """Variance, m^2 or rad^2, given to directions of which the matches say nothing."""
@@ -27,7 +27,7 @@ def fit_covariance(fit: Fit) -> Tensor:
         inverse, the pose of the current camera in the reference.
     """
     values, vectors = torch.linalg.eigh(fit.information)
-    variances = (fit.noise_factor * CORRELATION / values.clamp_min(1e-18)).clamp_max(UNOBSERVED)
+    variances = (fit.inflation / values.clamp_min(1e-18)).clamp_max(UNOBSERVED)
     return (vectors * variances) @ vectors.T
 
 

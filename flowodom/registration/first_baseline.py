@@ -15,7 +15,7 @@ from torch import Tensor
 
 from flowodom.geometry import PinholeCamera, se3
 from flowodom.registration.covariance import fit_covariance
-from flowodom.registration.refine import CORRELATION, Fit, Matches, refine, residuals
+from flowodom.registration.refine import Fit, Matches, refine, residuals
 from flowodom.registration.two_view import triangulate, two_view
 
 PARALLAX_QUANTILE = 0.7
@@ -122,10 +122,9 @@ def _turn_information(camera: PinholeCamera, matches: Matches, turned: Fit, max_
     by_way = known[3:, :3] @ torch.linalg.solve(known[:3, :3], known[:3, 3:])
     off, most = (se3.log(motion)[3:] for motion in (free.motion @ se3.inverse(turned.motion), turned.motion))
     off = off * (most.norm() / off.norm().clamp_min(1e-12)).clamp_max(1)
-    noise = CORRELATION * turned.noise_factor
-    covariance = noise * torch.linalg.inv(known[3:, 3:] - by_way) + torch.outer(off, off)
+    covariance = turned.inflation * torch.linalg.inv(known[3:, 3:] - by_way) + torch.outer(off, off)
     information = torch.zeros_like(known)
-    information[3:, 3:] = noise * torch.linalg.inv(covariance)
+    information[3:, 3:] = turned.inflation * torch.linalg.inv(covariance)
     return information
 
 

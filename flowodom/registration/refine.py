@@ -6,7 +6,9 @@ a full 3x3 covariance: the noise of the match and of the depth seen now, plus wh
 all three. So a point of unknown depth still tells the rotation, and depth noise cannot invent translation.
 
 Source: DF-VO (Zhan et al., 2020) for refining in pixel rather than metric space; MAC-VO (Qiu et al., 2024) for the full
-covariance of each point; Geman and McClure's kernel, annealed as in Yang et al., "Graduated Non-Convexity" (2020).
+covariance of each point; Geman and McClure's kernel, annealed as in Yang et al., "Graduated Non-Convexity" (2020);
+Liang and Zeger, "Longitudinal data analysis using generalized linear models" (1986), for errors alike in clusters;
+Huber, "Robust Statistics" (1981), for the covariance of what a kernel tells.
 """
 
 from __future__ import annotations
@@ -25,7 +27,17 @@ KNOWN = 0.3
 """Deviation of an inverse depth, as a share of it, up to which it is known at all."""
 
 CORRELATION = 3.0
-"""How many matches share one error: those of neighbours are alike, so the Hessian counts too many as independent."""
+"""How many matches share one error, as long as no fit tells: those of neighbours are alike, so the Hessian counts too
+many as independent."""
+
+CELLS = 48
+"""Parts of the image between which errors are independent: blur, lens and shutter err alike within one."""
+
+FLATTER = 1.8
+"""By how much, squared, the kernel bends less than what is reweighted by it, over noise of two parts: 0.72 / 0.54."""
+
+EXPECTED = 6.0
+"""As how many parts of the image what is expected of that counts."""
 
 OUTLIER = 3.0
 """Deviations at which the robust weight of a match has dropped to a quarter."""
@@ -133,6 +145,8 @@ class Fit:
         information: (6, 6) float64, of the left perturbation ``exp(xi) @ motion``, in units of the stated noise.
         weight: (N,) robust weight of each match, in [0, 1].
         noise_factor: By how much, squared, the matches scatter more than their stated noise (at least a quarter).
+        inflation: By how much the motion's covariance exceeds the inverse of ``information``: matches scatter more than
+            their stated noise, and neighbours err alike.
         shear: (6,) twist by which the camera moved from first to last row, see ``registration.shear``.
         hessian: (12, 12) of motion and shear, as matches alone tell them, in units of the stated noise.
         gradient: (12,) likewise, where the fit ended.
@@ -142,6 +156,7 @@ class Fit:
     information: Tensor
     weight: Tensor
     noise_factor: float
+    inflation: float
     shear: Tensor
     hessian: Tensor
     gradient: Tensor
@@ -255,7 +270,7 @@ def refine(
     """
     motion, rho = se3.normalised(start), matches.rho
     twist = expected = shear.expected(motion)
-    prior, pull = shear.normal_equations()
+    prior, tie = shear.normal_equations()
     trusted = torch.ones_like(rho, dtype=torch.bool) if trusted is None else trusted
     squared = residuals(camera, matches, motion, twist)[1]
     final = OUTLIER * OUTLIER * spread(squared[trusted])
@@ -265,8 +280,8 @@ def refine(
     centre = se3.inverse(start)[:3, 3]
     say, settled = trusted, bool(trusted.all())
     for _ in range(max_iterations):
-        hessian, gradient, _, squared, rho = _normal_equations(camera, matches, motion, rho, twist, kernel, say)
-        hessian, gradient = hessian + prior, gradient + pull @ (twist - expected)
+        hessian, pulls, _, squared, rho = _normal_equations(camera, matches, motion, rho, twist, kernel, say)
+        hessian, gradient = hessian + prior, pulls.sum(1) + tie @ (twist - expected)
         hessian.diagonal().add_(1e-9 * hessian.diagonal()[:6].mean())
         step = torch.zeros(12, dtype=start.dtype)
         step[free] = torch.linalg.solve(hessian[free, free], -gradient[free])
@@ -287,17 +302,42 @@ def refine(
             say, settled = trusted | (_surprise(camera, matches, motion, twist, unsure) < final), True
     if not settled:
         say = trusted | (squared < final)
-    hessian, gradient, weight, squared, _ = _normal_equations(camera, matches, motion, rho, twist, final, say)
+    hessian, pulls, weight, squared, _ = _normal_equations(camera, matches, motion, rho, twist, final, say)
     parts = 2 + matches.seen_variance.isfinite().to(squared.dtype)
-    noise_factor = (weight * squared).sum() / ((weight * parts).sum() - 6).clamp_min(1)
-    known = hessian + prior
+    noise_factor = max(float((weight * squared).sum() / ((weight * parts).sum() - 6).clamp_min(1)), 0.25)
+    known, own = hessian + prior, pulls[:6]
     information = known[:6, :6]
     if shear.information is not None:
-        information = information - known[:6, 6:] @ torch.linalg.solve(known[6:, 6:], known[6:, :6])
+        by_shear = torch.linalg.solve(known[6:, 6:], known[6:, :6])
+        information, own = information - known[:6, 6:] @ by_shear, own - by_shear.T @ pulls[6:]
+    inflation = _inflation(camera, matches, information[free, free], own[free], noise_factor)
     if rotation_only:
         information = information.clone()
         information[:3], information[:, :3] = 0, 0
-    return Fit(motion, information, weight, max(float(noise_factor), 0.25), twist, hessian, gradient)
+    return Fit(motion, information, weight, noise_factor, inflation, twist, hessian, pulls.sum(1))
+
+
+def _inflation(camera: PinholeCamera, matches: Matches, information: Tensor, pulls: Tensor, expected: float) -> float:
+    """Returns by how much a motion's covariance exceeds the inverse of its information, see ``Fit``.
+
+    Were matches independent and as noisy as stated, what those of one part of the image pull at the motion would
+    scatter from part to part as the information has it.
+
+    Args:
+        camera: The current camera.
+        matches: N matches.
+        information: (D, D) of the motion's free part.
+        pulls: (D, N) gradient of the cost of each by it.
+        expected: By how much the matches scatter more than their stated noise.
+    """
+    side = (camera.width * camera.height / CELLS) ** 0.5
+    column, row = (matches.pixels / side).long().clamp_min(0).unbind(-1)
+    cell = row * (int(camera.width / side) + 1) + column
+    parts = pulls.new_zeros(len(pulls), int(cell.max()) + 1).index_add_(1, cell, pulls)
+    count, size = int((parts != 0).any(0).sum()), len(pulls)
+    scatter = FLATTER * float((parts * torch.linalg.lstsq(information, parts).solution).sum()) / size
+    # As many parts as it has unknowns the motion fits whatever they tell.
+    return (count * scatter + EXPECTED * CORRELATION * expected) / (max(count - size, 0) + EXPECTED)
 
 
 def _surprise(camera: PinholeCamera, matches: Matches, motion: Tensor, twist: Tensor, unsure: Tensor) -> Tensor:
@@ -331,9 +371,9 @@ def _normal_equations(
     """Linearises the pose and every inverse depth, and eliminates the depths.
 
     Returns:
-        Hessian (12, 12) and gradient (12,) of motion and shear, robust weights (N,), zero but for those that have a
-        say, (N,) bool, squared Mahalanobis residuals (N,), and the inverse depths (N,) that fit best at ``motion``,
-        from which to linearise next.
+        Hessian (12, 12) of motion and shear, what each match adds to the gradient (12, N), robust weights (N,), zero
+        but for those that have a say, (N,) bool, squared Mahalanobis residuals (N,), and the inverse depths (N,) that
+        fit best at ``motion``, from which to linearise next.
     """
     seen = _look(camera, matches, motion, rho, twist)
     point = _Elimination(matches, seen, matches.rho - rho)
@@ -344,6 +384,6 @@ def _normal_equations(
     weighted = (weight * matches.information) * jacobian
     hessian = weighted.reshape(12, -1) @ jacobian.reshape(12, -1).T
     hessian = hessian - (projected * (weight / point.denominator)) @ projected.T
-    gradient = jacobian.reshape(12, -1) @ (weight * point.whitened).reshape(-1)
+    pulls = (jacobian * (weight * point.whitened)).sum(1)
     best = torch.maximum(matches.rho - point.along, 1e-3 * matches.rho)
-    return hessian, gradient, weight, point.squared, best
+    return hessian, pulls, weight, point.squared, best

@@ -7,7 +7,7 @@ import torch
 
 from flowodom.geometry import se3
 from flowodom.registration.covariance import UNOBSERVED, along_parent, compose, fit_covariance, miscalibrated
-from flowodom.registration.refine import CORRELATION, refine
+from flowodom.registration.refine import refine
 
 
 def spd(seed, size):
@@ -66,18 +66,18 @@ def test_composing_is_associative():
     torch.testing.assert_close(one_by_one, compose(a, motions[0] @ motions[1], compose(b, motions[1], c)))
 
 
-def test_covariance_is_the_inverse_information_times_noise_and_correlation(fit):
+def test_covariance_is_the_inverse_information_times_its_inflation(fit):
     information = torch.linalg.inv(spd(11, 0.01))
-    covariance = fit_covariance(replace(fit, information=information, noise_factor=2.0))
-    torch.testing.assert_close(covariance, 2 * CORRELATION * torch.linalg.inv(information))
+    covariance = fit_covariance(replace(fit, information=information, inflation=2.0))
+    torch.testing.assert_close(covariance, 2 * torch.linalg.inv(information))
 
 
 def test_what_is_not_observed_has_a_huge_variance_and_only_that(fit):
     information = torch.diag(torch.tensor([0.0, 0.0, 0.0, 1e6, 1e6, 1e6], dtype=torch.float64))
-    covariance = fit_covariance(replace(fit, information=information, noise_factor=1.0))
+    covariance = fit_covariance(replace(fit, information=information, inflation=1.0))
     assert covariance.isfinite().all()
     torch.testing.assert_close(covariance.diagonal()[:3], torch.full((3,), UNOBSERVED, dtype=torch.float64))
-    assert covariance.diagonal()[3:].max() == pytest.approx(CORRELATION * 1e-6)
+    assert covariance.diagonal()[3:].max() == pytest.approx(1e-6)
 
 
 def test_along_the_parents_axes_a_turned_body_keeps_what_it_is_sure_of():
