@@ -147,8 +147,11 @@ class MotionFit:
         if count > CONTESTED * len(matches) or matches.rho[~agree].median() < matches.rho[agree].median():
             return fit
         gone = matches.pixels - self._camera.project(matches.direction + matches.rho[:, None] * matches.offset)
-        off = matches.pixel_variance + WARP**2 * gone.square().sum(-1)
-        other = self.refine(replace(matches, pixel_variance=off), start, shear, trusted)
+        lenient = replace(matches, pixel_variance=matches.pixel_variance + WARP**2 * gone.square().sum(-1))
+        squared = residuals(self._camera, lenient, fit.motion, fit.shear)[1]
+        if int((squared < OUTLIER * OUTLIER * spread(squared)).sum()) < count:
+            return fit
+        other = self.refine(lenient, start, shear, trusted)
         return other if int(other.agreeing.sum()) > GAINED * count else fit
 
     def held(self, matches: Matches, fit: Fit, trusted: Tensor) -> Fit:

@@ -33,8 +33,8 @@ many as independent."""
 CELLS = 48
 """Parts of the image between which errors are independent: blur, lens and shutter err alike within one."""
 
-FLATTER = 1.8
-"""By how much, squared, the kernel bends less than what is reweighted by it, over noise of two parts: 0.72 / 0.54."""
+LONGEST = 1.5
+"""By how much a step may be longer than that of reweighted least squares."""
 
 EXPECTED = 6.0
 """As how many parts of the image what is expected of that counts."""
@@ -278,13 +278,14 @@ def refine(
     # The unknowns are translation, rotation and shear, of which a part can be held.
     free = slice(3 if rotation_only else 0, 6 if shear.information is None else 12)
     centre = se3.inverse(start)[:3, 3]
+    parts = 2 + matches.seen_variance.isfinite().to(squared.dtype)
     say, settled = trusted, bool(trusted.all())
     for _ in range(max_iterations):
-        hessian, pulls, _, squared, rho = _normal_equations(camera, matches, motion, rho, twist, kernel, say)
+        hessian, pulls, weight, squared, rho = _normal_equations(camera, matches, motion, rho, twist, kernel, say)
         hessian, gradient = hessian + prior, pulls.sum(1) + tie @ (twist - expected)
         hessian.diagonal().add_(1e-9 * hessian.diagonal()[:6].mean())
         step = torch.zeros(12, dtype=start.dtype)
-        step[free] = torch.linalg.solve(hessian[free, free], -gradient[free])
+        step[free] = torch.linalg.solve(hessian[free, free], -_flatter(weight, parts) * gradient[free])
         decrement = -float(step @ gradient)
         motion = se3.exp(step[:6]) @ motion
         if rotation_only:
@@ -303,18 +304,33 @@ def refine(
     if not settled:
         say = trusted | (squared < final)
     hessian, pulls, weight, squared, _ = _normal_equations(camera, matches, motion, rho, twist, final, say)
-    parts = 2 + matches.seen_variance.isfinite().to(squared.dtype)
     noise_factor = max(float((weight * squared).sum() / ((weight * parts).sum() - 6).clamp_min(1)), 0.25)
     known, own = hessian + prior, pulls[:6]
     information = known[:6, :6]
     if shear.information is not None:
         by_shear = torch.linalg.solve(known[6:, 6:], known[6:, :6])
         information, own = information - known[:6, 6:] @ by_shear, own - by_shear.T @ pulls[6:]
-    inflation = _inflation(camera, matches, information[free, free], own[free], noise_factor)
+    own = _flatter(weight, parts) * own[free]
+    inflation = _inflation(camera, matches, information[free, free], own, noise_factor)
     if rotation_only:
         information = information.clone()
         information[:3], information[:, :3] = 0, 0
     return Fit(motion, information, weight, noise_factor, inflation, twist, hessian, pulls.sum(1))
+
+
+def _flatter(weight: Tensor, parts: Tensor) -> Tensor:
+    """Returns by how much the kernel bends less than what is reweighted by it, one at least.
+
+    Its cost has the slope ``weight * r`` in a residual r of so many parts, and the derivative of that is, in the mean
+    of all directions, ``weight * (1 - 4 / parts * (1 - sqrt(weight)))``. Reweighted least squares takes it for
+    ``weight``: their steps are too short, and their covariance is too small.
+
+    Args:
+        weight: (N,) robust weights.
+        parts: (N,) of the residuals.
+    """
+    bent = weight * (1 - 4 / parts * (1 - weight.sqrt()))
+    return (weight.sum() / bent.sum().clamp_min(1e-9)).clamp(1.0, LONGEST)
 
 
 def _inflation(camera: PinholeCamera, matches: Matches, information: Tensor, pulls: Tensor, expected: float) -> float:
@@ -327,7 +343,7 @@ def _inflation(camera: PinholeCamera, matches: Matches, information: Tensor, pul
         camera: The current camera.
         matches: N matches.
         information: (D, D) of the motion's free part.
-        pulls: (D, N) gradient of the cost of each by it.
+        pulls: (D, N) gradient of the cost of each by it, as if the cost bent as the information has it.
         expected: By how much the matches scatter more than their stated noise.
     """
     side = (camera.width * camera.height / CELLS) ** 0.5
@@ -335,7 +351,7 @@ def _inflation(camera: PinholeCamera, matches: Matches, information: Tensor, pul
     cell = row * (int(camera.width / side) + 1) + column
     parts = pulls.new_zeros(len(pulls), int(cell.max()) + 1).index_add_(1, cell, pulls)
     count, size = int((parts != 0).any(0).sum()), len(pulls)
-    scatter = FLATTER * float((parts * torch.linalg.lstsq(information, parts).solution).sum()) / size
+    scatter = float((parts * torch.linalg.lstsq(information, parts).solution).sum()) / size
     # As many parts as it has unknowns the motion fits whatever they tell.
     return (count * scatter + EXPECTED * CORRELATION * expected) / (max(count - size, 0) + EXPECTED)
 
