@@ -49,6 +49,7 @@ MEASURES = {
     "mean": "mean distance, pixels, between found and true flow of the points seen in both images",
     "median": "median of the same",
     "rigid": "mean of the same for recordings, less what an error of the true motion and a rolling shutter explain",
+    "floor": "mean of what these explain: what an exact flow would seem to be off by",
     "over 1 px %": "share of these points whose flow is off by more than a pixel",
     "hidden mean": "mean distance, pixels, for the points that the other image does not show",
     "in 3 sigma %": "share of these points whose error is within 3 sigma of the variance given with the flow",
@@ -195,13 +196,17 @@ def measure(pair: Pair, flow: Tensor, variance: Tensor | None) -> dict[str, floa
         "mean": float(off.mean()),
         "median": float(off.median()),
         "rigid": float("nan"),
+        "floor": float("nan"),
         "over 1 px %": 100 * float((off > 1).float().mean()),
         "hidden mean": float(error[hidden].mean()) if hidden.any() else float("nan"),
         "in 3 sigma %": float("nan"),
         "whitened": float("nan"),
     }
     if pair.motions is not None:
-        result["rigid"] = float(_without_motion((flow - pair.flow)[seen], pair.motions[seen]).norm(dim=-1).mean())
+        difference = (flow - pair.flow)[seen]
+        left = _without_motion(difference, pair.motions[seen])
+        result["rigid"] = float(left.norm(dim=-1).mean())
+        result["floor"] = float((difference - left).norm(dim=-1).mean())
     if variance is not None:
         squared = off**2 / variance[seen]
         result["in 3 sigma %"] = 100 * float((squared < 11.83).float().mean())  # two degrees of freedom
