@@ -51,7 +51,8 @@ class Odometry:
         self._publishers = {
             port.name: participant.publisher(port.name, port.types[0], output_quality(port)) for port in OUTPUTS
         }
-        session = Session(config, store=participant.store, wanted=self._wanted, resolve=resolve)
+        name = participant.names.full_name.strip("/")
+        session = Session(config, store=participant.store, wanted=self._wanted, resolve=resolve, name=name)
         session.warm_up()
         self._host = Host(session, self._publish, read=self._read, now=self._now)
         if config.use_sim_time:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from flowodom.errors import BagError, ConfigError, FlowodomError, FrameError, Me
 from flowodom.frame import Frame
 from flowodom.frames import Euler, FrameTree, clean, motion_of, parse_pose
 from flowodom.geometry import PinholeCamera, se3
-from flowodom.health import Health
+from flowodom.health import Health, Silence
 from flowodom.messages import DiagnosticStatus, MessageFactory
 from flowodom.odometry import Estimate, Odometry, Status, decided
 from flowodom.pairing import Moment, Pairing, Picture
@@ -46,7 +46,11 @@ _FINER = 0.5
 
 _UNKNOWN_VARIANCE = 9999.0
 _PATIENCE = 5.0
-"""Seconds after which a topic without messages is named in the diagnostics."""
+"""Seconds without messages on a topic, or without an image that can be used, after which the diagnostics say so."""
+_FRAME = "frame"
+"""An image that is used, beside the topics."""
+_RATE_SPAN = 5.0
+"""Seconds of which the diagnostics tell the rate and the latency."""
 _CLOUDS = ("points", "dynamic_points")
 _PATH_PERIOD = 1.0
 _DIAGNOSTICS_PERIOD = 1.0
@@ -153,6 +157,7 @@ class Session:
         wanted: Tells whether anybody listens to an output; what nobody wants is not computed.
         on_estimate: Called with every frame, its estimate and where that places the base (None when nothing does).
         resolve: Gives the real name of a topic, for diagnostics.
+        name: What the host is called, for diagnostics.
         convert: Converts raw colour images in place of the built-in decoder.
         euler: Turns roll, pitch and yaw of a pose among the parameters into a quaternion x, y, z, w, in place of the
             built-in formula.
@@ -171,6 +176,7 @@ class Session:
         wanted: Callable[[str], bool] = lambda _: True,
         on_estimate: Callable[[Frame, Estimate, Placement | None], None] | None = None,
         resolve: Callable[[str], str] = str,
+        name: str = "flowodom",
         convert: messages.Converter | None = None,
         euler: Euler | None = None,
     ) -> None:
@@ -187,6 +193,7 @@ class Session:
         self._wanted = wanted
         self._on_estimate = on_estimate
         self._resolve = resolve
+        self._name = name
         self._convert = convert
         self._paused = False
         self._pairing = Pairing(
@@ -197,7 +204,8 @@ class Session:
             resolve=resolve,
             locate=self.frames.lookup,
         )
-        self._received: Counter[str] = Counter()
+        self._received: set[str] = set()
+        self._silence = Silence()
 
         self._extrinsic_given = parse_pose("extrinsic", self.config.extrinsic, euler)
         start = parse_pose("initial_pose", self.config.initial_pose, euler)
@@ -209,10 +217,10 @@ class Session:
         self._estimate: Estimate | None = None
         self._map_writer = ThreadPoolExecutor(1, "map")
         self._path: list[Any] = []
+        self._path_shown = True
         self._path_interval = 0.0
         self._last: dict[str, int] = {}
-        self._first_tick: int | None = None
-        self._window: deque[tuple[float, float]] = deque(maxlen=100)
+        self._window: deque[tuple[int, float]] = deque()
 
     @property
     def learned(self) -> dict[str, str]:
@@ -267,7 +275,8 @@ class Session:
         Returns:
             The messages that go out because of it, in order.
         """
-        self._received[topic] += 1
+        self._received.add(topic)
+        self._silence.hear(topic)
         message = self.decode(topic, message)
         out: list[Publication] = []
         if isinstance(message, FlowodomError):
@@ -281,11 +290,7 @@ class Session:
 
     def flush(self) -> list[Publication]:
         """Works off the images that still wait for something, as at the end of a recording."""
-        out = self._work(final=True)
-        if self._path and self._wanted("path"):
-            stamp = messages.stamp(self._path[-1])
-            out.append(("path", self._make.path(stamp, self.config.odom_frame, self._path)))
-        return out
+        return self._work(final=True) + self._whole_path()
 
     def tick(self, now: int) -> list[Publication]:
         """Tells the session the time, which lets it notice what does not come.
@@ -294,29 +299,54 @@ class Session:
             now: Nanoseconds of the clock that stamps are of.
 
         Returns:
-            The diagnostics, once a second.
+            The diagnostics, once a second, and the whole path where no more images come.
         """
-        # A simulated clock stands at zero until it is heard.
-        if not self._first_tick or now < self._first_tick:
-            self._first_tick = now
-        if now - self._first_tick > _PATIENCE * 1e9:
-            for topic in ("image", "camera_info", "depth"):
-                optional = topic == "depth" and self.config.depth.source != "sensor"
-                if topic not in self._inputs or optional:
-                    continue
-                if self._received[topic]:
-                    self._health.report(f"missing {topic}", None)
-                else:
-                    name = self._resolve(topic)
-                    self._health.report(f"missing {topic}", MessageError(f"no message on {name} for {_PATIENCE:.0f} s"))
-        if not self._due("/diagnostics", now, _DIAGNOSTICS_PERIOD) or not self._wanted("/diagnostics"):
-            return []
-        return [("/diagnostics", self._make.diagnostics(now, [self.status()]))]
+        if self._paused or self._silence.of("image") > _PATIENCE:
+            self._silence.hear(_FRAME)  # none was to be expected
+        self._silence.tick(now)
+        self._note_silence()
+        out = self._whole_path() if self._silence.of("path") > _PATH_PERIOD else []
+        if self._due("/diagnostics", self._silence.now, _DIAGNOSTICS_PERIOD) and self._wanted("/diagnostics"):
+            out.append(("/diagnostics", self._make.diagnostics(now, [self.status()])))
+        return out
+
+    def _note_silence(self) -> None:
+        """Reports what does not come, or no longer, and that no image can be used."""
+        for topic in ("image", "camera_info", "depth"):
+            if topic in self._inputs and (topic != "depth" or self.config.depth.source == "sensor"):
+                self._health.report(f"missing {topic}", self._missing(topic))
+        self._health.report("clock", self._standing_clock())
+        self._health.report("unused", self._unused())
+
+    def _missing(self, topic: str) -> MessageError | None:
+        if topic == "camera_info" and topic in self._received:
+            return None  # one that is told once may hold for good
+        seconds = self._silence.of(topic)
+        return (
+            MessageError(f"no message on {self._resolve(topic)} for {seconds:.0f} s") if seconds > _PATIENCE else None
+        )
+
+    def _standing_clock(self) -> MessageError | None:
+        if self._silence.clock_runs or self._silence.of("/clock") <= _PATIENCE:
+            return None
+        return MessageError("nothing comes on /clock, which use_sim_time goes by: publish it, or unset use_sim_time")
+
+    def _unused(self) -> MessageError | None:
+        explained = self._health.problems.keys() & {"missing image", "calibration"}
+        if not self._idle or "image" not in self._received or explained:
+            return None
+        seconds, why = self._silence.of(_FRAME), self._health.noted or "the log may say why"
+        return MessageError(f"no image on {self._resolve('image')} could be used for {seconds:.0f} s: {why}")
+
+    @property
+    def _idle(self) -> bool:
+        """Whether no image has come for long, or none that could be used."""
+        return max(self._silence.of("image"), self._silence.of(_FRAME)) > _PATIENCE
 
     def status(self) -> DiagnosticStatus:
         """Returns the state as diagnostics show it."""
         estimate = self._estimate
-        state = "PAUSED" if self._paused else estimate.status.name if estimate else "WAITING"
+        state = "PAUSED" if self._paused else estimate.status.name if estimate and not self._idle else "WAITING"
         summary = f"{state}: {estimate.reason}" if estimate and estimate.reason and not self._paused else state
         level = _OK
         if self._health.problems:
@@ -337,13 +367,13 @@ class Session:
             values |= self.learned
             if estimate.scale_deviation:
                 values["scale deviation [%]"] = f"{100 * estimate.scale_deviation:.1f}"
-            if len(self._window) > 1:
-                span = self._window[-1][0] - self._window[0][0]
-                values["rate [Hz]"] = f"{(len(self._window) - 1) / span:.1f}" if span > 0 else "-"
+            if len(self._window) > 1 and not self._idle:
+                span = (self._window[-1][0] - self._window[0][0]) * 1e-9
+                values["rate [Hz]"] = f"{(len(self._window) - 1) / span:.1f}"
                 values["latency [ms]"] = f"{1e3 * sum(t for _, t in self._window) / len(self._window):.1f}"
             values |= {f"{stage} [ms]": f"{1e3 * seconds:.2f}" for stage, seconds in estimate.timing.items()}
         values |= {name: str(count) for name, count in sorted(self.counts.items())}
-        return DiagnosticStatus("flowodom: odometry", level, summary, values)
+        return DiagnosticStatus(f"{self._name}: odometry", level, summary, values)
 
     def failure(self) -> FlowodomError | None:
         """Returns why nothing was published although images may have come, None when something was."""
@@ -378,6 +408,7 @@ class Session:
         self._base_pose = self._guess = None
         self._surroundings.reset()
         self._path.clear()
+        self._path_shown = True
         self._path_interval = 0.0
         self._pairing.clear()
 
@@ -459,7 +490,8 @@ class Session:
         if self._paused or not self._pairing.add_image(picture):
             return
         self._last.clear()
-        self._first_tick = self._guess = None
+        self._window.clear()
+        self._guess = None
         self.frames.clear_moving()
         self._surroundings.reset()
         self._odometry.reset()
@@ -509,7 +541,10 @@ class Session:
         out = self._publish(frame, picture.frame_id, estimate, placement)
         done = time.perf_counter()
         estimate.timing["session"] = (prepared - begin) + (done - stepped)
-        self._window.append((picture.stamp * 1e-9, done - begin))
+        self._silence.hear(_FRAME)
+        self._window.append((picture.stamp, done - begin))
+        while picture.stamp - self._window[0][0] > _RATE_SPAN * 1e9:
+            self._window.popleft()
         if self._on_estimate is not None:
             self._on_estimate(frame, estimate, placement)
         return out
@@ -628,15 +663,22 @@ class Session:
         return message
 
     def _publish_path(self, stamp: int, pose: Tensor) -> list[Publication]:
+        self._silence.hear("path")
         interval = max(self._path_interval, 1 / self.config.path.rate)
         if self._due("pose of path", stamp, interval):
             self._path.append(self._make.pose_stamped(stamp, self.config.odom_frame, pose))
+            self._path_shown = False
             if len(self._path) > self.config.path.length:
                 del self._path[1::2]
                 self._path_interval = 2 * interval
-        if not self._wanted("path") or not self._due("path", stamp, _PATH_PERIOD):
+        return self._whole_path() if self._due("path", stamp, _PATH_PERIOD) else []
+
+    def _whole_path(self) -> list[Publication]:
+        """Returns the path, where somebody wants it and it has grown since."""
+        if self._path_shown or not self._wanted("path"):
             return []
-        return [("path", self._make.path(stamp, self.config.odom_frame, self._path))]
+        self._path_shown = True
+        return [("path", self._make.path(messages.stamp(self._path[-1]), self.config.odom_frame, self._path))]
 
     def _publish_clouds(self, frame: Frame, camera: str, estimate: Estimate, pose: Tensor) -> list[Publication]:
         if estimate.lift is None or not self._wants_clouds(estimate.stamp):

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -746,6 +747,21 @@ def test_the_path_stays_bounded() -> None:
     assert stamps[-1] >= 170 * STEP
 
 
+def test_who_comes_late_gets_the_whole_path_though_no_more_images_come() -> None:
+    wanted: set[str] = set()
+    rig = Rig(inputs=("image", "camera_info"), wanted=wanted.__contains__)
+    rig.tf()
+    rig.info()
+    for i in range(30):
+        rig.image(i * STEP)
+        rig.session.tick(SECOND + i * STEP)
+    wanted.add("path")
+    assert rig.session.tick(SECOND + 30 * STEP) == []
+    ((topic, path),) = rig.session.tick(10 * SECOND)
+    assert (topic, len(path.poses)) == ("path", 15)
+    assert rig.session.tick(20 * SECOND) == []
+
+
 def test_a_missing_topic_is_named_by_its_real_name_after_five_seconds() -> None:
     values = {"depth.source": "sensor"}
     rig = Rig(
@@ -805,6 +821,82 @@ def test_nothing_is_missed_when_a_simulated_clock_begins() -> None:
     assert rig.session.tick(1_700_000_000 * SECOND)[0][1].status[0].level == 0
 
 
+def test_a_simulated_clock_that_does_not_come_is_named_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig()
+    monkeypatch.setattr("time.monotonic_ns", itertools.count(SECOND, SECOND // 2).__next__)
+    out = [rig.session.tick(0) for _ in range(20)]
+    assert sum(map(len, out)) == 10
+    assert "/clock" not in out[0][0][1].status[0].message
+    assert "nothing comes on /clock" in out[-2][0][1].status[0].message
+    assert "/clock" not in rig.session.tick(1_700_000_000 * SECOND)[0][1].status[0].message
+
+
+def status_at(rig: Rig, now: int) -> Any:
+    return next(message for topic, message in rig.session.tick(now) if topic == "/diagnostics").status[0]
+
+
+def test_a_camera_that_falls_silent_is_no_longer_said_to_be_tracked(mono: Rig) -> None:
+    for i in range(60):
+        mono.image(i * STEP)
+        mono.session.tick(SECOND + i * STEP)
+    assert mono.session.status().message == "TRACKING"
+    status = status_at(mono, 20 * SECOND)
+    assert status.level == 1
+    assert status.message == "WAITING; no message on image for 13 s"
+    assert not {"rate [Hz]", "latency [ms]"} & {value.key for value in status.values}
+    mono.image(61 * STEP)
+    assert status_at(mono, 21 * SECOND).message == "TRACKING"
+
+
+def test_images_are_not_blamed_for_coming_late(mono: Rig) -> None:
+    mono.session.tick(SECOND)
+    assert "no message on image for 19 s" in status_at(mono, 20 * SECOND).message
+    mono.feed("image", make.image(0, "camera", np.zeros((9, 9), dtype=np.uint8)), 20 * SECOND + 1)
+    assert status_at(mono, 24 * SECOND).level == 0
+
+
+def test_a_paused_session_is_not_blamed_for_using_no_image(mono: Rig) -> None:
+    mono.image(0)
+    mono.session.tick(SECOND)
+    mono.session.pause()
+    for i in range(1, 10):
+        mono.image(i * SECOND)
+        status = status_at(mono, (i + 1) * SECOND)
+    assert (status.level, status.message) == (0, "PAUSED")
+
+
+def test_images_that_repeat_their_stamp_are_said_to_be_of_no_use(mono: Rig) -> None:
+    for i in range(10):
+        mono.image(0)
+        status = status_at(mono, (i + 1) * SECOND)
+    assert status.level == 1
+    assert status.message.startswith("WAITING; no image on image could be used for 9 s: an image repeats the stamp")
+
+
+def test_images_whose_depth_is_never_near_are_said_to_be_of_no_use(rig: Rig) -> None:
+    for i in range(10):
+        rig.image(i * SECOND)
+        rig.depth(i * SECOND + SECOND // 10)
+        status = status_at(rig, (i + 1) * SECOND)
+    assert rig.stamps() == []
+    assert status.level == 1
+    assert "could be used for 9 s: no depth within 0.02 s" in status.message
+    assert "raise sync.tolerance" in status.message
+
+
+def test_the_rate_is_that_of_late(mono: Rig) -> None:
+    for i in range(20):
+        mono.image(i * STEP)
+    for i in range(20):
+        mono.image(60 * SECOND + i * STEP // 2)
+    assert mono.session.status().values["rate [Hz]"] == f"{2 * SECOND / STEP:.1f}"
+
+
+def test_diagnostics_are_in_the_name_of_the_host() -> None:
+    assert Session().status().name == "flowodom: odometry"
+    assert Session(name="front/odometry").status().name == "front/odometry: odometry"
+
+
 def test_depth_that_may_be_left_out_is_not_missed() -> None:
     rig = Rig(inputs=("depth",))
     rig.session.tick(SECOND)
@@ -829,7 +921,7 @@ def test_diagnostics_say_what_images_have_told(mono: Rig) -> None:
 
 
 def test_diagnostics_come_once_a_second(mono: Rig) -> None:
-    times: Iterator[int] = iter(range(0, 5 * SECOND, STEP))
+    times: Iterator[int] = iter(range(SECOND, 6 * SECOND, STEP))
     count = sum(topic == "/diagnostics" for now in times for topic, _ in mono.session.tick(now))
     assert count == 5
 
