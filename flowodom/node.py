@@ -12,6 +12,7 @@ import importlib
 import logging
 import math
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -43,7 +44,7 @@ try:
         SetParametersResult,
     )
     from rclpy.callback_groups import ReentrantCallbackGroup
-    from rclpy.executors import ExternalShutdownException
+    from rclpy.exceptions import ParameterException
     from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
     from rclpy.node import Node
     from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
@@ -54,7 +55,7 @@ except ImportError as _error:
         f"ROS 2 for Python is missing ({_error}): source a ROS 2 installation, or run 'flowodom dds', which needs none"
     ) from _error
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("flowodom.node")  # also where this is __main__
 
 _LOOK = 0.5
 _HUGE = 1e300
@@ -89,6 +90,18 @@ class OdometryNode(LifecycleNode):
         for name, action in handlers.items():
             self.create_service(Trigger, name, partial(self._serve, action), callback_group=group)
 
+    def start(self) -> None:
+        """Configures and activates itself, unless the parameter ``autostart`` leaves that to others.
+
+        Raises:
+            ConfigError: It cannot, and no one could help it: what it starts with is read-only.
+        """
+        if not self.get_parameter("autostart").value:
+            return
+        for transit in (self.trigger_configure, self.trigger_activate):
+            if transit() != TransitionCallbackReturn.SUCCESS:
+                raise ConfigError("the node could not start by itself: mend what is said above")
+
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Makes the odometry and its publishers."""
         try:
@@ -99,6 +112,7 @@ class OdometryNode(LifecycleNode):
                 store=self._store,
                 wanted=self._wanted,
                 resolve=self.resolve_topic_name,
+                name=_full_name(self),
                 convert=_cv_bridge(),
                 euler=_tf_transformations(),
             )
@@ -268,8 +282,10 @@ class OdometryNode(LifecycleNode):
             config = override(_config_of(self, SessionConfig()), values)
         except ConfigError as error:
             return SetParametersResult(successful=False, reason=str(error))
-        if self._host is not None and values:
+        if values and self._host is not None:
             self._host.do(partial(Session.configure, config=config))
+        elif values and self._session is not None:  # inactive: what is set now holds from its activation on
+            self._session.configure(config)
         return SetParametersResult(successful=True)
 
 
@@ -346,39 +362,51 @@ class DriftNode(Node):
         for name, path in (("~/estimated_path", state.estimated_path), ("~/true_path", state.true_path)):
             poses = [self._make.pose_stamped(stamp, state.frame, np.asarray(pose)) for stamp, pose in path]
             self._send(name, self._make.path(state.stamp, state.frame, poses))
-        status = DiagnosticStatus("flowodom: drift", 0, state.summary(), state.values())
+        status = DiagnosticStatus(f"{_full_name(self)}: drift", 0, state.summary(), state.values())
         self._send("/diagnostics", self._make.diagnostics(state.stamp, [status]))
 
     def _send(self, name: str, message: Any) -> None:
         self._outputs[name].publish(bytes(self._make.serialize(message)))
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the odometry node until it is shut down."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the odometry node until it is shut down; returns the exit code."""
+    return _run(OdometryNode, arguments, begin=OdometryNode.start)
+
+
+def drift_main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the drift node until it is shut down; returns the exit code."""
+    return _run(DriftNode, arguments)
+
+
+def _run(
+    make: Callable[[], Any], arguments: Sequence[str] | None, *, begin: Callable[[Any], None] = lambda _: None
+) -> int:
+    """Runs a node to its end; a parameter that it cannot start with ends it with a line in the log, not with a trace.
+
+    Once it ends, interrupts are passed over: launch may send one beside that of the terminal, and what tidies up (a
+    drift report takes seconds) is not to be torn.
+    """
     rclpy.init(args=arguments)
-    node = OdometryNode()
-    if node.get_parameter("autostart").value and (
-        node.trigger_configure() != TransitionCallbackReturn.SUCCESS
-        or node.trigger_activate() != TransitionCallbackReturn.SUCCESS
-    ):
-        node.get_logger().error("the node could not start by itself; mend the parameters above")
-    _spin(node)
-
-
-def drift_main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the drift node until it is shut down."""
-    rclpy.init(args=arguments)
-    _spin(DriftNode())
-
-
-def _spin(node: Any) -> None:
+    node = None
     try:
+        node = make()
+        begin(node)
         rclpy.spin(node)
-    except (KeyboardInterrupt, ExternalShutdownException):
+    except KeyboardInterrupt:
         pass
+    except Exception as error:
+        if rclpy.ok():  # else a signal has shut ROS down, and whatever failed did so for that
+            if not isinstance(error, (ParameterException, FlowodomError)):
+                raise
+            _log.error("%s", error)
+            return 1
     finally:
-        node.destroy_node()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if node is not None:
+            node.destroy_node()
         rclpy.try_shutdown()
+    return 0
 
 
 class _RosHandler(logging.Handler):
@@ -442,6 +470,11 @@ def _descriptor(p: Parameter) -> ParameterDescriptor:
         high_float = _HUGE if p.high is None else float(p.high)
         descriptor.floating_point_range = [FloatingPointRange(from_value=low_float, to_value=high_float, step=0.0)]
     return descriptor
+
+
+def _full_name(node: Any) -> str:
+    """Returns a node's name with its namespace, as diagnostics name it: several nodes may run side by side."""
+    return str(node.get_fully_qualified_name()).strip("/")
 
 
 def _config_of(node: Any, config: Any) -> Any:
@@ -510,4 +543,4 @@ def _tf_transformations() -> Euler | None:
 __all__ = ["DriftNode", "OdometryNode", "drift_main", "main"]
 
 if __name__ == "__main__":  # where the package is not installed: python -m flowodom.node odometry|drift
-    {"odometry": main, "drift": drift_main}[sys.argv[1]](sys.argv)
+    sys.exit({"odometry": main, "drift": drift_main}[sys.argv[1]](sys.argv))

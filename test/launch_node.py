@@ -6,6 +6,9 @@ Not collected by pytest itself, so that it needs no plugin and holds under every
 # ruff: noqa: E402
 
 import json
+import os
+import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -227,6 +230,47 @@ class TestNodes(unittest.TestCase):
         assert not node._wanted("odom")
         node._publish("odom", odometry)
         node.destroy_node()
+
+    def test_a_parameter_that_is_set_while_it_is_inactive_holds_from_its_activation_on(self) -> None:
+        context = rclpy.Context()
+        rclpy.init(context=context)
+        node = OdometryNode(context=context, namespace="elsewhere")
+        assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+        assert node.set_parameters([Parameter("publish_tf", value=False)])[0].successful
+        assert node._session is not None
+        assert not node._session.config.publish_tf
+        node.destroy_node()
+        rclpy.shutdown(context=context)
+
+
+class TestProcess(unittest.TestCase):
+    """How the process of a node ends."""
+
+    def begin(self, *arguments: str) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-m", "flowodom.node", "odometry", "--ros-args", "-r", "__ns:=/apart", *arguments]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))}
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+    def test_it_ends_well_when_interrupted_twice(self) -> None:
+        process = self.begin()
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "tf_transformations" in line or "cv_bridge" in line:
+                break
+        for _ in range(2):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.05)
+        rest, _ = process.communicate(timeout=60)
+        assert (process.returncode, "Traceback" in rest) == (0, False), rest
+
+    def test_a_parameter_that_it_cannot_start_with_ends_it_with_one_line(self) -> None:
+        for parameter, reason in (
+            ("camera_height:=2", "expecting type 'DOUBLE'"),
+            ("flow.method:=magic", "flow.method must be one of"),
+        ):
+            printed, _ = (process := self.begin("-p", parameter)).communicate(timeout=60)
+            assert (process.returncode, "Traceback" in printed) == (1, False), printed
+            assert reason in printed
 
 
 class TestHelpers(unittest.TestCase):
