@@ -188,8 +188,6 @@ class OdometryNode(LifecycleNode):
     def _look(self) -> None:
         """Subscribes to the types of image that are published by now, and notes what cannot be heard."""
         assert self._host is not None
-        assert self._session is not None
-        config = self._session.config
         for port in INPUTS:
             if port.name in _SERVICES:
                 continue
@@ -200,7 +198,8 @@ class OdometryNode(LifecycleNode):
             for endpoint in offered:
                 if endpoint.msgtype in port.types:
                     self._subscribe(port, endpoint.msgtype)
-            problem = mismatch(port, offered, input_quality(port, config))
+            asked = next(one.qos_profile for (name, _), one in self._inputs.items() if name == port.name)
+            problem = mismatch(port, offered, _quality(asked))
             self._host.do(partial(Session.report, key=f"offer {port.name}", error=problem))
 
     def _subscribe(self, port: Port, msgtype: str) -> None:

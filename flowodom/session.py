@@ -348,7 +348,7 @@ class Session:
         estimate = self._estimate
         state = "PAUSED" if self._paused else estimate.status.name if estimate and not self._idle else "WAITING"
         summary = f"{state}: {estimate.reason}" if estimate and estimate.reason and not self._paused else state
-        level = _OK
+        level = _OK if estimate is None or estimate.pose is not None or self._paused else _WARN
         if self._health.problems:
             level = _WARN
             summary += "; " + "; ".join(str(error) for error in self._health.problems.values())

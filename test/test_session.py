@@ -855,6 +855,17 @@ def test_images_are_not_blamed_for_coming_late(mono: Rig) -> None:
     assert status_at(mono, 24 * SECOND).level == 0
 
 
+def test_without_a_pose_not_all_is_well(mono: Rig) -> None:
+    mono.image(0)
+    estimate = mono.session._estimate
+    assert estimate is not None
+    blank = dataclasses.replace(estimate, status=Status.INITIALIZING, pose=None, reason="the image shows nothing")
+    mono.odometry.step = lambda *_, **__: blank  # type: ignore[method-assign,assignment]
+    mono.image(STEP)
+    status = mono.session.status()
+    assert (status.level, status.message) == (1, "INITIALIZING: the image shows nothing")
+
+
 def test_a_paused_session_is_not_blamed_for_using_no_image(mono: Rig) -> None:
     mono.image(0)
     mono.session.tick(SECOND)
