@@ -185,6 +185,14 @@ class FrameTree:
         """Tells whether some route leads from ``source`` to ``target``, at whatever time."""
         return clean(target) == clean(source) or next(self._routes(clean(target), clean(source)), None) is not None
 
+    def root(self, frame: str) -> str:
+        """Returns what ``frame`` is fixed to: the frame that static transforms lead up to, itself where none does."""
+        parents = {child: parent for (parent, child), edge in self._edges.items() if edge.static}
+        way = [clean(frame)]
+        while (parent := parents.get(way[-1])) is not None and parent not in way:
+            way.append(parent)
+        return way[-1]
+
     def clear_moving(self) -> None:
         """Forgets all transforms that are not static, as after a jump of the clock."""
         self._edges = {names: edge for names, edge in self._edges.items() if edge.static}

@@ -373,7 +373,8 @@ def adapt(reader: BagReader, selection: Selection, config: SessionConfig) -> Ses
     """Fills in what a recording itself says: whether images are rectified, and which frame can be the base.
 
     Where no transform connects ``base_frame`` with the camera, the base is the body whose true pose was recorded if
-    that is connected, and the camera's optical frame otherwise.
+    that is connected, and otherwise what the camera is fixed to: a frame that has a parent already must not get
+    another one on tf.
 
     Args:
         reader: The recording, open.
@@ -388,7 +389,7 @@ def adapt(reader: BagReader, selection: Selection, config: SessionConfig) -> Ses
     if tree.connected(config.base_frame, camera):
         return config
     body = getattr(_first(reader, selection.ground_truth), "child_frame_id", "") if selection.ground_truth else ""
-    base = body if body and tree.connected(body, camera) else camera
+    base = body if body and tree.connected(body, camera) else tree.root(camera)
     _log.warning("no transform connects %s with the camera: %s is the base instead", config.base_frame, base)
     return dataclasses.replace(config, base_frame=base)
 

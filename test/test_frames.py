@@ -125,6 +125,17 @@ def test_a_message_with_one_bad_transform_still_gives_the_good_ones() -> None:
     torch.testing.assert_close(tree.lookup("base", "camera", 0), motion(1.0, 2.0, 3.0))
 
 
+def test_a_camera_is_fixed_to_the_root_of_its_static_transforms() -> None:
+    tree = FrameTree()
+    tree.insert("odom", "base_footprint", 0, se3.identity())
+    tree.insert("base_footprint", "camera_link", 0, se3.identity(), static=True)
+    tree.insert("camera_link", "camera", 0, se3.identity(), static=True)
+    assert tree.root("/camera") == "base_footprint"
+    assert tree.root("elsewhere") == "elsewhere"
+    tree.insert("camera", "base_footprint", 0, se3.identity(), static=True)
+    assert tree.root("camera") in tree.frames()
+
+
 def test_clearing_keeps_the_static_transforms() -> None:
     tree = FrameTree()
     tree.insert("base", "camera", 0, motion(x=1.0), static=True)

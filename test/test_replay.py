@@ -102,6 +102,12 @@ def test_the_base_is_the_one_configured_where_transforms_connect_it(make_bag: Ma
     assert read_tum(tmp_path / "out" / "trajectory.tum").body == "camera_optical_frame"
 
 
+def test_without_truth_the_base_is_what_the_camera_is_fixed_to(make_bag: MakeBag, tmp_path: Path) -> None:
+    bag = make_bag(count=3, edit=lambda topic, *rest: None if topic == "/ground_truth/odom" else (topic, *rest))
+    run(bag, tmp_path / "out")
+    assert read_tum(tmp_path / "out" / "trajectory.tum").body == "camera_link"
+
+
 def test_without_transforms_the_camera_is_its_own_base(
     make_bag: MakeBag, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
