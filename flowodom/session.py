@@ -608,6 +608,7 @@ class Session:
         out: list[Publication] = []
         if self._wanted("odom"):
             out.append(("odom", self._odometry_message(estimate, placement)))
+        self._health.report("parent", self._second_parent())
         if self.config.publish_tf and self._wanted("/tf"):
             if self.config.invert_tf:
                 transform = self._make.transform(stamp, base, odom, se3.inverse(placement.pose))
@@ -616,6 +617,17 @@ class Session:
             out.append(("/tf", self._make.tf_message([transform])))
         out += self._publish_path(stamp, placement.pose)
         return out + self._publish_surroundings(frame, camera, estimate, placement)
+
+    def _second_parent(self) -> FrameError | None:
+        """Returns what is wrong with giving the base a parent on tf, of which a frame may have one only."""
+        odom, base = self.config.odom_frame, self.config.base_frame
+        root = self.frames.root(base)
+        if root == clean(base) or not self.config.publish_tf or self.config.invert_tf:
+            return None
+        return FrameError(
+            f"{base} is fixed to {root} on tf, and must not get {odom} as a second parent: set base_frame to {root}, "
+            "or publish_tf to false"
+        )
 
     def _publish_surroundings(
         self, frame: Frame, camera: str, estimate: Estimate, placement: Placement

@@ -177,6 +177,19 @@ def test_the_base_starts_at_the_origin_and_moves_by_the_conjugate_motion(rig: Ri
     assert stamp_of(transform.header) == 2 * STEP
 
 
+def test_a_base_that_has_a_parent_already_is_named(mono: Rig) -> None:
+    mono.image(0)
+    assert mono.session.status().level == 0
+    mono.tf("base_footprint", "base_link")
+    mono.image(STEP)
+    status = mono.session.status()
+    assert (status.level, "base_link is fixed to base_footprint on tf" in status.message) == (1, True)
+    for mended in ({"publish_tf": False}, {"invert_tf": True}):
+        mono.session.configure(override(SessionConfig(), mended))
+        mono.image(mono.stamps()[-1] + STEP)
+        assert mono.session.status().level == 0
+
+
 def test_the_twist_is_that_of_the_base_in_its_own_frame(rig: Rig) -> None:
     for i in range(2):
         rig.image(i * STEP)
