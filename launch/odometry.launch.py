@@ -53,29 +53,25 @@ def start(context: LaunchContext) -> list[Node]:
         if not given["right"]:
             values["depth.source"] = "filter"
         given["depth"] = ""
-    nodes = [
-        Node(
-            **executable("odometry_node", "odometry"),
-            name=given["name"],
-            namespace=given["namespace"],
-            parameters=[*parameters, values],
-            remappings=[(topic, given[topic]) for topic in TOPICS if given[topic]],
-            output="screen",
-        )
-    ]
-    if given["rviz"] == "true":
-        view = share() / "config" / "flowodom.rviz"
-        simulated = {"use_sim_time": values.get("use_sim_time", False)}
-        nodes.append(
-            Node(
-                package="rviz2",
-                executable="rviz2",
-                arguments=["-d", str(view)],
-                parameters=[simulated],
-                remappings=shown_as(view, given),
-            )
-        )
-    return nodes
+    odometry = Node(
+        **executable("odometry_node", "odometry"),
+        name=given["name"],
+        namespace=given["namespace"],
+        parameters=[*parameters, values],
+        remappings=[(topic, given[topic]) for topic in TOPICS if given[topic]],
+        output="screen",
+    )
+    if given["rviz"] != "true":
+        return [odometry]
+    view = share() / "config" / "flowodom.rviz"
+    rviz = Node(
+        package="rviz2",
+        executable="rviz2",
+        arguments=["-d", str(view)],
+        parameters=[{"use_sim_time": values.get("use_sim_time", False)}],
+        remappings=shown_as(view, given),
+    )
+    return [rviz, odometry]  # where RViz is not installed launch fails, and would leave behind what runs already
 
 
 def convert(name: str, text: str) -> object:

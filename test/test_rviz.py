@@ -59,13 +59,27 @@ def test_the_view_is_of_the_default_frames() -> None:
     assert re.search(r"Target Frame: base_link\n", text)
 
 
-def test_it_is_launched_on_the_topics_of_the_node_beside_it() -> None:
+@pytest.fixture
+def launch() -> Any:
     pytest.importorskip("launch_ros", reason="ROS 2 is not sourced, so its launch files cannot be read")
     spec = importlib.util.spec_from_file_location("odometry_launch", ROOT / "launch" / "odometry.launch.py")
     assert spec is not None
     assert spec.loader is not None
-    launch = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(launch)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_where_rviz_is_missing_nothing_is_left_running(launch: Any) -> None:
+    context = importlib.import_module("launch").LaunchContext()
+    context.launch_configurations.update({name: value for name, (value, _) in launch.ARGUMENTS.items()})
+    assert len(launch.start(context)) == 1
+    context.launch_configurations["rviz"] = "true"
+    rviz, _ = launch.start(context)  # in this order: launch fails at RViz before it starts the odometry
+    assert rviz.node_package == "rviz2"
+
+
+def test_it_is_launched_on_the_topics_of_the_node_beside_it(launch: Any) -> None:
     plain = dict(launch.shown_as(VIEW, {"image": "/camera/image", "namespace": "", "name": "flowodom"}))
     assert plain.pop("/image") == "/camera/image"
     assert all(shown == name for shown, name in plain.items())
