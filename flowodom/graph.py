@@ -52,7 +52,9 @@ class Odometry:
             port.name: participant.publisher(port.name, port.types[0], output_quality(port)) for port in OUTPUTS
         }
         name = participant.names.full_name.strip("/")
-        session = Session(config, store=participant.store, wanted=self._wanted, resolve=resolve, name=name)
+        session = Session(
+            config, store=participant.store, wanted=self._wanted, resolve=resolve, name=name, clock=self._now
+        )
         session.warm_up()
         self._host = Host(session, self._publish, read=self._read, now=self._now)
         if config.use_sim_time:

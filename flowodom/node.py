@@ -113,6 +113,7 @@ class OdometryNode(LifecycleNode):
                 wanted=self._wanted,
                 resolve=self.resolve_topic_name,
                 name=_full_name(self),
+                clock=self._now,
                 convert=_cv_bridge(),
                 euler=_tf_transformations(),
             )

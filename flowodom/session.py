@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -144,6 +145,14 @@ class _Mounting(NamedTuple):
     adjoint: Tensor
 
 
+class _Work(NamedTuple):
+    """What one frame took: its stamp (nanoseconds), the seconds of work, and those from the stamp to its pose."""
+
+    stamp: int
+    seconds: float
+    delay: float | None
+
+
 class Session:
     """The odometry in message clothes.
 
@@ -158,6 +167,8 @@ class Session:
         on_estimate: Called with every frame, its estimate and where that places the base (None when nothing does).
         resolve: Gives the real name of a topic, for diagnostics.
         name: What the host is called, for diagnostics.
+        clock: Returns the present time, nanoseconds of the clock that stamps are of, 0 while it is not known; the
+            diagnostics tell by it how late poses are. They do not when None.
         convert: Converts raw colour images in place of the built-in decoder.
         euler: Turns roll, pitch and yaw of a pose among the parameters into a quaternion x, y, z, w, in place of the
             built-in formula.
@@ -177,6 +188,7 @@ class Session:
         on_estimate: Callable[[Frame, Estimate, Placement | None], None] | None = None,
         resolve: Callable[[str], str] = str,
         name: str = "flowodom",
+        clock: Callable[[], int] | None = None,
         convert: messages.Converter | None = None,
         euler: Euler | None = None,
     ) -> None:
@@ -194,6 +206,7 @@ class Session:
         self._on_estimate = on_estimate
         self._resolve = resolve
         self._name = name
+        self._clock = clock
         self._convert = convert
         self._paused = False
         self._pairing = Pairing(
@@ -220,7 +233,7 @@ class Session:
         self._path_shown = True
         self._path_interval = 0.0
         self._last: dict[str, int] = {}
-        self._window: deque[tuple[int, float]] = deque()
+        self._window: deque[_Work] = deque()
 
     @property
     def learned(self) -> dict[str, str]:
@@ -368,9 +381,11 @@ class Session:
             if estimate.scale_deviation:
                 values["scale deviation [%]"] = f"{100 * estimate.scale_deviation:.1f}"
             if len(self._window) > 1 and not self._idle:
-                span = (self._window[-1][0] - self._window[0][0]) * 1e-9
+                span = (self._window[-1].stamp - self._window[0].stamp) * 1e-9
                 values["rate [Hz]"] = f"{(len(self._window) - 1) / span:.1f}"
-                values["latency [ms]"] = f"{1e3 * sum(t for _, t in self._window) / len(self._window):.1f}"
+                values["latency [ms]"] = f"{1e3 * mean(work.seconds for work in self._window):.1f}"
+                if delays := [work.delay for work in self._window if work.delay is not None]:
+                    values["delay [ms]"] = f"{1e3 * mean(delays):.1f}"
             values |= {f"{stage} [ms]": f"{1e3 * seconds:.2f}" for stage, seconds in estimate.timing.items()}
         values |= {name: str(count) for name, count in sorted(self.counts.items())}
         return DiagnosticStatus(f"{self._name}: odometry", level, summary, values)
@@ -542,8 +557,10 @@ class Session:
         done = time.perf_counter()
         estimate.timing["session"] = (prepared - begin) + (done - stepped)
         self._silence.hear(_FRAME)
-        self._window.append((picture.stamp, done - begin))
-        while picture.stamp - self._window[0][0] > _RATE_SPAN * 1e9:
+        now = self._clock() if self._clock is not None else 0
+        delay = (now - picture.stamp) * 1e-9 if now else None
+        self._window.append(_Work(picture.stamp, done - begin, delay))
+        while picture.stamp - self._window[0].stamp > _RATE_SPAN * 1e9:
             self._window.popleft()
         if self._on_estimate is not None:
             self._on_estimate(frame, estimate, placement)

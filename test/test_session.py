@@ -916,6 +916,19 @@ def test_the_rate_is_that_of_late(mono: Rig) -> None:
     assert mono.session.status().values["rate [Hz]"] == f"{2 * SECOND / STEP:.1f}"
 
 
+def test_diagnostics_tell_how_late_poses_are_once_the_clock_runs() -> None:
+    times = iter((0, 0, STEP * 5, STEP * 7))
+    rig = Rig(inputs=("image", "camera_info", "/tf", "/tf_static"), clock=times.__next__)
+    rig.tf()
+    rig.info()
+    for i in range(2):
+        rig.image(i * STEP)
+    assert "delay [ms]" not in rig.session.status().values
+    for i in range(2, 4):
+        rig.image(i * STEP)
+    assert rig.session.status().values["delay [ms]"] == "350.0"
+
+
 def test_diagnostics_are_in_the_name_of_the_host() -> None:
     assert Session().status().name == "flowodom: odometry"
     assert Session(name="front/odometry").status().name == "front/odometry: odometry"
