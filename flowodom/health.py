@@ -88,3 +88,7 @@ class Silence:
     def of(self, name: str) -> float:
         """Returns for how many seconds nothing has come of that name; from the first tick on where nothing ever has."""
         return (self.now - self._since.get(name, self._began or 0)) * 1e-9
+
+    def recent(self, name: str, seconds: float) -> bool:
+        """Tells whether something of that name has come within so many seconds."""
+        return name in self._since and self.of(name) <= seconds

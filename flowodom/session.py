@@ -27,7 +27,7 @@ from flowodom.clouds import make_cloud
 from flowodom.config import SessionConfig
 from flowodom.errors import BagError, ConfigError, FlowodomError, FrameError, MessageError
 from flowodom.frame import Frame
-from flowodom.frames import Euler, FrameTree, clean, motion_of, parse_pose
+from flowodom.frames import Euler, FrameTree, clean, motion_of, parse_pose, stamp_of
 from flowodom.geometry import PinholeCamera, se3
 from flowodom.health import Health, Silence
 from flowodom.messages import DiagnosticStatus, MessageFactory
@@ -48,13 +48,15 @@ _FINER = 0.5
 _UNKNOWN_VARIANCE = 9999.0
 _PATIENCE = 5.0
 """Seconds without messages on a topic, or without an image that can be used, after which the diagnostics say so."""
-_FRAME = "frame"
-"""An image that is used, beside the topics."""
+_FRAME, _RIVAL = "frame", "rival"
+"""What comes beside the topics: an image that is used, and a transform like the one published here by somebody else."""
 _RATE_SPAN = 5.0
 """Seconds of which the diagnostics tell the rate and the latency."""
 _CLOUDS = ("points", "dynamic_points")
 _PATH_PERIOD = 1.0
 _DIAGNOSTICS_PERIOD = 1.0
+_TOLD = 100
+"""Transforms that are published, and may be heard again, of which the stamps are remembered."""
 _OK, _WARN, _ERROR = 0, 1, 2
 
 
@@ -234,6 +236,7 @@ class Session:
         self._path_interval = 0.0
         self._last: dict[str, int] = {}
         self._window: deque[_Work] = deque()
+        self._told: deque[int] = deque(maxlen=_TOLD)
 
     @property
     def learned(self) -> dict[str, str]:
@@ -330,6 +333,7 @@ class Session:
                 self._health.report(f"missing {topic}", self._missing(topic))
         self._health.report("clock", self._standing_clock())
         self._health.report("unused", self._unused())
+        self._health.report("rival", self._rival())
 
     def _missing(self, topic: str) -> MessageError | None:
         if topic == "camera_info" and topic in self._received:
@@ -350,6 +354,21 @@ class Session:
             return None
         seconds, why = self._silence.of(_FRAME), self._health.noted or "the log may say why"
         return MessageError(f"no image on {self._resolve('image')} could be used for {seconds:.0f} s: {why}")
+
+    def _rival(self) -> FrameError | None:
+        if not self.config.publish_tf or not self._silence.recent(_RIVAL, _PATIENCE):
+            return None
+        parent, child = self._edge
+        return FrameError(
+            f"somebody else publishes the transform from {parent} to {child} as well, so that it jumps to and fro: "
+            "stop them, or set publish_tf to false"
+        )
+
+    @property
+    def _edge(self) -> tuple[str, str]:
+        """Parent and child of the transform that is published."""
+        odom, base = clean(self.config.odom_frame), clean(self.config.base_frame)
+        return (base, odom) if self.config.invert_tf else (odom, base)
 
     @property
     def _idle(self) -> bool:
@@ -512,6 +531,10 @@ class Session:
         self._odometry.reset()
 
     def _take_transforms(self, message: Any, *, static: bool) -> None:
+        for transform in message.transforms:
+            edge = clean(transform.header.frame_id), clean(transform.child_frame_id)
+            if edge == self._edge and stamp_of(transform.header) not in self._told:
+                self._silence.hear(_RIVAL)
         try:
             own = {self.config.odom_frame, self.config.base_frame}
             self.frames.insert_message(message, static=static, without=own)
@@ -627,6 +650,7 @@ class Session:
             out.append(("odom", self._odometry_message(estimate, placement)))
         self._health.report("parent", self._second_parent())
         if self.config.publish_tf and self._wanted("/tf"):
+            self._told.append(stamp)
             if self.config.invert_tf:
                 transform = self._make.transform(stamp, base, odom, se3.inverse(placement.pose))
             else:

@@ -57,6 +57,9 @@ def test_silence_begins_with_what_came_last_or_with_the_first_tick() -> None:
     silence.tick(107 * SECOND)
     assert silence.of("image") == pytest.approx(4)
     assert silence.of("depth") == pytest.approx(7)
+    assert silence.recent("image", 4.5)
+    assert not silence.recent("image", 3.5)
+    assert not silence.recent("depth", 10)
 
 
 def test_silence_begins_anew_where_the_clock_jumps_back() -> None:

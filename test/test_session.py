@@ -190,6 +190,20 @@ def test_a_base_that_has_a_parent_already_is_named(mono: Rig) -> None:
         assert mono.session.status().level == 0
 
 
+def test_somebody_else_who_publishes_the_same_transform_is_noticed_and_own_ones_are_not(mono: Rig) -> None:
+    mono.session.tick(SECOND)
+    mono.image(0)
+    own = next(message for topic, message in mono.out if topic == "/tf")
+    mono.feed("/tf", own)
+    assert status_at(mono, 2 * SECOND).level == 0
+    mono.feed("/tf", make.tf_message([make.transform(STEP // 2, "/odom", "base_link", EXTRINSIC)]))
+    mono.image(STEP)
+    status = status_at(mono, 4 * SECOND)
+    assert (status.level, "somebody else publishes" in status.message) == (1, True)
+    mono.image(2 * STEP)
+    assert "somebody else" not in status_at(mono, 10 * SECOND).message
+
+
 def test_the_twist_is_that_of_the_base_in_its_own_frame(rig: Rig) -> None:
     for i in range(2):
         rig.image(i * STEP)
