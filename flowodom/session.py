@@ -29,13 +29,14 @@ from flowodom.errors import BagError, ConfigError, FlowodomError, FrameError, Me
 from flowodom.frame import Frame
 from flowodom.frames import Euler, FrameTree, clean, motion_of, parse_pose, stamp_of
 from flowodom.geometry import PinholeCamera, se3
-from flowodom.health import Health, Silence
+from flowodom.health import Health
 from flowodom.messages import DiagnosticStatus, MessageFactory
 from flowodom.odometry import Estimate, Odometry, Status, decided
 from flowodom.pairing import Moment, Pairing, Picture
 from flowodom.registration.covariance import along_parent
 from flowodom.scene_flow.objects import MovingObject
 from flowodom.surroundings import Surroundings
+from flowodom.watch import Watch
 
 _log = logging.getLogger(__name__)
 
@@ -46,10 +47,10 @@ _FINER = 0.5
 """Size of the voxels of objects, as a share of the map's."""
 
 _UNKNOWN_VARIANCE = 9999.0
-_PATIENCE = 5.0
-"""Seconds without messages on a topic, or without an image that can be used, after which the diagnostics say so."""
-_FRAME, _RIVAL = "frame", "rival"
-"""What comes beside the topics: an image that is used, and a transform like the one published here by somebody else."""
+_RIVAL = "rival"
+"""A transform like the one that is published, by somebody else."""
+_RIVALRY = 5.0
+"""Seconds for which it is named in the diagnostics."""
 _RATE_SPAN = 5.0
 """Seconds of which the diagnostics tell the rate and the latency."""
 _CLOUDS = ("points", "dynamic_points")
@@ -219,8 +220,10 @@ class Session:
             resolve=resolve,
             locate=self.frames.lookup,
         )
-        self._received: set[str] = set()
-        self._silence = Silence()
+        expected = [topic for topic in ("image", "camera_info", "depth") if topic in self._inputs]
+        if "depth" in expected and self.config.depth.source != "sensor":
+            expected.remove("depth")
+        self._watch = Watch(self._health, expected, resolve)
 
         self._extrinsic_given = parse_pose("extrinsic", self.config.extrinsic, euler)
         start = parse_pose("initial_pose", self.config.initial_pose, euler)
@@ -291,8 +294,7 @@ class Session:
         Returns:
             The messages that go out because of it, in order.
         """
-        self._received.add(topic)
-        self._silence.hear(topic)
+        self._watch.receive(topic)
         message = self.decode(topic, message)
         out: list[Publication] = []
         if isinstance(message, FlowodomError):
@@ -317,46 +319,16 @@ class Session:
         Returns:
             The diagnostics, once a second, and the whole path where no more images come.
         """
-        if self._paused or self._silence.of("image") > _PATIENCE:
-            self._silence.hear(_FRAME)  # none was to be expected
-        self._silence.tick(now)
-        self._note_silence()
-        out = self._whole_path() if self._silence.of("path") > _PATH_PERIOD else []
-        if self._due("/diagnostics", self._silence.now, _DIAGNOSTICS_PERIOD) and self._wanted("/diagnostics"):
+        self._watch.tick(now, paused=self._paused)
+        self._health.report("rival", self._rival())
+        silence = self._watch.silence
+        out = self._whole_path() if silence.of("path") > _PATH_PERIOD else []
+        if self._due("/diagnostics", silence.now, _DIAGNOSTICS_PERIOD) and self._wanted("/diagnostics"):
             out.append(("/diagnostics", self._make.diagnostics(now, [self.status()])))
         return out
 
-    def _note_silence(self) -> None:
-        """Reports what does not come, or no longer, and that no image can be used."""
-        for topic in ("image", "camera_info", "depth"):
-            if topic in self._inputs and (topic != "depth" or self.config.depth.source == "sensor"):
-                self._health.report(f"missing {topic}", self._missing(topic))
-        self._health.report("clock", self._standing_clock())
-        self._health.report("unused", self._unused())
-        self._health.report("rival", self._rival())
-
-    def _missing(self, topic: str) -> MessageError | None:
-        if topic == "camera_info" and topic in self._received:
-            return None  # one that is told once may hold for good
-        seconds = self._silence.of(topic)
-        return (
-            MessageError(f"no message on {self._resolve(topic)} for {seconds:.0f} s") if seconds > _PATIENCE else None
-        )
-
-    def _standing_clock(self) -> MessageError | None:
-        if self._silence.clock_runs or self._silence.of("/clock") <= _PATIENCE:
-            return None
-        return MessageError("nothing comes on /clock, which use_sim_time goes by: publish it, or unset use_sim_time")
-
-    def _unused(self) -> MessageError | None:
-        explained = self._health.problems.keys() & {"missing image", "calibration"}
-        if not self._idle or "image" not in self._received or explained:
-            return None
-        seconds, why = self._silence.of(_FRAME), self._health.noted or "the log may say why"
-        return MessageError(f"no image on {self._resolve('image')} could be used for {seconds:.0f} s: {why}")
-
     def _rival(self) -> FrameError | None:
-        if not self.config.publish_tf or not self._silence.recent(_RIVAL, _PATIENCE):
+        if not self.config.publish_tf or not self._watch.silence.recent(_RIVAL, _RIVALRY):
             return None
         parent, child = self._edge
         return FrameError(
@@ -370,15 +342,10 @@ class Session:
         odom, base = clean(self.config.odom_frame), clean(self.config.base_frame)
         return (base, odom) if self.config.invert_tf else (odom, base)
 
-    @property
-    def _idle(self) -> bool:
-        """Whether no image has come for long, or none that could be used."""
-        return max(self._silence.of("image"), self._silence.of(_FRAME)) > _PATIENCE
-
     def status(self) -> DiagnosticStatus:
         """Returns the state as diagnostics show it."""
         estimate = self._estimate
-        state = "PAUSED" if self._paused else estimate.status.name if estimate and not self._idle else "WAITING"
+        state = "PAUSED" if self._paused else estimate.status.name if estimate and not self._watch.idle else "WAITING"
         summary = f"{state}: {estimate.reason}" if estimate and estimate.reason and not self._paused else state
         level = _OK if estimate is None or estimate.pose is not None or self._paused else _WARN
         if self._health.problems:
@@ -399,7 +366,7 @@ class Session:
             values |= self.learned
             if estimate.scale_deviation:
                 values["scale deviation [%]"] = f"{100 * estimate.scale_deviation:.1f}"
-            if len(self._window) > 1 and not self._idle:
+            if len(self._window) > 1 and not self._watch.idle:
                 span = (self._window[-1].stamp - self._window[0].stamp) * 1e-9
                 values["rate [Hz]"] = f"{(len(self._window) - 1) / span:.1f}"
                 values["latency [ms]"] = f"{1e3 * mean(work.seconds for work in self._window):.1f}"
@@ -534,7 +501,7 @@ class Session:
         for transform in message.transforms:
             edge = clean(transform.header.frame_id), clean(transform.child_frame_id)
             if edge == self._edge and stamp_of(transform.header) not in self._told:
-                self._silence.hear(_RIVAL)
+                self._watch.silence.hear(_RIVAL)
         try:
             own = {self.config.odom_frame, self.config.base_frame}
             self.frames.insert_message(message, static=static, without=own)
@@ -579,7 +546,7 @@ class Session:
         out = self._publish(frame, picture.frame_id, estimate, placement)
         done = time.perf_counter()
         estimate.timing["session"] = (prepared - begin) + (done - stepped)
-        self._silence.hear(_FRAME)
+        self._watch.use()
         now = self._clock() if self._clock is not None else 0
         delay = (now - picture.stamp) * 1e-9 if now else None
         self._window.append(_Work(picture.stamp, done - begin, delay))
@@ -716,7 +683,7 @@ class Session:
         return message
 
     def _publish_path(self, stamp: int, pose: Tensor) -> list[Publication]:
-        self._silence.hear("path")
+        self._watch.silence.hear("path")
         interval = max(self._path_interval, 1 / self.config.path.rate)
         if self._due("pose of path", stamp, interval):
             self._path.append(self._make.pose_stamped(stamp, self.config.odom_frame, pose))

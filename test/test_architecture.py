@@ -30,7 +30,7 @@ ROWS = (
         "threads",
         "weights",
     },
-    {"calibration", "frame", "frames", "messages"},
+    {"calibration", "frame", "frames", "messages", "watch"},
     {"alignment", "bags", "flow"},
     {"depth", "info", "pairing", "trajectory"},
     {"evaluation", "plots", "registration"},

@@ -3,7 +3,7 @@ import logging
 import pytest
 
 from flowodom.errors import MessageError
-from flowodom.health import Health, Silence
+from flowodom.health import Health
 
 
 def test_a_problem_is_logged_once_and_stands_until_it_is_right_again(caplog: pytest.LogCaptureFixture) -> None:
@@ -44,42 +44,3 @@ def test_what_needs_no_mending_is_counted_and_logged_the_first_time(caplog: pyte
     assert "image 0" in caplog.text
     assert "image 1" not in caplog.text
     assert health.noted == "image 2 comes twice"
-
-
-SECOND = 1_000_000_000
-
-
-def test_silence_begins_with_what_came_last_or_with_the_first_tick() -> None:
-    silence = Silence()
-    silence.tick(100 * SECOND)
-    silence.hear("image")
-    silence.tick(103 * SECOND)
-    silence.tick(107 * SECOND)
-    assert silence.of("image") == pytest.approx(4)
-    assert silence.of("depth") == pytest.approx(7)
-    assert silence.recent("image", 4.5)
-    assert not silence.recent("image", 3.5)
-    assert not silence.recent("depth", 10)
-
-
-def test_silence_begins_anew_where_the_clock_jumps_back() -> None:
-    silence = Silence()
-    silence.tick(100 * SECOND)
-    silence.hear("image")
-    silence.tick(106 * SECOND)
-    silence.tick(3 * SECOND)
-    assert (silence.of("image"), silence.of("depth")) == (0, 0)
-    silence.tick(5 * SECOND)
-    assert silence.of("image") == pytest.approx(2)
-    silence.tick(5 * SECOND - 1000)  # no jump, but two threads
-    assert silence.of("image") == pytest.approx(2)
-
-
-def test_while_the_clock_stands_at_zero_time_is_that_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("time.monotonic_ns", iter((2 * SECOND, 9 * SECOND)).__next__)
-    silence = Silence()
-    silence.tick(0)
-    silence.tick(0)
-    assert (silence.clock_runs, silence.of("/clock")) == (False, pytest.approx(7))
-    silence.tick(1_700_000_000 * SECOND)
-    assert (silence.clock_runs, silence.of("image")) == (True, 0)
