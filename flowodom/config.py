@@ -162,7 +162,7 @@ class SyncConfig:
         high=10.0,
     )
     backlog: int = parameter(
-        5,
+        3,
         "Most images that a live host lets wait; when there are more, all but the newest are dropped.",
         low=1,
         high=1000,

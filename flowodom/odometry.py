@@ -208,7 +208,7 @@ class Odometry:
             self._innovations = self._tracker.innovations
             self._segment, self._segments = self._segments, self._segments + 1
         if forget:
-            self._past, self._usual_rho, self._readout = None, None, None
+            self._past, self._usual_rho = None, None
         self._tracker, self._lost_since = None, None
 
     def step(self, frame: Frame, *, fields: bool = False, guess: Tensor | None = None) -> Estimate:
@@ -247,6 +247,7 @@ class Odometry:
         if self._tracker is not None and frame.camera != self._known.view.camera:
             _log.warning("the camera has changed from %s to %s: new segment", self._known.view.camera, frame.camera)
             self._restart(forget=True)
+            self._readout, self._innovations = None, Innovations()
         if self._turn_is_another(frame):
             _log.warning("the cameras of the stereo pair stand otherwise than before: new segment")
             self._restart(forget=True)

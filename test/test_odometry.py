@@ -605,6 +605,10 @@ def test_whether_a_shutter_rolls_is_found_and_stays_known(seconds, verdict):
     assert float(error[:3].norm()) < 0.006
     assert float(error[3:].norm()) < math.radians(0.15)
     assert odometry.readout.verdict.startswith(verdict)
-    odometry.reset()
-    odometry.step(replace(scene.frames[0], stamp=scene.frames[-1].stamp + 1))
-    assert odometry.readout.verdict.startswith(verdict)
+    for pose in (None, se3.identity()):
+        odometry.reset(pose)
+        odometry.step(replace(scene.frames[0], stamp=scene.frames[-1].stamp + 1))
+        assert odometry.readout.verdict.startswith(verdict)
+    wider = replace(scene.frames[0].camera, fx=0.9 * SMALL.fx, fy=0.9 * SMALL.fy)
+    odometry.step(replace(scene.frames[0], stamp=scene.frames[-1].stamp + 2, camera=wider))
+    assert odometry.readout.verdict == "not told"
