@@ -157,7 +157,8 @@ class MotionFit:
     def held(self, matches: Matches, fit: Fit, trusted: Tensor) -> Fit:
         """Returns the fit, or the camera held in its place where translation earns nothing."""
         shift = self._camera.focal * float(matches.rho.median() * fit.motion[:3, 3].norm())
-        if shift > MOST_STILL:
+        agreeing = fit.agreeing
+        if shift > MOST_STILL or not agreeing.any():
             return fit
         still = refine(
             self._camera,
@@ -169,7 +170,8 @@ class MotionFit:
             annealing=1.0,
             trusted=trusted,
         )
-        cost = score(self._camera, matches.subset(fit.weight > 0), torch.stack((fit.motion, still.motion)), fit.shear)
+        heard, motions = fit.weight > 0, torch.stack((fit.motion, still.motion))
+        cost = score(self._camera, matches.subset(heard), motions, fit.shear, trusted=agreeing[heard])
         if float(cost[1] - cost[0]) < STILL * fit.noise_factor:
             return replace(still, information=fit.information)
         return fit

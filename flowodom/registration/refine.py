@@ -227,16 +227,36 @@ def spread(squared: Tensor) -> float:
     would lock on whatever part of the image happens to agree.
 
     Args:
-        squared: (N,) squared Mahalanobis residuals of two or three parts.
+        squared: (..., N) squared Mahalanobis residuals of two or three parts; of several sets the one that scatters
+            least counts.
     """
-    rank = 1 + int(SPREAD_QUANTILE * (len(squared) - 1))
-    return min(max(float(squared.kthvalue(rank).values) / QUANTILE_OF_TWO, LEAST_SPREAD), MOST_SPREAD)
+    rank = 1 + int(SPREAD_QUANTILE * (squared.shape[-1] - 1))
+    return min(max(float(squared.kthvalue(rank).values.min()) / QUANTILE_OF_TWO, LEAST_SPREAD), MOST_SPREAD)
 
 
-def score(camera: PinholeCamera, matches: Matches, motions: Tensor, shear: Tensor | None = None) -> Tensor:
-    """Returns the (H,) truncated cost of (H, 4, 4) candidate motions: how badly each explains the matches."""
+def score(
+    camera: PinholeCamera,
+    matches: Matches,
+    motions: Tensor,
+    shear: Tensor | None = None,
+    *,
+    trusted: Tensor | None = None,
+) -> Tensor:
+    """Returns the (H,) truncated cost of (H, 4, 4) candidate motions: how badly each explains the matches.
+
+    What it is truncated at grows with the scatter that the best of them leaves: where that is far beyond the stated
+    noise, a cost that ignored it would be the same for all.
+
+    Args:
+        camera: The current camera.
+        matches: N matches.
+        motions: The candidates.
+        shear: (6,) of the current image; none where None.
+        trusted: (N,) bool, which matches tell the scatter; None for all.
+    """
     _, squared = residuals(camera, matches, motions, shear)
-    return squared.clamp(max=ANNEALING * OUTLIER * OUTLIER).sum(-1)
+    scatter = spread(squared if trusted is None else squared[:, trusted])
+    return squared.clamp(max=OUTLIER * OUTLIER * max(ANNEALING, scatter)).sum(-1)
 
 
 def refine(

@@ -1,5 +1,7 @@
 """From matches to the motion of a camera whose way is known exactly."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -52,6 +54,19 @@ def test_translation_that_is_seen_is_kept(fitter, scatter, observe):
     matches = observe(scatter(300), NEAR, seed=2)
     fit = fitter.refine(matches, NEAR)
     assert fitter.held(matches, fit, torch.ones(300, dtype=torch.bool)) is fit
+
+
+def test_translation_that_only_what_is_near_shows_is_kept_in_blurred_images(fitter, scatter, observe):
+    way = se3.exp(torch.tensor([0.012, 0.0, 0.004, 0.01, 0.03, -0.02], dtype=torch.float64))
+    points = scatter(600)
+    far, near = points[points[:, 2] > 3][:160], points[points[:, 2] < 2][:20]
+    near = near / near[:, 2:] * 0.7
+    matches = joined(*(observe(part, way, seed=k, pixel=0.75, seen=False) for k, part in enumerate((far, near))))
+    # Such images scatter far more than any figure of their noise states.
+    matches = replace(matches, pixel_variance=matches.pixel_variance / 25)
+    fit = fitter.refine(matches, way)
+    assert float(fit.agreeing[160:].double().mean()) > 0.9
+    assert fitter.held(matches, fit, torch.ones(180, dtype=torch.bool)) is fit
 
 
 def test_the_world_behind_a_large_mover_is_its_rival(fitter, scatter, observe):
