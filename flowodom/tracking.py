@@ -554,6 +554,8 @@ class Tracker:
         before = se3.inverse(self._window.poses[-1]) @ self._pose
         shear = self._readout.expect(start, before, self._relative_covariance, stamp)
         fit = self._fitter.refine(matches, start, shear, trusted)
+        if not fit.agreeing.any():
+            return fit
         fit = self._fitter.lenient(matches, fit, start, shear, trusted)
         if self._metric and not len(self._seen):
             fit = self._fitter.unmixed(matches, fit, guesses, shear)

@@ -286,7 +286,8 @@ def refine(
             None for all.
 
     Returns:
-        The fit; its information has zero rows for what was held.
+        The fit; its information has zero rows for what was held. Where no match has a say any more, because the motion
+        has them all behind the camera, it ends there, and all weights are zero.
     """
     motion, rho = se3.normalised(start), matches.rho
     twist = expected = shear.expected(motion)
@@ -302,6 +303,8 @@ def refine(
     say, settled = trusted, bool(trusted.all())
     for _ in range(max_iterations):
         hessian, pulls, weight, squared, rho = _normal_equations(camera, matches, motion, rho, twist, kernel, say)
+        if not weight.any():
+            break
         hessian, gradient = hessian + prior, pulls.sum(1) + tie @ (twist - expected)
         hessian.diagonal().add_(1e-9 * hessian.diagonal()[:6].mean())
         step = torch.zeros(12, dtype=start.dtype)

@@ -197,6 +197,14 @@ def test_residuals_vanish_at_the_truth_and_score_prefers_it(camera, scatter, obs
     assert costs.argmin() == 2
 
 
+def test_a_start_that_has_all_behind_the_camera_ends_there(camera, scatter, observe):
+    behind = se3.exp(torch.tensor([0.0, 0.0, -20.0, 0.0, 0.0, 0.0], dtype=torch.float64))
+    fit = refine(camera, observe(scatter(300), MOTION), behind, max_iterations=20)
+    assert not fit.weight.any()
+    assert not fit.agreeing.any()
+    assert fit.information.isfinite().all()
+
+
 def test_depth_noise_cannot_invent_translation(camera, scatter, observe):
     """Rotation alone with depth that is far worse than the pixels: a metric fit would drift by centimetres."""
     turn = se3.exp(torch.tensor([0, 0, 0, 0.01, 0.02, -0.01], dtype=torch.float64))
