@@ -199,7 +199,7 @@ class Odometry:
     def _restart(self, *, forget: bool = False) -> None:
         """Starts a new segment with the next frame; ``forget`` what has been seen where it is of no use to it."""
         if self._tracker is not None:
-            self._origin, self._origin_covariance = self._tracker.pose, self._tracker.covariance
+            self._origin, self._origin_covariance = self._tracker.pose, self._tracker.passed_on
             self._tracker.remember_newest()
             if self._past is None or len(self._tracker.local_map) >= len(self._past.seen):
                 self._past = _Past(self._tracker.local_map, self._segment, self._unit)

@@ -161,6 +161,7 @@ class Tracker:
         self._pose = pose
         self._covariance = covariance
         self._relative_covariance = torch.zeros(6, 6, dtype=torch.float64)
+        self._untold = torch.zeros(6, 6, dtype=torch.float64)
         self._started = metric or recalled is not None
         told = Readout.begin(view.stamp, config.readout, config.readout_deviation)
         self._readout = told if readout is None else readout.anew(view.stamp)
@@ -199,6 +200,14 @@ class Tracker:
     @property
     def covariance(self) -> Tensor:
         """(6, 6) covariance of ``pose``; what is not known of unit and calibration is a part of it."""
+        return self.passed_on + self._untold
+
+    @property
+    def passed_on(self) -> Tensor:
+        """(6, 6) what of ``covariance`` another segment begins with, which claims no motion in between.
+
+        How far a single camera may have gone that has not started, of which its images tell nothing, is no part of it.
+        """
         seen = stretched(self._covariance, self._pose, self._slip_at(self._pose))
         began = se3.inverse(self._map.origin) @ self._pose
         return miscalibrated(seen, began, self._config.calibration_deviation)
@@ -324,7 +333,11 @@ class Tracker:
         known = self._readout
         self._readout = known.learn(se3.inverse(motion), stamp, fit) if started else known.anew(stamp)
         motion_covariance = compose(self._relative_covariance, motion, relative)
-        covariance = compose(self._keys[-1].covariance, se3.inverse(fit.motion), relative)
+        # A camera that is held in its place until it starts has not left it by as much as the first baseline, the unit.
+        self._untold = torch.zeros_like(relative)
+        if not self._started:
+            self._untold[:3, :3] = relative[:3, :3]
+        covariance = compose(self._keys[-1].covariance, se3.inverse(fit.motion), relative - self._untold)
         self._places = torch.where(found[:, None], seen, torch.nan)
         self._seen, self._found = seen, found
         self._rho = torch.full_like(seen[:, 0], torch.nan)
@@ -334,6 +347,7 @@ class Tracker:
         keyframe = self._wants_keyframe(seen, found, fit.motion)
         motion_covariance = stretched(motion_covariance, motion, self.unit_deviation * motion[:3, 3])
         motion_covariance = miscalibrated(motion_covariance, motion, self._config.calibration_deviation)
+        covariance = covariance + self._untold
         return Track(pose, covariance, motion, motion_covariance, keyframe, sought, len(matches), inliers)
 
     @one_thread()

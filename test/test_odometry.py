@@ -291,6 +291,29 @@ def test_a_single_camera_tracks_pure_rotation_too(turning):
     assert {e.scale for e in r.estimates} == {Scale.UNKNOWN}
 
 
+def test_what_is_not_told_of_a_single_cameras_way_ends_with_its_start(turning):
+    hand, turns = hand_held(7, velocity=(0.4, 0.3, 0.0)), 0.6
+
+    def path(time):
+        turn = torch.tensor((0.0, 0.8 * max(turns - time, 0.0), 0.0), dtype=torch.float64)
+        return hand(max(time - turns, 0.0)) @ se3.matrix(se3.so3_exp(turn), torch.zeros(3, dtype=torch.float64))
+
+    moving = clip(room(7, movers=0), path, QVGA, 50, rate=30.0, depth=False)
+    estimates = follow(moving.frames)
+    unsure = [float(e.covariance[:3, :3].trace()) for e in estimates if e.pose is not None]
+    assert max(unsure) > 1e6
+    assert estimates[-1].scale is Scale.FIRST_BASELINE
+    assert unsure[-1] < 1.0
+
+    odometry = Odometry()
+    for frame in blind(turning).frames[:6]:
+        held = odometry.step(frame)
+    odometry.reset()
+    after = odometry.step(blind(turning).frames[6])
+    assert float(held.covariance[:3, :3].trace()) > 1e6
+    assert float(after.covariance[:3, :3].trace()) < 1e-6
+
+
 def test_a_single_camera_starts_with_its_first_baseline_as_the_unit(lane):
     estimates = follow(lane.frames[:16])
     waiting = [e for e in estimates if e.status is Status.INITIALIZING]
