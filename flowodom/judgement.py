@@ -7,11 +7,13 @@ nearer one moves, or the view tells nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from flowodom.depth import DepthSource, FramePair, InverseDepth
@@ -89,6 +91,19 @@ class Known:
     def until(self, view: View) -> float:
         """Returns the seconds from this view to another."""
         return (view.frame.stamp - self.view.frame.stamp) * 1e-9
+
+    def astray(self, view: View) -> Tensor:
+        """Returns where a camera may be in another view that was seen by none in between.
+
+        Returns:
+            (6, 6) covariance of its pose's right perturbation, that in this view being known: it may have gone on as
+            fast as it came, whichever way.
+        """
+        if self.velocity is None:
+            return torch.zeros(6, 6, dtype=torch.float64)
+        way, turn = (part.norm() * self.until(view) for part in self.velocity.reshape(2, 3))
+        turn = turn.clamp_max(math.pi)
+        return torch.diag(torch.stack((way, way, way, turn, turn, turn)) ** 2)
 
     def rescaled(self, factor: float) -> Known:
         """Returns the same where all lengths are multiplied by ``factor``."""

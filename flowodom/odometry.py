@@ -157,6 +157,7 @@ class Odometry:
         self._segment, self._segments = 0, 1
         self._origin = se3.identity()
         self._origin_covariance = torch.zeros(6, 6, dtype=torch.float64)
+        self._left: Known | None = None
         self._tracker: Tracker | None = None
         self._past: _Past | None = None
         self._usual_rho: float | None = None
@@ -195,11 +196,13 @@ class Odometry:
         self._restart(forget=pose is not None)
         if pose is not None:
             self._origin, self._origin_covariance = pose.to(torch.float64), torch.zeros(6, 6, dtype=torch.float64)
+            self._left = None
 
     def _restart(self, *, forget: bool = False) -> None:
         """Starts a new segment with the next frame; ``forget`` what has been seen where it is of no use to it."""
         if self._tracker is not None:
             self._origin, self._origin_covariance = self._tracker.pose, self._tracker.passed_on
+            self._left = self._known
             self._tracker.remember_newest()
             if self._past is None or len(self._tracker.local_map) >= len(self._past.seen):
                 self._past = _Past(self._tracker.local_map, self._segment, self._unit)
@@ -452,7 +455,7 @@ class Odometry:
             view,
             metric=self._depth.metric,
             pose=self._origin,
-            covariance=self._origin_covariance,
+            covariance=self._origin_covariance + (0 if self._left is None else self._left.astray(view)),
             readout=self._readout,
             turn=self._turn,
             innovations=self._innovations,
