@@ -162,6 +162,7 @@ class Tracker:
         self._covariance = covariance
         self._relative_covariance = torch.zeros(6, 6, dtype=torch.float64)
         self._untold = torch.zeros(6, 6, dtype=torch.float64)
+        self._by_readout = self._key_by_readout = torch.zeros(6, dtype=torch.float64)
         self._started = metric or recalled is not None
         told = Readout.begin(view.stamp, config.readout, config.readout_deviation)
         self._readout = told if readout is None else readout.anew(view.stamp)
@@ -210,7 +211,8 @@ class Tracker:
         """
         seen = stretched(self._covariance, self._pose, self._slip_at(self._pose))
         began = se3.inverse(self._map.origin) @ self._pose
-        return miscalibrated(seen, began, self._config.calibration_deviation)
+        bent = self._readout.doubt * self._by_readout
+        return miscalibrated(seen, began, self._config.calibration_deviation) + torch.outer(bent, bent)
 
     @property
     def started(self) -> bool:
@@ -271,7 +273,7 @@ class Tracker:
         self._window.rescale(factor)
         self._map.rescale(factor)
         self._patches = self._patches.rescaled(factor)
-        self._rescale_exposures(factor)
+        self._rescale_bends(factor)
         shift = first - poses[0][:3, 3] if from_start else last - (poses[-1] @ offset)[:3, 3]
         for pose in poses:
             pose[:3, 3] += shift
@@ -334,6 +336,8 @@ class Tracker:
         self._readout = known.learn(se3.inverse(motion), stamp, fit) if started else known.anew(stamp)
         motion_covariance = compose(self._relative_covariance, motion, relative)
         # A camera that is held in its place until it starts has not left it by as much as the first baseline, the unit.
+        down = float((rows(self._camera, seen) - rows(self._camera, self._window.places))[found].mean())
+        self._by_readout = se3.adjoint(fit.motion) @ self._key_by_readout + self._readout.bent(down)
         self._untold = torch.zeros_like(relative)
         if not self._started:
             self._untold[:3, :3] = relative[:3, :3]
@@ -405,6 +409,7 @@ class Tracker:
         factor = self._recall(view, moving) if self._started and len(self._keys) else 1.0
         self._readout = self._readout.keyframe()
         self._keys.append(_Key(view.grey, self._readout.key, self._covariance))
+        self._key_by_readout = self._by_readout
         self._relative_covariance = torch.zeros_like(self._covariance)
         self._places = self._window.places
         rays, rho, variance = self._window.points()
@@ -425,8 +430,10 @@ class Tracker:
                 self._window.unshear(k, exposure.shear - key.exposure.shear)
                 self._keys[k] = key._replace(exposure=exposure)
 
-    def _rescale_exposures(self, factor: float) -> None:
+    def _rescale_bends(self, factor: float) -> None:
         self._readout = self._readout.rescaled(factor)
+        lengths = torch.tensor(3 * [factor] + 3 * [1.0], dtype=torch.float64)
+        self._by_readout, self._key_by_readout = lengths * self._by_readout, lengths * self._key_by_readout
         self._keys = [key._replace(exposure=key.exposure.rescaled(factor)) for key in self._keys]
 
     def _remember_oldest(self) -> None:
@@ -471,7 +478,7 @@ class Tracker:
         self._covariance = compose(look.keyframe.covariance, way, corrected.left)
         factor = 1.0 if self._metric else unit_change(self._camera, look, *self._window.points())
         self._window.rescale(factor)
-        self._rescale_exposures(factor)
+        self._rescale_bends(factor)
         return factor
 
     def recognise(self, view: View, known: LocalMap) -> Tracker | None:

@@ -631,7 +631,15 @@ def test_whether_a_shutter_rolls_is_found_and_stays_known(seconds, verdict):
     odometry = Odometry()
     estimates = [odometry.step(frame) for frame in scene.frames]
     assert all(e.status is Status.TRACKING for e in estimates)
-    error = se3.log(se3.inverse(estimates[-1].pose) @ se3.inverse(scene.poses[0]) @ scene.poses[-1])
+    errors = [
+        se3.log(se3.inverse(e.pose) @ se3.inverse(scene.poses[0]) @ true)
+        for e, true in zip(estimates, scene.poses, strict=True)
+    ]
+    # Also while it is not known yet: covariances own up to what a shutter may do.
+    deviations = [e.covariance.diagonal().sqrt() for e in estimates[1:]]
+    within = [bool((error.abs() < 3 * off).all()) for error, off in zip(errors[1:], deviations, strict=True)]
+    assert sum(within) > 0.8 * len(within)
+    error = errors[-1]
     assert float(error[:3].norm()) < 0.006
     assert float(error[3:].norm()) < math.radians(0.15)
     assert odometry.readout.verdict.startswith(verdict)

@@ -96,6 +96,7 @@ class Readout:
         rate: (6,) twist per second of the camera between these.
         changing: (6,) by how much that usually changes from image to image, for translation and for rotation; None
             before it has.
+        assumed: The time by which keyframes were freed from their shear; None before they are.
         told: What the last one told, which is understood with the next.
     """
 
@@ -107,6 +108,7 @@ class Readout:
     gap: float = math.inf
     rate: Tensor = NO_TWIST
     changing: Tensor | None = None
+    assumed: float | None = None
     told: _Told | None = None
 
     @staticmethod
@@ -145,6 +147,11 @@ class Readout:
     def deviation(self) -> float:
         """Standard deviation of ``seconds``."""
         return math.sqrt(self.variance)
+
+    @property
+    def doubt(self) -> float:
+        """By how much, one standard deviation, keyframes may have been freed by a wrong time, seconds."""
+        return math.hypot(self.deviation, self.seconds - (self.assumed or 0.0))
 
     @property
     def verdict(self) -> str:
@@ -204,6 +211,19 @@ class Readout:
         now, told = Exposure(fit.shear, rate + ahead * change), _Told(*_shear_told(fit), key)
         return replace(known, stamp=stamp, last=now, key=key, gap=gap, rate=rate, changing=changing, told=told)
 
+    def bent(self, down: float) -> Tensor:
+        """Returns (6,) by how much a motion from the newest keyframe is off per second that its readout takes.
+
+        A keyframe that was not freed from its shear carries it along, and where its points are seen in other rows by
+        now, it is not that of the image. Zero where it was freed.
+
+        Args:
+            down: Share of the image by which the keyframe's points have gone down.
+        """
+        if self.assumed is not None:
+            return NO_TWIST
+        return down * (self.rate if self.key.rate is None else self.key.rate)
+
     def freed(self, exposure: Exposure) -> Exposure:
         """Returns how an image is freed from its shear by what is known today."""
         if exposure.rate is None or self.variance > KNOWN**2:
@@ -216,9 +236,9 @@ class Readout:
         The last image's shear is known beside that of the keyframe alone, and changes with it.
         """
         key = self.freed(self.key)
-        if self.key is self.last:
-            return replace(self, key=key, last=key)
-        return replace(self, key=key, last=replace(self.last, shear=self.last.shear + key.shear - self.key.shear))
+        last = replace(self.last, shear=self.last.shear + key.shear - self.key.shear)
+        assumed = self.assumed if self.variance > KNOWN**2 else self.seconds
+        return replace(self, key=key, last=key if self.key is self.last else last, assumed=assumed)
 
     def _ahead(self, gap: float) -> float:
         """Returns from the middle of a gap to its end, in units of from the middle of the last one to that of it.

@@ -147,3 +147,16 @@ def test_lengths_of_a_new_unit_are_those_of_the_old_one_multiplied(camera, scatt
     torch.testing.assert_close(twice.last.rate, both * readout.last.rate)
     torch.testing.assert_close(twice.rate, both * readout.rate)
     assert twice.seconds == readout.seconds
+
+
+def test_a_keyframe_that_is_not_freed_bends_motions_by_its_shear_until_the_time_is_known():
+    rate = torch.tensor([0.1, 0.0, 0.2, 0.0, 0.3, 0.0], dtype=torch.float64)
+    known = replace(Readout.begin(0.0, 0.0, 0.02), rate=rate)
+    torch.testing.assert_close(known.bent(0.2), 0.2 * rate)
+    assert known.doubt == pytest.approx(0.02)
+    # It is known by now, but keyframes were taken for those of a global shutter.
+    learned = replace(known, seconds=0.025, variance=0.001**2)
+    assert learned.doubt == pytest.approx(0.025, abs=1e-4)
+    freed = learned.freed_anew()
+    assert freed.doubt == pytest.approx(0.001)
+    assert not freed.bent(0.2).any()
