@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 
 from flowodom.errors import TrajectoryError
 from flowodom.geometry import se3
-from flowodom.registration.covariance import compose
 from flowodom.trajectory import TOLERANCE, Array, Indices, Trajectory, associate, read_pair
 
 KITTI_LENGTHS: tuple[float, ...] = (100.0, 200.0, 300.0, 400.0, 500.0, 600.0, 700.0, 800.0)
@@ -651,8 +650,8 @@ def _since_first(poses: Array, covariances: Array) -> Array:
 
     Where a covariance does not say so, because it has not grown by that much, it is taken as it is.
     """
-    motions = _inverse(poses[:1]) @ poses
-    added = covariances - compose(covariances[:1], motions, np.zeros((6, 6)))
+    carried = np.asarray(se3.adjoint(_inverse(_inverse(poses[:1]) @ poses)))
+    added = covariances - carried @ covariances[:1] @ carried.swapaxes(-1, -2)
     return np.where(_positive(added)[:, None, None], added, covariances)
 
 

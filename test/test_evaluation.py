@@ -391,6 +391,20 @@ class TestUncertainty:
         assert result.sigma_share is not None
         assert share[0] <= result.sigma_share <= share[1]
 
+    def test_what_a_segment_began_with_is_left_out(self) -> None:
+        truth, rng = walk(300), np.random.default_rng(3)
+        half = rng.normal(size=(6, 6)) * np.repeat([0.02, 0.002], 3)[:, None]
+        covariances = np.tile(half @ half.T, (300, 1, 1))
+        covariances[0] = 0
+        errors = rng.multivariate_normal(np.zeros(6), half @ half.T, 300)
+        errors[0] = 0
+        poses = truth.poses @ np.linalg.inv(exp(errors))
+        carried = np.asarray(se3.adjoint(np.linalg.inv(np.linalg.inv(poses[:1]) @ poses)))
+        unsure = covariances + carried @ np.diag([4.0, 4.0, 4.0, 0.1, 0.1, 0.1]) @ carried.swapaxes(-1, -2)
+        known, begun = (compare(Trajectory(truth.stamps, poses, covariances=c), truth) for c in (covariances, unsure))
+        assert begun.sigma_width == pytest.approx(known.sigma_width, rel=1e-3)
+        assert begun.sigma_share == known.sigma_share
+
     def test_unusable_covariances_are_passed_over(self) -> None:
         truth = walk(10)
         covariances = np.tile(np.eye(6), (10, 1, 1))
