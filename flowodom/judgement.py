@@ -97,11 +97,11 @@ class Known:
 
         Returns:
             (6, 6) covariance of its pose's right perturbation, that in this view being known: it may have gone on as
-            fast as it came, whichever way.
+            fast as it came, whichever way. Zero where no speed is known, or the clock has jumped back.
         """
         if self.velocity is None:
             return torch.zeros(6, 6, dtype=torch.float64)
-        way, turn = (part.norm() * self.until(view) for part in self.velocity.reshape(2, 3))
+        way, turn = (part.norm() * max(self.until(view), 0.0) for part in self.velocity.reshape(2, 3))
         turn = turn.clamp_max(math.pi)
         return torch.diag(torch.stack((way, way, way, turn, turn, turn)) ** 2)
 
