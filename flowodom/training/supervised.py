@@ -10,6 +10,7 @@ Regularization" (ICLR 2019).
 from __future__ import annotations
 
 import csv
+import gc
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -160,6 +161,9 @@ def processes(device: torch.device) -> Iterator[Group]:
         yield Group(device, rank, count)
         distributed.barrier()  # nobody leaves while another may still talk to him
     finally:
+        # What has trained refers to the group in circles. While it does, the group's threads go on, and one that still
+        # clears up when Python ends aborts the process.
+        gc.collect()
         distributed.destroy_process_group()
 
 
