@@ -19,6 +19,7 @@ from torch import Tensor
 from flowodom.depth import DepthSource, FramePair, InverseDepth
 from flowodom.flow import FlowField
 from flowodom.geometry import se3
+from flowodom.registration.covariance import anywhere
 from flowodom.registration.first_baseline import Parallax
 from flowodom.registration.motion_fit import BACKED
 from flowodom.scene_flow.decompose import find_moving
@@ -102,13 +103,12 @@ class Known:
         if self.velocity is None:
             return torch.zeros(6, 6, dtype=torch.float64)
         way, turn = (part.norm() * max(self.until(view), 0.0) for part in self.velocity.reshape(2, 3))
-        turn = turn.clamp_max(math.pi)
-        return torch.diag(torch.stack((way, way, way, turn, turn, turn)) ** 2)
+        return anywhere(way, turn.clamp_max(math.pi))
 
     def rescaled(self, factor: float) -> Known:
         """Returns the same where all lengths are multiplied by ``factor``."""
         field = None if self.field is None else self.field.scaled(factor)
-        velocity = None if self.velocity is None else self.velocity * self.velocity.new_tensor(3 * [factor] + 3 * [1.0])
+        velocity = None if self.velocity is None else se3.rescaled(self.velocity, factor)
         return replace(self, field=field, velocity=velocity)
 
 

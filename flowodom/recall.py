@@ -84,7 +84,7 @@ def look_back(
     *,
     shear: Tensor,
     pixel_noise: float,
-    doubt: float = 1.0,
+    doubt: float,
     moving: Moving | None = None,
 ) -> Look | None:
     """Looks for a keyframe's points in a view.

@@ -69,7 +69,6 @@ class Track:
 
     Attributes:
         pose: (4, 4) float64 ``T_odom_camera``.
-        covariance: (6, 6) of its right perturbation.
         motion: (4, 4) float64 ``T_previous_camera``.
         motion_covariance: (6, 6) of its right perturbation.
         keyframe: Whether the frame should become a keyframe.
@@ -79,7 +78,6 @@ class Track:
     """
 
     pose: Tensor
-    covariance: Tensor
     motion: Tensor
     motion_covariance: Tensor
     keyframe: bool
@@ -335,9 +333,9 @@ class Tracker:
         known = self._readout
         self._readout = known.learn(se3.inverse(motion), stamp, fit) if started else known.anew(stamp)
         motion_covariance = compose(self._relative_covariance, motion, relative)
-        # A camera that is held in its place until it starts has not left it by as much as the first baseline, the unit.
         down = float((rows(self._camera, seen) - rows(self._camera, self._window.places))[found].mean())
         self._by_readout = se3.adjoint(fit.motion) @ self._key_by_readout + self._readout.bent(down)
+        # A camera that is held in its place until it starts has not left it by as much as the first baseline, the unit.
         self._untold = torch.zeros_like(relative)
         if not self._started:
             self._untold[:3, :3] = relative[:3, :3]
@@ -351,8 +349,7 @@ class Tracker:
         keyframe = self._wants_keyframe(seen, found, fit.motion)
         motion_covariance = stretched(motion_covariance, motion, self.unit_deviation * motion[:3, 3])
         motion_covariance = miscalibrated(motion_covariance, motion, self._config.calibration_deviation)
-        covariance = covariance + self._untold
-        return Track(pose, covariance, motion, motion_covariance, keyframe, sought, len(matches), inliers)
+        return Track(pose, motion, motion_covariance, keyframe, sought, len(matches), inliers)
 
     @one_thread()
     def add_keyframe(
@@ -432,8 +429,8 @@ class Tracker:
 
     def _rescale_bends(self, factor: float) -> None:
         self._readout = self._readout.rescaled(factor)
-        lengths = torch.tensor(3 * [factor] + 3 * [1.0], dtype=torch.float64)
-        self._by_readout, self._key_by_readout = lengths * self._by_readout, lengths * self._key_by_readout
+        self._by_readout = se3.rescaled(self._by_readout, factor)
+        self._key_by_readout = se3.rescaled(self._key_by_readout, factor)
         self._keys = [key._replace(exposure=key.exposure.rescaled(factor)) for key in self._keys]
 
     def _remember_oldest(self) -> None:

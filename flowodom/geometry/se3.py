@@ -173,6 +173,11 @@ def inverse(motion: Array) -> Array:
     return matrix(rotation, -(rotation @ motion[..., :3, 3:])[..., 0])
 
 
+def rescaled(twist: Tensor, factor: float) -> Tensor:
+    """Returns a twist (6,) with its translation multiplied by ``factor``."""
+    return torch.cat((factor * twist[:3], twist[3:]))
+
+
 @in_numpy
 def normalised(motion: Array) -> Array:
     """Returns (..., 4, 4) motions whose rotations are orthonormal again, to second order of how far they were not.

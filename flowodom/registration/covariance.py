@@ -67,7 +67,12 @@ def miscalibrated(covariance: Tensor, motion: Tensor, deviation: float) -> Tenso
         deviation: That share, one standard deviation.
     """
     way, turn = motion[:3, 3].norm(), se3.log(motion)[3:].norm()
-    return covariance + torch.diag((deviation * torch.stack((way, way, way, turn, turn, turn))) ** 2)
+    return covariance + anywhere(deviation * way, deviation * turn)
+
+
+def anywhere(way: Tensor, turn: Tensor) -> Tensor:
+    """Returns the (6, 6) covariance of a pose that is off by a way and a turn, scalars, in whatever direction."""
+    return torch.diag(torch.stack((way, way, way, turn, turn, turn)) ** 2)
 
 
 def since(covariance: Tensor, pose: Tensor, past_covariance: Tensor, past: Tensor) -> Tensor:

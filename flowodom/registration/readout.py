@@ -70,8 +70,8 @@ class Exposure:
 
     def rescaled(self, factor: float) -> Exposure:
         """Returns the same with all lengths multiplied by ``factor``."""
-        rate = None if self.rate is None else _rescaled(self.rate, factor)
-        return replace(self, shear=_rescaled(self.shear, factor), rate=rate)
+        rate = None if self.rate is None else se3.rescaled(self.rate, factor)
+        return replace(self, shear=se3.rescaled(self.shear, factor), rate=rate)
 
 
 class _Told(NamedTuple):
@@ -138,8 +138,8 @@ class Readout:
             self,
             last=last,
             key=last if self.key is self.last else key,
-            rate=_rescaled(self.rate, factor),
-            changing=None if self.changing is None else _rescaled(self.changing, factor),
+            rate=se3.rescaled(self.rate, factor),
+            changing=None if self.changing is None else se3.rescaled(self.changing, factor),
             told=None,
         )
 
@@ -280,8 +280,3 @@ def _shear_told(fit: Fit) -> tuple[Tensor, Tensor]:
 def _lengths(twist: Tensor) -> Tensor:
     """Returns (6,) the length of a twist's translation, thrice, and that of its rotation, thrice."""
     return twist.reshape(2, 3).norm(dim=1).repeat_interleave(3)
-
-
-def _rescaled(twist: Tensor, factor: float) -> Tensor:
-    """Returns a twist (6,) with its translation multiplied."""
-    return torch.cat((factor * twist[:3], twist[3:]))
