@@ -9,14 +9,15 @@ Source: Nister, "An Efficient Solution to the Five-Point Relative Pose Problem" 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from flowodom.geometry import PinholeCamera, se3
 from flowodom.registration.covariance import fit_covariance
-from flowodom.registration.refine import Fit, Matches, refine, residuals
-from flowodom.registration.two_view import triangulate, two_view
+from flowodom.registration.refine import OUTLIER, Fit, Matches, refine, residuals, spread, truncated
+from flowodom.registration.two_view import planar_views, triangulate, two_view
 
 PARALLAX_QUANTILE = 0.7
 """Quantile of the displacements left after the best rotation that counts as parallax: what is nearer than the rest of
@@ -43,6 +44,12 @@ little parallax, errors of the lens or a plane leave more than one motion."""
 
 START_DEVIATION = 0.05
 """Deviation, as a share of its length, to which the first baseline must be known across its direction."""
+
+OTHERWISE = 0.2
+"""Radians between the directions of two first baselines, from which on they are different ones, and ..."""
+
+CONTEST = 25.0
+"""... by how much less one must cost, per noise factor, to be told from the other."""
 
 LEAST_START = 1e-3
 """Least inverse depth, per first baseline, from which a single camera's points start."""
@@ -90,15 +97,13 @@ def first_baseline(camera: PinholeCamera, matches: Matches, start: Tensor, *, ma
     if parallax < HELD_PARALLAX:
         return replace(turned, information=_turn_information(camera, matches, turned, max_iterations)), False
     if parallax > min(START_PARALLAX * camera.width, ENOUGH_PARALLAX):
-        motion = two_view(camera, camera.project(matches.direction), matches.pixels)
-        if motion is not None:
-            fit = _refined(camera, matches, motion)
-            left = residuals(camera, matches, fit.motion, fit.shear)[1]
-            clearly = float(missed.quantile(START_SHARE) / left.quantile(START_SHARE)) ** 0.5
-            agreeing = float(fit.agreeing.double().mean())
-            unsure = float(torch.linalg.eigvalsh(fit_covariance(fit)[:3, :3])[-1]) ** 0.5
+        best = _best_baseline(camera, matches)
+        if best is not None:
+            clearly = float(missed.quantile(START_SHARE) / best.left.quantile(START_SHARE)) ** 0.5
+            agreeing = float(best.fit.agreeing.double().mean())
+            unsure = float(torch.linalg.eigvalsh(fit_covariance(best.fit)[:3, :3])[-1]) ** 0.5
             if agreeing > START_SHARE and clearly > START_CLEARLY and unsure < START_DEVIATION:
-                return fit, True
+                return best.fit, True
     raise Parallax(f"{parallax:.1f} px of parallax since the first view; waiting for a longer baseline")
 
 
@@ -128,14 +133,53 @@ def _turn_information(camera: PinholeCamera, matches: Matches, turned: Fit, max_
     return information
 
 
-def _refined(camera: PinholeCamera, matches: Matches, motion: Tensor) -> Fit:
+class _Baseline(NamedTuple):
+    """A motion of length one, the matches at the depths that it gives them, and (N,) what it leaves of each, squared."""
+
+    fit: Fit
+    placed: Matches
+    left: Tensor
+
+
+def _best_baseline(camera: PinholeCamera, matches: Matches) -> _Baseline | None:
+    """Returns the motion that explains matches best; None where another one does so nearly as well, or none does."""
+    seen = camera.project(matches.direction), matches.pixels
+    general = two_view(camera, *seen)
+    motions = planar_views(camera, *seen) + ([] if general is None else [general])
+    found = [_refined(camera, matches, motion) for motion in motions]
+    if not found:
+        return None
+    left = torch.stack([baseline.left for baseline in found])
+    cost = truncated(left)
+    best = found[int(cost.argmin())]
+    for baseline, more in zip(found, (cost - cost.min()).tolist(), strict=True):
+        apart = float((baseline.fit.motion - best.fit.motion)[:3, 3].norm())
+        if apart > OTHERWISE and more < CONTEST * best.fit.noise_factor:
+            return None
+    return best
+
+
+def _refined(camera: PinholeCamera, matches: Matches, motion: Tensor) -> _Baseline:
     """Refines the first motion of a single camera and makes its length, which nothing observes, the unit."""
-    turned = matches.direction @ motion[:3, :3].T
-    numerator, denominator = triangulate(camera, turned, motion[:3, 3], matches.pixels)
-    rho = (numerator / denominator.clamp_min(1e-12)).clamp_min(LEAST_START)
-    fit = refine(camera, replace(matches, rho=rho), motion, max_iterations=START_ITERATIONS, annealing=1.0)
+    start = _placed(camera, matches, motion)
+    start = replace(matches, rho=start.rho)
+    fit = refine(camera, start, motion, max_iterations=START_ITERATIONS, annealing=1.0)
     unit = fit.motion.clone()
     unit[:3, 3] /= unit[:3, 3].norm()
     along = torch.cat((unit[:3, 3], torch.zeros(3, dtype=torch.float64)))
     known = fit.information + torch.outer(along, along) / UNIT_VARIANCE
-    return replace(fit, motion=unit, information=known)
+    # What it has behind the camera, and not about at infinity, contradicts it.
+    placed = _placed(camera, matches, unit)
+    left = residuals(camera, placed, unit, fit.shear)[1]
+    kernel = OUTLIER * OUTLIER * spread(left)
+    fit = replace(fit, motion=unit, information=known, weight=(kernel / (kernel + left)) ** 2)
+    return _Baseline(fit, placed, left)
+
+
+def _placed(camera: PinholeCamera, matches: Matches, motion: Tensor) -> Matches:
+    """Returns matches at the depths that a motion ``T_current_first`` (4, 4) gives them, none behind the camera."""
+    turned = matches.direction @ motion[:3, :3].T
+    numerator, denominator = triangulate(camera, turned, motion[:3, 3], matches.pixels)
+    denominator = denominator.clamp_min(1e-12)
+    rho = (numerator / denominator).clamp_min(LEAST_START)
+    return replace(matches, rho=rho, rho_variance=matches.pixel_variance / (denominator * camera.focal**2))

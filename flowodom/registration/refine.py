@@ -244,9 +244,6 @@ def score(
 ) -> Tensor:
     """Returns the (H,) truncated cost of (H, 4, 4) candidate motions: how badly each explains the matches.
 
-    What it is truncated at grows with the scatter that the best of them leaves: where that is far beyond the stated
-    noise, a cost that ignored it would be the same for all.
-
     Args:
         camera: The current camera.
         matches: N matches.
@@ -255,7 +252,20 @@ def score(
         trusted: (N,) bool, which matches tell the scatter; None for all.
     """
     _, squared = residuals(camera, matches, motions, shear)
-    scatter = spread(squared if trusted is None else squared[:, trusted])
+    return truncated(squared, spread(squared if trusted is None else squared[:, trusted]))
+
+
+def truncated(squared: Tensor, scatter: float | None = None) -> Tensor:
+    """Returns the (H,) costs of (H, N) squared Mahalanobis residuals, of which outliers cost alike.
+
+    What they cost grows with the scatter that the best of the H leaves: where that is far beyond the stated noise, a
+    cost that ignored it would be the same for all.
+
+    Args:
+        squared: The residuals.
+        scatter: That scatter, if not that of all of them; see ``spread``.
+    """
+    scatter = spread(squared) if scatter is None else scatter
     return squared.clamp(max=OUTLIER * OUTLIER * max(ANNEALING, scatter)).sum(-1)
 
 

@@ -1,8 +1,9 @@
-"""The start of a single camera: rotation from rays, and, once there is parallax, the essential matrix.
+"""The motion between two views of one camera, up to scale: by the essential matrix, and by a plane's homography.
 
-Source: Nister, "An Efficient Solution to the Five-Point Relative Pose Problem" (2004), through OpenCV's least median of
-squares (Rousseeuw 1984), which need not be told how exact matches are: with little parallax, whatever motion is within
-half a pixel of most of them would do for a threshold of that size.
+Source: Nister, "An Efficient Solution to the Five-Point Relative Pose Problem" (2004), and Malis and Vargas, "Deeper
+understanding of the homography decomposition for vision-based control" (2007), both through OpenCV, with the least
+median of squares (Rousseeuw 1984), which need not be told how exact matches are: with little parallax, whatever motion
+is within half a pixel of most of them would do for a threshold of that size.
 """
 
 from __future__ import annotations
@@ -20,6 +21,12 @@ MOST_EPIPOLAR_ERROR = 0.7
 LEAST_SUPPORT = 0.6
 """Share of the matches that must agree with the essential matrix and lie in front of both cameras."""
 
+LEAST_POINTS = 20
+"""Matches without which no motion is looked for."""
+
+MOST_OF_IT = 0.9
+"""Share of a plane's points that must lie in front of the first camera: one of its two motions turns it up steeply."""
+
 
 def two_view(camera: PinholeCamera, pixels: Tensor, seen: Tensor) -> Tensor | None:
     """Finds the relative pose of two views of a static scene, up to scale.
@@ -32,7 +39,7 @@ def two_view(camera: PinholeCamera, pixels: Tensor, seen: Tensor) -> Tensor | No
     Returns:
         (4, 4) float64 ``T_second_first`` with a translation of length one, or None where too few matches agree.
     """
-    if len(pixels) < 20:
+    if len(pixels) < LEAST_POINTS:
         return None
     a, b = camera.rays(pixels)[:, :2].numpy(), camera.rays(seen)[:, :2].numpy()
     cv2.setRNGSeed(0)
@@ -46,6 +53,33 @@ def two_view(camera: PinholeCamera, pixels: Tensor, seen: Tensor) -> Tensor | No
     if support < LEAST_SUPPORT * len(pixels):
         return None
     return se3.matrix(torch.from_numpy(rotation), torch.from_numpy(translation[:, 0] / np.linalg.norm(translation)))
+
+
+def planar_views(camera: PinholeCamera, pixels: Tensor, seen: Tensor) -> list[Tensor]:
+    """Finds the relative poses of which two views of a plane leave one or two open, up to scale.
+
+    Args:
+        camera: The camera of both views.
+        pixels: (N, 2) float64 places in the first view.
+        seen: (N, 2) float64 places in the second.
+
+    Returns:
+        (4, 4) float64 ``T_second_first``, with translations of length one, that have most of the plane in front of the
+        camera; none where it has not left its place.
+    """
+    if len(pixels) < LEAST_POINTS:
+        return []
+    a, b = camera.rays(pixels).numpy(), camera.rays(seen).numpy()
+    cv2.setRNGSeed(0)
+    homography, _ = cv2.findHomography(a[:, :2], b[:, :2], cv2.LMEDS)
+    if homography is None:
+        return []
+    poses = []
+    for rotation, way, normal in zip(*cv2.decomposeHomographyMat(homography, np.eye(3))[1:], strict=True):
+        length = np.linalg.norm(way)
+        if length > 0 and (a @ normal > 0).mean() > MOST_OF_IT:
+            poses.append(se3.matrix(torch.from_numpy(rotation), torch.from_numpy(way[:, 0] / length)))
+    return poses
 
 
 def triangulate(camera: PinholeCamera, ray: Tensor, shift: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
