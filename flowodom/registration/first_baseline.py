@@ -3,7 +3,12 @@
 A bad start is never mended by the window, so a camera starts late rather than wrong: it stays in its place while only
 rotation is seen, and begins once the direction of the baseline is known.
 
-Source: Nister, "An Efficient Solution to the Five-Point Relative Pose Problem" (2004), for the start of the fit.
+A plane seen twice leaves two motions open, of which one is ruled out only where it has a part of the plane behind the
+camera; so the start of the fit comes from both of them and from the essential matrix, and what explains the matches
+best must do so clearly better than what else does.
+
+Source: Nister, "An Efficient Solution to the Five-Point Relative Pose Problem" (2004), and Longuet-Higgins, "The
+reconstruction of a plane surface from two perspective projections" (1986), for the starts of the fit.
 """
 
 from __future__ import annotations
@@ -48,8 +53,9 @@ START_DEVIATION = 0.05
 OTHERWISE = 0.2
 """Radians between the directions of two first baselines, from which on they are different ones, and ..."""
 
-CONTEST = 25.0
-"""... by how much less one must cost, per noise factor, to be told from the other."""
+CONTEST = 1.2
+"""... how many times what one costs the other must cost to be told from it: by chance the costs of 500 matches, which
+two motions explain equally, differ by a tenth."""
 
 LEAST_START = 1e-3
 """Least inverse depth, per first baseline, from which a single camera's points start."""
@@ -82,7 +88,7 @@ def first_baseline(camera: PinholeCamera, matches: Matches, start: Tensor, *, ma
         The fit, and whether it is a baseline, of length one, instead of a rotation.
 
     Raises:
-        Parallax: It has moved, but not far enough.
+        Parallax: It has moved, but not far enough, or in a way that does not tell one motion from another.
     """
     turned = refine(
         camera,
@@ -134,15 +140,18 @@ def _turn_information(camera: PinholeCamera, matches: Matches, turned: Fit, max_
 
 
 class _Baseline(NamedTuple):
-    """A motion of length one, the matches at the depths that it gives them, and (N,) what it leaves of each, squared."""
+    """A motion of length one, and (N,) squared what it leaves of each match."""
 
     fit: Fit
-    placed: Matches
     left: Tensor
 
 
 def _best_baseline(camera: PinholeCamera, matches: Matches) -> _Baseline | None:
-    """Returns the motion that explains matches best; None where another one does so nearly as well, or none does."""
+    """Returns the motion that explains matches best; None where none does.
+
+    Raises:
+        Parallax: Another one does so nearly as well.
+    """
     seen = camera.project(matches.direction), matches.pixels
     general = two_view(camera, *seen)
     motions = planar_views(camera, *seen) + ([] if general is None else [general])
@@ -152,34 +161,35 @@ def _best_baseline(camera: PinholeCamera, matches: Matches) -> _Baseline | None:
     left = torch.stack([baseline.left for baseline in found])
     cost = truncated(left)
     best = found[int(cost.argmin())]
-    for baseline, more in zip(found, (cost - cost.min()).tolist(), strict=True):
-        apart = float((baseline.fit.motion - best.fit.motion)[:3, 3].norm())
-        if apart > OTHERWISE and more < CONTEST * best.fit.noise_factor:
-            return None
+    apart = torch.stack([(baseline.fit.motion - best.fit.motion)[:3, 3].norm() for baseline in found])
+    if ((apart > OTHERWISE) & (cost < CONTEST * cost.min())).any():
+        raise Parallax("two motions explain equally well what has been seen since the first view, as before a plane")
     return best
 
 
 def _refined(camera: PinholeCamera, matches: Matches, motion: Tensor) -> _Baseline:
     """Refines the first motion of a single camera and makes its length, which nothing observes, the unit."""
-    start = _placed(camera, matches, motion)
-    start = replace(matches, rho=start.rho)
+    start = replace(matches, rho=_placed(camera, matches, motion).rho)
     fit = refine(camera, start, motion, max_iterations=START_ITERATIONS, annealing=1.0)
     unit = fit.motion.clone()
     unit[:3, 3] /= unit[:3, 3].norm()
     along = torch.cat((unit[:3, 3], torch.zeros(3, dtype=torch.float64)))
     known = fit.information + torch.outer(along, along) / UNIT_VARIANCE
     # What it has behind the camera, and not about at infinity, contradicts it.
-    placed = _placed(camera, matches, unit)
-    left = residuals(camera, placed, unit, fit.shear)[1]
+    left = residuals(camera, _placed(camera, matches, unit), unit, fit.shear)[1]
     kernel = OUTLIER * OUTLIER * spread(left)
     fit = replace(fit, motion=unit, information=known, weight=(kernel / (kernel + left)) ** 2)
-    return _Baseline(fit, placed, left)
+    return _Baseline(fit, left)
 
 
 def _placed(camera: PinholeCamera, matches: Matches, motion: Tensor) -> Matches:
-    """Returns matches at the depths that a motion ``T_current_first`` (4, 4) gives them, none behind the camera."""
+    """Returns matches at the depths that a motion ``T_current_first`` (4, 4) gives them, none behind the camera.
+
+    What lies in the direction of the motion has none: it is taken to be about as far as the rest.
+    """
     turned = matches.direction @ motion[:3, :3].T
-    numerator, denominator = triangulate(camera, turned, motion[:3, 3], matches.pixels)
-    denominator = denominator.clamp_min(1e-12)
-    rho = (numerator / denominator).clamp_min(LEAST_START)
-    return replace(matches, rho=rho, rho_variance=matches.pixel_variance / (denominator * camera.focal**2))
+    sums = torch.stack(triangulate(camera, turned, motion[:3, 3], matches.pixels))
+    usual = (sums[0] / sums[1].clamp_min(1e-12)).median().clamp_min(LEAST_START)
+    told, information = sums * camera.focal**2 / matches.pixel_variance
+    variance = 1 / (information + 1 / usual**2)
+    return replace(matches, rho=(variance * (told + 1 / usual)).clamp_min(LEAST_START), rho_variance=variance)
