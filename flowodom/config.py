@@ -187,7 +187,11 @@ class CloudConfig:
         3, "Every how manieth row and column of the dense fields becomes a point.", low=1, high=16, live=True
     )
     rate: float = parameter(
-        10.0, "Most clouds per second, by the stamps; 0 for one with every frame.", unit="Hz", low=0.0, live=True
+        10.0,
+        "Most clouds, and pictures of flow and weights, per second, by the stamps; 0 for one with every frame.",
+        unit="Hz",
+        low=0.0,
+        live=True,
     )
     probability: float = parameter(
         0.5, "Probability of moving on its own above which a point is dynamic.", low=0.0, high=1.0, live=True

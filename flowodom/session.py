@@ -34,8 +34,9 @@ from flowodom.messages import DiagnosticStatus, MessageFactory
 from flowodom.odometry import Estimate, Odometry, Status, decided
 from flowodom.pairing import Moment, Pairing, Picture
 from flowodom.registration.covariance import along_parent
+from flowodom.scene_flow import PropertySet
 from flowodom.scene_flow.objects import MovingObject
-from flowodom.surroundings import Surroundings
+from flowodom.surroundings import OF_FIELDS, Surroundings
 from flowodom.watch import Watch
 
 _log = logging.getLogger(__name__)
@@ -534,7 +535,7 @@ class Session:
         guess = None
         if moved is not None and extrinsic is not None and self._mounting is not None:
             guess = self._mounting.inverse @ moved @ extrinsic
-        estimate = self._odometry.step(frame, fields=self._wants_clouds(frame.stamp), guess=guess)
+        estimate = self._odometry.step(frame, fields=self._wants_fields(frame.stamp), guess=guess)
         stepped = time.perf_counter()
         self._estimate = estimate
         self.counts["frames"] += 1
@@ -649,8 +650,12 @@ class Session:
             out += self._surroundings.publish_forecast(
                 stamp, odom, placement.pose, placement.twist, placement.twist_covariance
             )
-        out += self._publish_clouds(frame, camera, estimate, pose)
-        return out + self._surroundings.publish_pictures(frame, camera, estimate.moving, estimate.lift)
+        lift = estimate.lift if self._wants_fields(stamp) else None
+        if lift is not None:
+            self._last["fields"] = stamp
+            if self._wants_clouds:
+                out += self._publish_clouds(frame, camera, estimate, lift(self.config.cloud.stride), pose)
+        return out + self._surroundings.publish_pictures(frame, camera, estimate.moving, lift)
 
     def _twist(self, estimate: Estimate) -> tuple[Tensor, Tensor]:
         """Returns the (6,) twist of the base in itself and its (6, 6) covariance."""
@@ -700,11 +705,9 @@ class Session:
         self._path_shown = True
         return [("path", self._make.path(messages.stamp(self._path[-1]), self.config.odom_frame, self._path))]
 
-    def _publish_clouds(self, frame: Frame, camera: str, estimate: Estimate, pose: Tensor) -> list[Publication]:
-        if estimate.lift is None or not self._wants_clouds(estimate.stamp):
-            return []
-        self._last["points"] = estimate.stamp
-        properties = estimate.lift(self.config.cloud.stride)
+    def _publish_clouds(
+        self, frame: Frame, camera: str, estimate: Estimate, properties: PropertySet, pose: Tensor
+    ) -> list[Publication]:
         cloud = make_cloud(
             frame, properties, estimate.interval, self.config.cloud, estimate.moving, self._surroundings.objects, pose
         )
@@ -721,10 +724,14 @@ class Session:
             if self._wanted(name)
         ]
 
-    def _wants_clouds(self, stamp: int) -> bool:
+    @property
+    def _wants_clouds(self) -> bool:
+        return self._map is not None or any(map(self._wanted, _CLOUDS))
+
+    def _wants_fields(self, stamp: int) -> bool:
+        """Tells whether the frame's dense fields are shown, as points or as pictures, which is not done for each."""
         period = 1 / self.config.cloud.rate if self.config.cloud.rate else 0.0
-        wanted = self._map is not None or any(map(self._wanted, _CLOUDS))
-        return wanted and self._passed("points", stamp, period)
+        return (self._wants_clouds or any(map(self._wanted, OF_FIELDS))) and self._passed("fields", stamp, period)
 
     def _passed(self, what: str, now: int, period: float) -> bool:
         """Tells whether ``period`` seconds have passed since this was last due; a little early is not too early."""

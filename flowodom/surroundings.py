@@ -33,6 +33,9 @@ LIFETIME = 0.5
 OF_OBJECTS = ("points", "dynamic_points", "objects", "object_odometry", "forecast")
 """Outputs for which objects must be followed."""
 
+OF_FIELDS = ("flow", "weights")
+"""Pictures of the dense fields of a frame pair."""
+
 Publication = tuple[str, Any]
 
 
@@ -113,7 +116,7 @@ class Surroundings:
             frame: The current frame.
             camera: Its optical frame.
             moving: What moves in it; None for nothing.
-            lift: Gives the fields of the frame pair at a stride; None where there is no pair.
+            lift: Gives the fields of the frame pair at a stride; None where there is no pair or they are not shown now.
         """
         out: list[Publication] = []
         if self._wanted("moving_mask"):
@@ -121,7 +124,7 @@ class Surroundings:
             if moving is not None:
                 mask[moving.mask(mask.shape)] = 255
             out.append(("moving_mask", self._make.image(frame.stamp, camera, mask)))
-        if lift is not None and any(map(self._wanted, ("flow", "weights"))):
+        if lift is not None and any(map(self._wanted, OF_FIELDS)):
             fields = lift(DRAWN)
             if self._wanted("flow"):
                 flow = fields.flow.cpu().numpy()

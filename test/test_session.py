@@ -712,6 +712,18 @@ def test_nothing_is_made_that_nobody_wants(monkeypatch: pytest.MonkeyPatch) -> N
     assert set(rig.topics()) == {"odom"}
 
 
+@pytest.mark.parametrize(("rate", "shown"), [(0.0, 9), (5.0, 5)], ids=["every frame", "every other frame"])
+def test_dense_fields_are_shown_as_often_as_is_asked_for_and_movers_with_each_frame(rate: float, shown: int) -> None:
+    rig = Rig({"cloud.rate": rate}, inputs=("image", "camera_info"))
+    rig.odometry.properties = property_set()
+    rig.tf()
+    rig.info()
+    for i in range(10):
+        rig.image(i * STEP)
+    counts = {name: rig.topics().count(name) for name in ("points", "dynamic_points", "flow", "weights", "moving_mask")}
+    assert counts == {"points": shown, "dynamic_points": shown, "flow": shown, "weights": shown, "moving_mask": 10}
+
+
 def test_a_forecast_is_made_while_somebody_subscribes() -> None:
     wanted = {"odom"}
     rig = Rig(inputs=("image", "camera_info"), wanted=wanted.__contains__)
