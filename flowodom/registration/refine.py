@@ -384,7 +384,8 @@ def _inflation(camera: PinholeCamera, matches: Matches, information: Tensor, pul
     cell = row * (int(camera.width / side) + 1) + column
     parts = pulls.new_zeros(len(pulls), int(cell.max()) + 1).index_add_(1, cell, pulls)
     count, size = int((parts != 0).any(0).sum()), len(pulls)
-    scatter = float((parts * torch.linalg.lstsq(information, parts).solution).sum()) / size
+    # Least squares of LAPACK's would do as well, but for its last digit, which depends on where its memory lies.
+    scatter = float((parts * (torch.linalg.pinv(information, hermitian=True) @ parts)).sum()) / size
     # As many parts as it has unknowns the motion fits whatever they tell.
     return (count * scatter + EXPECTED * CORRELATION * expected) / (max(count - size, 0) + EXPECTED)
 

@@ -242,3 +242,14 @@ def test_matches_are_picked_by_mask_and_index(scatter, observe):
     assert len(matches) == 10
     assert len(matches.subset(matches.rho > matches.rho.median())) == 5
     torch.testing.assert_close(matches.subset(torch.tensor([3, 1])).pixels, matches.pixels[[3, 1]])
+
+
+def test_the_same_matches_give_the_same_fit_wherever_memory_lies(camera, scatter, observe):
+    matches = observe(scatter(200), se3.exp(torch.tensor([0.1, 0.0, 0.05, 0.0, 0.02, 0.0], dtype=torch.float64)), seed=1)
+    fits, elsewhere = set(), []
+    for k in range(150):
+        elsewhere.append(torch.zeros(37 * k % 1000, dtype=torch.float64))
+        moved = matches.subset(torch.arange(len(matches)))
+        fit = refine(camera, moved, se3.identity(), max_iterations=2)
+        fits.add((fit.inflation, *fit.motion.flatten().tolist(), *fit.information.flatten().tolist()))
+    assert len(fits) == 1
