@@ -45,7 +45,8 @@ _log = logging.getLogger(__name__)
 Configured = TypeVar("Configured", bound=OdometryConfig)
 
 PATIENCE = 1.0
-"""Seconds without a trusted pose after which a new segment starts at the last one."""
+"""Seconds without a trusted pose after which a new segment starts at the last one: where the next image would come later
+still, with the present one."""
 
 WATCHED = 0.003
 """Share of the image that moves on its own, or did so shortly, from which it is looked for in every frame."""
@@ -168,7 +169,7 @@ class Odometry:
         self._unit = Unit()
         self._known: Known
         self._looked = 0
-        self._lost_since: int | None = None
+        self._lost = 0
         self._clock = Stopwatch()
 
     @property
@@ -212,7 +213,7 @@ class Odometry:
             self._segment, self._segments = self._segments, self._segments + 1
         if forget:
             self._past, self._usual_rho = None, None
-        self._tracker, self._lost_since = None, None
+        self._tracker, self._lost = None, 0
 
     def step(self, frame: Frame, *, fields: bool = False, guess: Tensor | None = None) -> Estimate:
         """Takes in the next frame.
@@ -279,7 +280,7 @@ class Odometry:
             depth=self._depth,
             known=before,
             search=search,
-            lost=self._lost_since is not None,
+            lost=self._lost > 0,
             clock=self._clock,
         )
         try:
@@ -293,7 +294,7 @@ class Odometry:
         if looked:
             self._looked = frame.stamp
         interval = before.until(view)
-        self._tracker, self._lost_since = tracker, None
+        self._tracker, self._lost = tracker, 0
         self._known = Known(view, field, moving, se3.log(track.motion) / interval)
         factor = 1.0
         if track.keyframe:
@@ -349,7 +350,7 @@ class Odometry:
         """
         moving = self._known.moving
         known = moving is not None and moving.doubted_share > WATCHED
-        unsure = self._known.velocity is None or self._lost_since is not None
+        unsure = self._known.velocity is None or self._lost > 0
         return known or unsure or stamp - self._looked >= round(1e9 * LOOK_PERIOD)
 
     def _usable(self, guess: Tensor | None) -> Tensor | None:
@@ -483,23 +484,24 @@ class Odometry:
         """Goes on from the view with which a tracker starts."""
         if not self._depth.metric:
             tracker.unit_deviation = self._unit.deviation or 0.0
-        self._tracker, self._known, self._lost_since = tracker, Known(view, view.depth), None
+        self._tracker, self._known, self._lost = tracker, Known(view, view.depth), 0
         return self._estimate(view, Status.TRACKING, pose=tracker.pose, covariance=tracker.covariance, keyframe=True)
 
     def _lose(self, view: View, losses: Sequence[NotTracked]) -> Estimate:
-        """Goes on from a place that is recognised; else reports LOST, and after a while starts a new segment.
+        """Goes on from a place that is recognised; else reports LOST, and after a while starts a new segment here.
 
         None is recognised where it is not told what stands still, by what may be the mover.
         """
         assert self._tracker is not None
-        if self._lost_since is None:
+        if not self._lost:
             self._tracker.remember_newest()
-            self._lost_since = view.frame.stamp
+        self._lost += 1
         undecided = any(isinstance(loss, Undecided) for loss in losses)
         if not undecided and (found := self._recognised(self._tracker, view)) is not None:
             return self._go_on(found, view)
-        if (view.frame.stamp - self._lost_since) * 1e-9 >= PATIENCE:
+        if self._known.until(view) * (1 + 1 / self._lost) >= PATIENCE:
             self._restart(forget=undecided)
+            self._begin(self._look(view.frame))
         return self._estimate(view, Status.LOST, reason=str(losses[0]))
 
     def _measure_scale(self, frame: Frame, keyframe: bool) -> float:

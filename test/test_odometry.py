@@ -502,6 +502,16 @@ def test_a_cut_to_elsewhere_is_never_believed(short):
         assert (e.pose is None) == (e.status is not Status.TRACKING)
 
 
+def test_a_cut_costs_a_camera_that_sees_seldom_one_image(short):
+    elsewhere = clip(room(9, movers=0, texels=256), hand_held(9), SMALL, 4, rate=30.0)
+    start = short.frames[7].stamp
+    cut = [replace(f, stamp=start + (k + 1) * 700_000_000) for k, f in enumerate(elsewhere.frames)]
+    estimates = follow([*short.frames[:8], *cut])
+    assert [e.status for e in estimates[7:]] == [Status.TRACKING, Status.LOST, *[Status.TRACKING] * 3]
+    assert [e.segment for e in estimates[9:]] == [1, 1, 1]
+    assert all(e.motion is not None for e in estimates[9:])
+
+
 def test_constant_images_are_never_tracked(short):
     dull = [replace(f, image=np.full_like(f.image, 120)) for f in short.frames[:4]]
     for frames in (dull, [replace(f, depth=None) for f in dull]):
