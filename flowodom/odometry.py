@@ -45,8 +45,8 @@ _log = logging.getLogger(__name__)
 Configured = TypeVar("Configured", bound=OdometryConfig)
 
 PATIENCE = 1.0
-"""Seconds without a trusted pose after which a new segment starts at the last one: where the next image would come later
-still, with the present one."""
+"""Seconds without a trusted pose after which a new segment starts at the last one; with the image in which the way was
+lost where the next would come later than that."""
 
 WATCHED = 0.003
 """Share of the image that moves on its own, or did so shortly, from which it is looked for in every frame."""

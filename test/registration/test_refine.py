@@ -245,7 +245,8 @@ def test_matches_are_picked_by_mask_and_index(scatter, observe):
 
 
 def test_the_same_matches_give_the_same_fit_wherever_memory_lies(camera, scatter, observe):
-    matches = observe(scatter(200), se3.exp(torch.tensor([0.1, 0.0, 0.05, 0.0, 0.02, 0.0], dtype=torch.float64)), seed=1)
+    motion = se3.exp(torch.tensor([0.1, 0.0, 0.05, 0.0, 0.02, 0.0], dtype=torch.float64))
+    matches = observe(scatter(200), motion, seed=1)
     fits, elsewhere = set(), []
     for k in range(150):
         elsewhere.append(torch.zeros(37 * k % 1000, dtype=torch.float64))
