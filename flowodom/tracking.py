@@ -25,9 +25,9 @@ from flowodom.registration.innovations import Innovations
 from flowodom.registration.motion_fit import LEAST_INLIERS, MotionFit, Rival
 from flowodom.registration.planes import Patches, local_planes
 from flowodom.registration.readout import Exposure, Readout
-from flowodom.registration.refine import Fit, Matches, is_known
+from flowodom.registration.refine import Fit, Matches, is_known, score
 from flowodom.registration.relocation import relocate
-from flowodom.registration.shear import rows, sheared
+from flowodom.registration.shear import Shear, rows, sheared
 from flowodom.registration.turn import Turn
 from flowodom.registration.window import KeyframeWindow
 from flowodom.scene_flow.moving import Carried, Moving
@@ -40,6 +40,10 @@ LEAST_INLIER_SHARE = 0.35
 LEAST_SEEN_SHARE = 0.1
 """Share of the points looked for that must agree with a pose for it to be believed: where the camera sees something
 else, some are found by chance."""
+
+FEW = 0.7
+"""Share of the matches that agree with a fit, below which one from the expected motion is tried as well, and as what
+share of the former's cost it must cost to be taken."""
 
 KEYFRAME_FLOW = 0.04
 """Median displacement since the keyframe, as a share of the image's width, that asks for a new one."""
@@ -92,6 +96,14 @@ class _Key(NamedTuple):
     grey: NDArray[np.uint8]
     exposure: Exposure
     covariance: Tensor
+
+
+class _Fitted(NamedTuple):
+    """A fit, the (4, 4) motion that it started from, and the shear that was expected there."""
+
+    fit: Fit
+    start: Tensor
+    shear: Shear
 
 
 class Recalled(NamedTuple):
@@ -568,10 +580,19 @@ class Tracker:
     def _fit(self, matches: Matches, expected: Tensor, stamp: float, trusted: Tensor) -> Fit:
         """Fits the motion from the newest keyframe; holds the camera in its place where translation earns nothing."""
         guesses = (expected, self._at_rest)
-        start = self._fitter.propose(matches.subset(trusted), guesses)
         before = se3.inverse(self._window.poses[-1]) @ self._pose
-        shear = self._readout.expect(start, before, self._relative_covariance, stamp)
-        fit = self._fitter.refine(matches, start, shear, trusted)
+
+        def fitted(start: Tensor) -> _Fitted:
+            shear = self._readout.expect(start, before, self._relative_covariance, stamp)
+            return _Fitted(self._fitter.refine(matches, start, shear, trusted), start, shear)
+
+        found = fitted(self._fitter.propose(matches.subset(trusted), guesses))
+        if float(found.fit.agreeing.double().mean()) < FEW and not torch.equal(found.start, expected):
+            # What noisy points propose can explain more than what is expected, yet lead to what explains far less.
+            other = fitted(expected)
+            cost = score(self._camera, matches, torch.stack((found.fit.motion, other.fit.motion)))
+            found = other if cost[1] < FEW * cost[0] else found
+        fit, start, shear = found
         if not fit.agreeing.any():
             return fit
         fit = self._fitter.lenient(matches, fit, start, shear, trusted)

@@ -15,6 +15,7 @@ from flowodom.frame import Frame
 from flowodom.geometry import se3
 from flowodom.odometry import Odometry, Status, resolve_device
 from flowodom.registration.ground import ground_height
+from flowodom.registration.motion_fit import MotionFit
 from flowodom.tracking import Tracker
 from flowodom.unit import Scale
 from flowodom.worlds import Sensor, hand_held, pinhole, room, rotation, sequence, straight, street
@@ -207,6 +208,17 @@ def test_covariance_of_the_motion_holds_its_error(calm):
         errors.append(se3.log(se3.inverse(found) @ true).abs())
         sigma += [e.motion_covariance.diagonal().sqrt() for e in r.estimates[1:]]
     assert (torch.cat(errors) <= 3 * torch.stack(sigma)).all(-1).double().mean() >= 0.95
+
+
+def test_a_wild_proposal_does_not_lead_away_from_what_is_expected(short, monkeypatch):
+    def aside(self, matches, expected):
+        return se3.exp(torch.tensor((4.0, 0.0, 0.0, 0.0, 0.0, 0.0), dtype=torch.float64)) @ expected[0]
+
+    usual = follow(short.frames)
+    monkeypatch.setattr(MotionFit, "propose", aside)
+    estimates = follow(short.frames)
+    assert all(e.status is Status.TRACKING for e in estimates)
+    assert se3.log(se3.inverse(estimates[-1].pose) @ usual[-1].pose).norm() < 5e-3
 
 
 def test_motion_joins_one_pose_to_the_next(calm):

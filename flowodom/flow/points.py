@@ -7,9 +7,10 @@ Lucas-Kanade shifts a window and does nothing else to it: where the camera has c
 slanted surface, the window is stretched as well, and the match is biased. So each point's patch is cut from the first
 image as the second camera should see it, and sought in a tile of the second one; all tiles lie in one mosaic.
 
-Source: Shi and Tomasi, "Good Features to Track" (CVPR 1994); Bouguet, "Pyramidal Implementation of the Lucas Kanade
-Feature Tracker" (2000), through OpenCV; for patches that are warped first, Klein and Murray, "Parallel Tracking and
-Mapping for Small AR Workspaces" (ISMAR 2007).
+Source: Shi and Tomasi, "Good Features to Track" (CVPR 1994); Harris and Stephens, "A Combined Corner and Edge Detector"
+(1988), whose response tells the ratio of the eigenvalues without them; Bouguet, "Pyramidal Implementation of the Lucas
+Kanade Feature Tracker" (2000), through OpenCV; for patches that are warped first, Klein and Murray, "Parallel Tracking
+and Mapping for Small AR Workspaces" (ISMAR 2007).
 """
 
 from __future__ import annotations
@@ -37,6 +38,12 @@ the same: noise alone differs by more, however it is shifted."""
 
 DARK_CORNER = 4e-5
 """Least smaller eigenvalue of the structure tensor, grey levels squared on a scale of one, for a point to be chosen."""
+
+BLOCK, DERIVATIVE = 5, 3
+"""Pixels at half the size over which the structure tensor is summed, and of the derivatives in it."""
+
+EDGE = 0.02
+"""Least smaller eigenvalue as a share of the larger one: on less of a corner windows shift along the edge unseen."""
 
 CELL = 16
 """Side, pixels, of the cells whose brightness tells the exposure."""
@@ -74,7 +81,8 @@ def choose(
     height, width = grey.shape
     side = _half_cell((height, width), count)
     half = cv2.resize(grey, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
-    strength = cv2.cornerMinEigenVal(half, 5, ksize=3)
+    strength = cv2.cornerMinEigenVal(half, BLOCK, ksize=DERIVATIVE)
+    strength[cv2.cornerHarris(half, BLOCK, DERIVATIVE, EDGE / (1 + EDGE) ** 2) <= 0] = 0
     border = max(4, PATCH[0] // 4)
     strength[:border], strength[-border:], strength[:, :border], strength[:, -border:] = 0, 0, 0, 0
     if ignore is not None:

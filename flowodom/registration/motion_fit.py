@@ -16,7 +16,7 @@ from torch import Tensor
 
 from flowodom.geometry import PinholeCamera, se3
 from flowodom.registration.procrustes import procrustes
-from flowodom.registration.refine import ANNEALING, OUTLIER, Fit, Matches, refine, residuals, score, spread
+from flowodom.registration.refine import ANNEALING, OUTLIER, Fit, Matches, refine, residuals, score, spread, truncated
 from flowodom.registration.resection import resection
 from flowodom.registration.shear import NO_SHEAR, Shear
 
@@ -132,8 +132,9 @@ class MotionFit:
             start, own = behind.motion, squared < OUTLIER * OUTLIER * spread(squared[own])
         if not int(own.sum()) >= LEAST_INLIERS or 2 * int(fit.agreeing[own].sum()) < int(own.sum()):
             return fit
-        missed = residuals(self._camera, matches.subset(own), fit.motion, fit.shear)[1]
-        if float((missed - squared[own]).clamp(max=OUTLIER * OUTLIER).sum()) < STILL * behind.noise_factor:
+        missed = residuals(self._camera, matches, fit.motion, fit.shear)[1]
+        cost, other = truncated(torch.stack((missed, squared)), spread(squared[own])).tolist()
+        if cost - other < STILL * behind.noise_factor:
             return fit
         return refine(self._camera, matches, behind.motion, max_iterations=0, shear=Shear(behind.shear))
 

@@ -56,6 +56,16 @@ def test_nothing_is_chosen_along_an_edge():
     assert len(choose(edge, 100)) == 0
 
 
+@pytest.mark.parametrize("noise", [3, 4])
+def test_hardly_anything_is_chosen_along_an_edge_that_noise_has_made_uneven(noise):
+    v, u = np.mgrid[:240, :320].astype(np.float32)
+    away = np.cos(0.6) * (u - 160) + np.sin(0.6) * (v - 120)
+    edge = 128 + 90 * np.tanh(away / 2) + np.random.default_rng(0).normal(0, noise, away.shape)
+    points = choose(edge.clip(0, 255).round().astype(np.uint8), 600)
+    on = np.abs(np.cos(0.6) * (points[:, 0] - 160) + np.sin(0.6) * (points[:, 1] - 120)) < 4
+    assert on.sum() <= 3
+
+
 def test_cells_that_are_taken_get_no_new_point(image):
     points = choose(image, 120)
     assert len(choose(image, 120, taken=points)) == 0
