@@ -16,7 +16,7 @@ from torch import Tensor
 
 from flowodom.geometry import PinholeCamera, se3
 from flowodom.registration.procrustes import procrustes
-from flowodom.registration.refine import ANNEALING, OUTLIER, Fit, Matches, refine, residuals, score, spread, truncated
+from flowodom.registration.refine import ANNEALING, OUTLIER, Fit, Matches, refine, residuals, score, spread
 from flowodom.registration.resection import resection
 from flowodom.registration.shear import NO_SHEAR, Shear
 
@@ -129,12 +129,14 @@ class MotionFit:
                 return fit
             behind = self.refine(matches.subset(own), start, shear)
             squared = residuals(self._camera, matches, behind.motion, behind.shear)[1]
-            start, own = behind.motion, squared < OUTLIER * OUTLIER * spread(squared[own])
-        if not int(own.sum()) >= LEAST_INLIERS or 2 * int(fit.agreeing[own].sum()) < int(own.sum()):
+            most = OUTLIER * OUTLIER * spread(squared[own])
+            start, own = behind.motion, squared < most
+        count = int(own.sum())
+        if count < LEAST_INLIERS or 2 * int(fit.agreeing[own].sum()) < count:
             return fit
+        # As exactly as that, a compromise explains fewer points; where depth is biased, what lies behind does.
         missed = residuals(self._camera, matches, fit.motion, fit.shear)[1]
-        cost, other = truncated(torch.stack((missed, squared)), spread(squared[own])).tolist()
-        if cost - other < STILL * behind.noise_factor:
+        if count < GAINED * int((missed < most).sum()):
             return fit
         return refine(self._camera, matches, behind.motion, max_iterations=0, shear=Shear(behind.shear))
 

@@ -97,6 +97,17 @@ def test_a_first_pair_is_freed_from_a_near_mover(camera, fitter, scatter, observ
     assert miss(freed.motion, NEAR) < 0.003
 
 
+def test_a_first_pair_is_not_left_to_far_points_whose_depth_is_biased(fitter, scatter, observe):
+    points = scatter(600)
+    points[:200] *= 12
+    exact = observe(points, NEAR, seed=3, pixel=0.1)
+    # As a stereo pair has it that is turned beside its calibration: beyond its baseline all seems as far.
+    matches = replace(exact, rho=(exact.rho - 0.03).clamp_min(1e-3), seen_rho=(exact.seen_rho - 0.03).clamp_min(1e-3))
+    fit = fitter.refine(matches, NEAR)
+    assert float(fit.agreeing.double().mean()) > 0.7
+    assert fitter.unmixed(matches, fit, (se3.identity(), NEAR), NO_SHEAR) is fit
+
+
 def test_a_first_pair_of_a_still_world_is_left_as_it_is(fitter, scatter, observe):
     matches = observe(scatter(400), NEAR, seed=3)
     fit = fitter.refine(matches, NEAR)
