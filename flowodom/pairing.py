@@ -30,7 +30,7 @@ _JUMP = 0.1
 """Seconds by which a stamp must go back to count as a jump of the clock; less is one only if the next goes on there."""
 _PENDING = 100
 _INTERVALS = 8
-"""Images of a topic whose intervals are known before the next one is foretold."""
+"""Images of a topic whose intervals are known before the next one is foretold, unless it comes seldom."""
 _REGULAR = 0.8
 """Share of the shortest interval of late within which the next image does not come."""
 _NOWHERE_ELSE = se3.identity()
@@ -186,8 +186,9 @@ class _Companions:
 
     @property
     def _soonest(self) -> int:
-        """Stamp before which the next one will not be, going by those of late."""
-        if self._last is None or len(self._intervals) < _INTERVALS:
+        """Stamp before which the next one will not be, by the intervals of late, or by one longer than any wait."""
+        slow = bool(self._intervals) and min(self._intervals) > self._sync.wait * 1e9
+        if self._last is None or not (slow or len(self._intervals) == _INTERVALS):
             return 0
         return self._last + round(_REGULAR * min(self._intervals))
 

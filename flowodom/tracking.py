@@ -49,7 +49,7 @@ KEYFRAME_FLOW = 0.04
 """Median displacement since the keyframe, as a share of the image's width, that asks for a new one."""
 
 IDLE = 2.0
-"""By how much a single camera waits longer where that is rotation, which tells no depth."""
+"""By how much a camera whose depth is not measured waits longer where that is rotation, which tells none."""
 
 KEYFRAME_SHARE = 0.45
 """Share of the keyframe's points still followed, below which a new one is due."""
@@ -183,6 +183,7 @@ class Tracker:
         """Relative deviation of lengths: that of a stereo pair, by how sure its turn is, or what the unit is told to
         have; zero where lengths are measured outright, and where there is nothing to compare them with."""
         self._keys: list[_Key] = []
+        self._measured = False
         self._map = LocalMap(self._camera, pose.clone()) if known is None else known
         self._places = torch.zeros(0, 2, dtype=torch.float64)
         self._patches: Patches
@@ -358,7 +359,9 @@ class Tracker:
         self._rho[found] = matches.subset(inlier).rho_after(fit.motion)
         self._relative_covariance = relative
         self._pose, self._covariance = pose, covariance
-        keyframe = self._wants_keyframe(seen, found, fit.motion)
+        measured = self._metric and bool(matches.seen_variance.isfinite().any())
+        # Depth that comes seldom must not pass by the window.
+        keyframe = (measured and not self._measured) or self._wants_keyframe(seen, found, fit.motion, measured=measured)
         motion_covariance = stretched(motion_covariance, motion, self.unit_deviation * motion[:3, 3])
         motion_covariance = miscalibrated(motion_covariance, motion, self._config.calibration_deviation)
         return Track(pose, motion, motion_covariance, keyframe, sought, len(matches), inliers)
@@ -417,6 +420,7 @@ class Tracker:
         self._pose = self._window.poses[-1]
         factor = self._recall(view, moving) if self._started and len(self._keys) else 1.0
         self._readout = self._readout.keyframe()
+        self._measured = bool(view.measured(self._window.places)[1].isfinite().any())
         self._keys.append(_Key(view.grey, self._readout.key, self._covariance))
         self._key_by_readout = self._by_readout
         self._relative_covariance = torch.zeros_like(self._covariance)
@@ -610,12 +614,12 @@ class Tracker:
         fit, self._started = first_baseline(self._camera, matches, rotation, max_iterations=most)
         return fit
 
-    def _wants_keyframe(self, seen: Tensor, found: Tensor, motion: Tensor) -> bool:
+    def _wants_keyframe(self, seen: Tensor, found: Tensor, motion: Tensor, *, measured: bool) -> bool:
         few = float(found.double().mean()) < KEYFRAME_SHARE
         if few or not self._started or not self._window.scaled:
             return few or self._started
         moved = self._moved(self._window.places, seen, found)
-        if self._metric or moved <= KEYFRAME_FLOW:
+        if measured or moved <= KEYFRAME_FLOW:
             return moved > KEYFRAME_FLOW
         turned = self._camera.project(self._patches.rays @ motion[:3, :3].T)
         return moved > IDLE * KEYFRAME_FLOW or self._moved(turned, seen, found) > KEYFRAME_FLOW

@@ -565,6 +565,19 @@ def test_frames_that_lack_depth_for_a_while_are_tracked_all_the_same(short):
     assert r.errors[-1, :3].norm() < 0.02
 
 
+@pytest.mark.parametrize("without", [None, np.nan], ids=["none", "invalid"])
+def test_depth_that_comes_seldom_is_what_keyframes_are_made_of(short, without):
+    def bare(frame):
+        return replace(frame, depth=None if without is None else np.full_like(frame.depth, without))
+
+    frames = [f if k in (0, 13) else bare(f) for k, f in enumerate(short.frames)]
+    estimates = follow(frames)
+    assert all(e.status is Status.TRACKING for e in estimates)
+    assert estimates[13].keyframe
+    truth = se3.inverse(short.poses[0]) @ short.poses[-1]
+    assert se3.log(se3.inverse(estimates[-1].pose) @ truth)[:3].norm() < 0.02
+
+
 @pytest.fixture(scope="module")
 def pair():
     """What a stereo pair in a hand sees of a room."""

@@ -107,6 +107,18 @@ def test_images_do_not_wait_for_depth_that_by_its_rate_cannot_come_yet() -> None
     assert [depth for _, depth in desk.ready if depth is not None] == list(range(0, 51 * STEP, slow))
 
 
+def test_depth_that_comes_once_a_second_is_used_from_its_third_on_and_is_waited_for_only_when_due() -> None:
+    desk = Desk()
+    for i in range(41):
+        desk.image(i * STEP)
+        if i % 10 == 0:
+            desk.depth(i * STEP)
+        if i in (26, 36):
+            assert desk.ready[-1][0] == i * STEP
+    assert [depth for _, depth in desk.ready if depth is not None] == [0, 20 * STEP, 30 * STEP, 40 * STEP]
+    assert [stamp for stamp, _ in desk.ready] == [i * STEP for i in range(41)]
+
+
 def test_where_no_depth_can_come_images_do_not_wait() -> None:
     for desk in (Desk(with_depth=False), Desk(depth__source="filter")):
         desk.depth(0)
