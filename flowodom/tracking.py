@@ -601,7 +601,7 @@ class Tracker:
             return fit
         fit = self._fitter.lenient(matches, fit, start, shear, trusted)
         if self._metric and not len(self._seen):
-            fit = self._fitter.unmixed(matches, fit, guesses, shear)
+            fit = self._fitter.unmixed(matches, fit, guesses, shear, biased=self._turn is not None)
         return self._fitter.held(matches, fit, trusted)
 
     def _begun(self, matches: Matches) -> Fit:

@@ -115,12 +115,22 @@ class MotionFit:
             trusted=trusted,
         )
 
-    def unmixed(self, matches: Matches, fit: Fit, expected: Sequence[Tensor], shear: Shear) -> Fit:
+    def unmixed(
+        self, matches: Matches, fit: Fit, expected: Sequence[Tensor], shear: Shear, *, biased: bool = False
+    ) -> Fit:
         """Returns the fit of a first pair, or one to what lies farthest and all that agrees, where it is a compromise.
 
         Where nothing tells what to expect, a near mover's way can pass for parallax: one motion between the world's and
         the mover's then explains both, each of them badly. Movers stand before the world, so what lies behind is free
-        of them.
+        of them; but where all depths may be off alike, it can agree on standing still, and decides only if more agree
+        with it.
+
+        Args:
+            matches: What the fit is to.
+            fit: It.
+            expected: Guesses (4, 4) of the motion.
+            shear: What is known of the current image's shear.
+            biased: Whether all depths may be off alike.
         """
         own = matches.rho <= matches.rho.quantile(FARTHEST)
         start = self.propose(matches.subset(own), expected)
@@ -134,9 +144,9 @@ class MotionFit:
         count = int(own.sum())
         if count < LEAST_INLIERS or 2 * int(fit.agreeing[own].sum()) < count:
             return fit
-        # As exactly as that, a compromise explains fewer points; where depth is biased, what lies behind does.
         missed = residuals(self._camera, matches, fit.motion, fit.shear)[1]
-        if count < GAINED * int((missed < most).sum()):
+        worse = float((missed - squared)[own].clamp(max=OUTLIER * OUTLIER).sum()) > STILL * behind.noise_factor
+        if not worse or (biased and count < GAINED * int((missed < most).sum())):
             return fit
         return refine(self._camera, matches, behind.motion, max_iterations=0, shear=Shear(behind.shear))
 

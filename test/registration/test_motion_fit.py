@@ -105,7 +105,7 @@ def test_a_first_pair_is_not_left_to_far_points_whose_depth_is_biased(fitter, sc
     matches = replace(exact, rho=(exact.rho - 0.03).clamp_min(1e-3), seen_rho=(exact.seen_rho - 0.03).clamp_min(1e-3))
     fit = fitter.refine(matches, NEAR)
     assert float(fit.agreeing.double().mean()) > 0.7
-    assert fitter.unmixed(matches, fit, (se3.identity(), NEAR), NO_SHEAR) is fit
+    assert fitter.unmixed(matches, fit, (se3.identity(), NEAR), NO_SHEAR, biased=True) is fit
 
 
 def test_a_first_pair_of_a_still_world_is_left_as_it_is(fitter, scatter, observe):
