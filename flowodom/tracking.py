@@ -42,8 +42,10 @@ LEAST_SEEN_SHARE = 0.1
 else, some are found by chance."""
 
 FEW = 0.7
-"""Share of the matches that agree with a fit, below which one from the expected motion is tried as well, and as what
-share of the former's cost it must cost to be taken."""
+"""Share of the matches that agree with a fit, below which one from the expected motion is tried as well, ..."""
+
+CHEAPER = 0.7
+"""... and share of the former's cost, below which that is taken."""
 
 KEYFRAME_FLOW = 0.04
 """Median displacement since the keyframe, as a share of the image's width, that asks for a new one."""
@@ -360,8 +362,7 @@ class Tracker:
         self._relative_covariance = relative
         self._pose, self._covariance = pose, covariance
         measured = self._metric and bool(matches.seen_variance.isfinite().any())
-        # Depth that comes seldom must not pass by the window.
-        keyframe = (measured and not self._measured) or self._wants_keyframe(seen, found, fit.motion, measured=measured)
+        keyframe = self._wants_keyframe(seen, found, fit.motion, measured=measured)
         motion_covariance = stretched(motion_covariance, motion, self.unit_deviation * motion[:3, 3])
         motion_covariance = miscalibrated(motion_covariance, motion, self._config.calibration_deviation)
         return Track(pose, motion, motion_covariance, keyframe, sought, len(matches), inliers)
@@ -595,7 +596,7 @@ class Tracker:
             # What noisy points propose can explain more than what is expected, yet lead to what explains far less.
             other = fitted(expected)
             cost = score(self._camera, matches, torch.stack((found.fit.motion, other.fit.motion)))
-            found = other if cost[1] < FEW * cost[0] else found
+            found = other if cost[1] < CHEAPER * cost[0] else found
         fit, start, shear = found
         if not fit.agreeing.any():
             return fit
@@ -615,9 +616,10 @@ class Tracker:
         return fit
 
     def _wants_keyframe(self, seen: Tensor, found: Tensor, motion: Tensor, *, measured: bool) -> bool:
-        few = float(found.double().mean()) < KEYFRAME_SHARE
-        if few or not self._started or not self._window.scaled:
-            return few or self._started
+        # Depth that comes seldom must not pass by the window.
+        due = float(found.double().mean()) < KEYFRAME_SHARE or (measured and not self._measured)
+        if due or not self._started or not self._window.scaled:
+            return due or self._started
         moved = self._moved(self._window.places, seen, found)
         if measured or moved <= KEYFRAME_FLOW:
             return moved > KEYFRAME_FLOW

@@ -30,6 +30,18 @@ def scatter(camera: PinholeCamera) -> Callable[..., Tensor]:
 
 
 @pytest.fixture(scope="session")
+def plane(camera: PinholeCamera) -> Callable[..., Tensor]:
+    """Returns (500, 3) points of a plane of a given normal, 3 m away, spread over the image."""
+
+    def make(normal: tuple[float, float, float], seed: int = 0) -> Tensor:
+        uv = torch.rand(500, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        rays = camera.rays(uv * torch.tensor([320, 240], dtype=torch.float64))
+        return 3 * rays / (rays @ torch.tensor(normal, dtype=torch.float64))[:, None]
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def observe(camera: PinholeCamera) -> Callable[..., Matches]:
     """Returns the matches of (N, 3) points of a reference camera in one at ``motion``, with Gaussian noise.
 

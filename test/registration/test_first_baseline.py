@@ -8,6 +8,8 @@ from flowodom.registration.covariance import fit_covariance
 from flowodom.registration.first_baseline import Parallax, first_baseline
 
 TURN = se3.exp(torch.tensor([0.0, 0.0, 0.0, 0.02, 0.05, -0.03], dtype=torch.float64))
+FLOOR = (0.1, 0.2, 1.0)
+"""Normal of a plane that is hardly tilted."""
 
 
 def began(camera, matches):
@@ -37,29 +39,21 @@ def test_a_long_baseline_becomes_the_unit_of_length(camera, scatter, observe, wa
     assert se3.so3_log(fit.motion[:3, :3] @ motion[:3, :3].T).norm() < 5e-3
 
 
-@pytest.fixture(scope="session")
-def floor(camera):
-    """(500, 3) points of a plane 3 m away, hardly tilted, spread over the image."""
-    uv = torch.rand(500, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    rays = camera.rays(uv * torch.tensor([320, 240], dtype=torch.float64))
-    return 3 * rays / (rays @ torch.tensor([0.1, 0.2, 1.0], dtype=torch.float64))[:, None]
-
-
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("way", [(0.6, 0.0, 0.0), (0.5, 0.0, 0.15)], ids=["along", "almost along"])
-def test_along_a_plane_a_start_is_no_matter_of_luck(camera, floor, observe, way, seed):
+def test_along_a_plane_a_start_is_no_matter_of_luck(camera, plane, observe, way, seed):
     motion = se3.exp(torch.tensor([*way, 0.0, 0.0, 0.0], dtype=torch.float64)) @ TURN
-    fit, started = began(camera, observe(floor, motion, seed=seed, pixel=0.15, seen=False, known=False))
+    fit, started = began(camera, observe(plane(FLOOR, seed=1), motion, seed=seed, pixel=0.15, seen=False, known=False))
     assert started
     assert fit.motion[:3, 3] @ motion[:3, 3] / motion[:3, 3].norm() > 0.999
 
 
 @pytest.mark.parametrize("way", [(0.4, 0.0, 0.4), (0.3, 0.2, -0.4)], ids=["away", "nearer"])
-def test_towards_a_plane_two_motions_explain_it_and_neither_starts(camera, floor, observe, way):
+def test_towards_a_plane_two_motions_explain_it_and_neither_starts(camera, plane, observe, way):
     motion = se3.exp(torch.tensor([*way, 0.0, 0.0, 0.0], dtype=torch.float64)) @ TURN
     for seed in range(5):
         with pytest.raises(Parallax, match="two motions"):
-            began(camera, observe(floor, motion, seed=seed, pixel=0.15, seen=False, known=False))
+            began(camera, observe(plane(FLOOR, seed=1), motion, seed=seed, pixel=0.15, seen=False, known=False))
 
 
 def test_a_scene_of_which_half_moves_otherwise_does_not_start_it(camera, scatter, observe):
