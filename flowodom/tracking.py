@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -323,7 +323,10 @@ class Tracker:
         if len(matches) < LEAST_INLIERS:
             raise NotTracked(f"only {len(matches)} points could be followed, {LEAST_INLIERS} are needed")
         try:
-            fit = self._fit(matches, start, stamp, self._trusted(seen, found)) if started else self._begun(matches)
+            if started:
+                fit, before = self._fit(matches, start, stamp, self._trusted(seen, found)), self._pose
+            else:
+                fit, before = self._begun(matches, found)
         except Parallax:
             if float(found.double().mean()) < START_SHARE:
                 raise OutOfSight("the first view went out of sight before the baseline was long enough") from None
@@ -344,7 +347,7 @@ class Tracker:
 
         pose = self._window.poses[-1] @ se3.inverse(fit.motion)
         relative = self._innovations.factor * fit_covariance(fit)
-        motion = se3.inverse(self._pose) @ pose
+        motion = se3.inverse(before) @ pose
         known = self._readout
         self._readout = known.learn(se3.inverse(motion), stamp, fit) if started else known.anew(stamp)
         motion_covariance = compose(self._relative_covariance, motion, relative)
@@ -605,15 +608,30 @@ class Tracker:
             fit = self._fitter.unmixed(matches, fit, guesses, shear, biased=self._turn is not None)
         return self._fitter.held(matches, fit, trusted)
 
-    def _begun(self, matches: Matches) -> Fit:
+    def _begun(self, matches: Matches, found: Tensor) -> tuple[Fit, Tensor]:
         """Fits a single camera that has not moved from its first keyframe's place yet, or starts it when it has.
+
+        Args:
+            matches: What is found of the keyframe's points.
+            found: (M,) bool, which of them that is.
+
+        Returns:
+            The fit, and the (4, 4) pose of the view before: only once a camera has started, it is told how far on its
+            way that already was.
 
         Raises:
             Parallax: It has moved, but not far enough.
         """
         rotation, most = self._at_rest[:3, :3], self._config.max_iterations
-        fit, self._started = first_baseline(self._camera, matches, rotation, max_iterations=most)
-        return fit
+        fit, placed = first_baseline(self._camera, matches, rotation, max_iterations=most)
+        if placed is None:
+            return fit, self._pose
+        self._started = True
+        places = self._places[found]
+        last = replace(placed, pixels=places, row=rows(self._camera, places))
+        last = last.subset(fit.agreeing & last.row.isfinite())
+        way = self._fitter.refine(last, self._fitter.propose(last, (self._at_rest, fit.motion))).motion
+        return fit, self._window.poses[-1] @ se3.inverse(way)
 
     def _wants_keyframe(self, seen: Tensor, found: Tensor, motion: Tensor, *, measured: bool) -> bool:
         # Depth that comes seldom must not pass by the window.

@@ -362,6 +362,19 @@ def test_a_single_camera_in_the_hand_starts_soon_and_keeps_its_shape():
     assert se3.so3_log(found[:, :3, :3].mT @ true[:, :3, :3]).norm(dim=-1).max() < math.radians(0.5)
 
 
+def test_a_single_camera_that_starts_knows_how_far_it_has_moved_since_it_last_waited():
+    scene = blind(clip(room(2, movers=0), hand_held(2), QVGA, 40, rate=30.0, seed=2))
+    estimates = follow(scene.frames)
+    first = next(k for k, e in enumerate(estimates) if e.scale is Scale.FIRST_BASELINE)
+    assert estimates[first - 1].status is Status.INITIALIZING
+    began = estimates[first]
+    unit = float((se3.inverse(scene.poses[0]) @ scene.poses[first])[:3, 3].norm())
+    step = se3.inverse(scene.poses[first - 1]) @ scene.poses[first]
+    assert began.interval == pytest.approx(1 / 30, rel=0.01)
+    assert (unit * began.motion - step)[:3, 3].norm() < 0.2 * step[:3, 3].norm()
+    assert se3.so3_log(began.motion[:3, :3].mT @ step[:3, :3]).norm() < math.radians(0.2)
+
+
 def test_camera_height_makes_a_single_camera_metric(lane):
     estimates = follow(lane.frames, OdometryConfig(camera_height=HEIGHT))
     metric = [k for k, e in enumerate(estimates) if e.scale is Scale.CAMERA_HEIGHT and e.pose is not None]

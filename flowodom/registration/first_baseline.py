@@ -75,7 +75,9 @@ class OutOfSight(Parallax):
     """What its first view showed has gone before that; only a new first view helps."""
 
 
-def first_baseline(camera: PinholeCamera, matches: Matches, start: Tensor, *, max_iterations: int) -> tuple[Fit, bool]:
+def first_baseline(
+    camera: PinholeCamera, matches: Matches, start: Tensor, *, max_iterations: int
+) -> tuple[Fit, Matches | None]:
     """Fits a single camera that has not moved from its first view's place yet, or starts it when it has.
 
     Args:
@@ -85,7 +87,8 @@ def first_baseline(camera: PinholeCamera, matches: Matches, start: Tensor, *, ma
         max_iterations: Most steps of the fit of a rotation.
 
     Returns:
-        The fit, and whether it is a baseline, of length one, instead of a rotation.
+        The fit, and the matches at the depths that it gives them where it is a baseline, of length one; None where it
+        is a rotation.
 
     Raises:
         Parallax: It has moved, but not far enough, or in a way that does not tell one motion from another.
@@ -101,7 +104,7 @@ def first_baseline(camera: PinholeCamera, matches: Matches, start: Tensor, *, ma
     error, missed = residuals(camera, matches, turned.motion, turned.shear)
     parallax = float(error[:2].norm(dim=0).quantile(PARALLAX_QUANTILE))
     if parallax < HELD_PARALLAX:
-        return replace(turned, information=_turn_information(camera, matches, turned, max_iterations)), False
+        return replace(turned, information=_turn_information(camera, matches, turned, max_iterations)), None
     if parallax > min(START_PARALLAX * camera.width, ENOUGH_PARALLAX):
         best = _best_baseline(camera, matches)
         if best is not None:
@@ -109,7 +112,7 @@ def first_baseline(camera: PinholeCamera, matches: Matches, start: Tensor, *, ma
             agreeing = float(best.fit.agreeing.double().mean())
             unsure = float(torch.linalg.eigvalsh(fit_covariance(best.fit)[:3, :3])[-1]) ** 0.5
             if agreeing > START_SHARE and clearly > START_CLEARLY and unsure < START_DEVIATION:
-                return best.fit, True
+                return best.fit, best.matches
     raise Parallax(f"{parallax:.1f} px of parallax since the first view; waiting for a longer baseline")
 
 
@@ -140,9 +143,10 @@ def _turn_information(camera: PinholeCamera, matches: Matches, turned: Fit, max_
 
 
 class _Baseline(NamedTuple):
-    """A motion of length one, and (N,) squared what it leaves of each match."""
+    """A motion of length one, the matches at the depths that it gives them, and (N,) squared what it leaves of each."""
 
     fit: Fit
+    matches: Matches
     left: Tensor
 
 
@@ -176,10 +180,11 @@ def _refined(camera: PinholeCamera, matches: Matches, motion: Tensor) -> _Baseli
     along = torch.cat((unit[:3, 3], torch.zeros(3, dtype=torch.float64)))
     known = fit.information + torch.outer(along, along) / UNIT_VARIANCE
     # What it has behind the camera, and not about at infinity, contradicts it.
-    left = residuals(camera, _placed(camera, matches, unit), unit, fit.shear)[1]
+    placed = _placed(camera, matches, unit)
+    left = residuals(camera, placed, unit, fit.shear)[1]
     kernel = OUTLIER * OUTLIER * spread(left)
     fit = replace(fit, motion=unit, information=known, weight=(kernel / (kernel + left)) ** 2)
-    return _Baseline(fit, left)
+    return _Baseline(fit, placed, left)
 
 
 def _placed(camera: PinholeCamera, matches: Matches, motion: Tensor) -> Matches:

@@ -17,8 +17,8 @@ def began(camera, matches):
 
 
 def test_a_camera_that_only_turns_stays_in_its_place(camera, scatter, observe):
-    fit, started = began(camera, observe(scatter(300), TURN, seed=1, seen=False, known=False))
-    assert not started
+    fit, placed = began(camera, observe(scatter(300), TURN, seed=1, seen=False, known=False))
+    assert placed is None
     assert fit.motion[:3, 3].norm() == 0
     assert se3.log(fit.motion @ se3.inverse(TURN)).norm() < 1e-3
 
@@ -32,8 +32,12 @@ def test_little_parallax_is_waited_for(camera, scatter, observe):
 @pytest.mark.parametrize("way", [(0.4, 0.0, 0.0), (0.1, 0.1, 0.6)], ids=["sideways", "forward"])
 def test_a_long_baseline_becomes_the_unit_of_length(camera, scatter, observe, way):
     motion = se3.exp(torch.tensor([*way, 0.0, 0.0, 0.0], dtype=torch.float64)) @ TURN
-    fit, started = began(camera, observe(scatter(300), motion, seed=1, pixel=0.2, seen=False, known=False))
-    assert started
+    points = scatter(300)
+    fit, placed = began(camera, observe(points, motion, seed=1, pixel=0.2, seen=False, known=False))
+    assert placed is not None
+    told = placed.rho_variance.sqrt() < 0.05 * placed.rho
+    assert told.double().mean() > 0.5
+    assert (placed.rho * points[:, 2] / motion[:3, 3].norm())[told].numpy() == pytest.approx(1, abs=0.2)
     assert float(fit.motion[:3, 3].norm()) == pytest.approx(1)
     assert fit.motion[:3, 3] @ motion[:3, 3] / motion[:3, 3].norm() > 0.999
     assert se3.so3_log(fit.motion[:3, :3] @ motion[:3, :3].T).norm() < 5e-3
@@ -43,8 +47,8 @@ def test_a_long_baseline_becomes_the_unit_of_length(camera, scatter, observe, wa
 @pytest.mark.parametrize("way", [(0.6, 0.0, 0.0), (0.5, 0.0, 0.15)], ids=["along", "almost along"])
 def test_along_a_plane_a_start_is_no_matter_of_luck(camera, plane, observe, way, seed):
     motion = se3.exp(torch.tensor([*way, 0.0, 0.0, 0.0], dtype=torch.float64)) @ TURN
-    fit, started = began(camera, observe(plane(FLOOR, seed=1), motion, seed=seed, pixel=0.15, seen=False, known=False))
-    assert started
+    fit, placed = began(camera, observe(plane(FLOOR, seed=1), motion, seed=seed, pixel=0.15, seen=False, known=False))
+    assert placed is not None
     assert fit.motion[:3, 3] @ motion[:3, 3] / motion[:3, 3].norm() > 0.999
 
 
@@ -78,8 +82,8 @@ def test_a_rotation_is_no_surer_than_a_small_way_beside_it_allows(camera, observ
     u, v = torch.rand(2, 300, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     wall = camera.unproject(torch.stack((320 * u, 240 * v), dim=-1), torch.full_like(u, 3.0))
     motion = se3.exp(torch.tensor([0.03, 0.0, 0.0, 0.0, 0.0, 0.0], dtype=torch.float64)) @ TURN
-    fit, started = began(camera, observe(wall, motion, seed=2, pixel=0.1, seen=False, known=False))
-    assert not started
+    fit, placed = began(camera, observe(wall, motion, seed=2, pixel=0.1, seen=False, known=False))
+    assert placed is None
     error = se3.log(fit.motion @ se3.inverse(TURN))[3:]
     deviation = fit_covariance(fit)[3:, 3:].diagonal().sqrt()
     assert error.norm() > 5e-3
@@ -89,6 +93,6 @@ def test_a_rotation_is_no_surer_than_a_small_way_beside_it_allows(camera, observ
 def test_a_rotation_is_told_by_points_on_a_line_as_well(camera, observe):
     u = torch.linspace(20, 300, 40, dtype=torch.float64)
     line = camera.unproject(torch.stack((u, torch.full_like(u, 119.5)), dim=-1), torch.full_like(u, 2.0))
-    fit, started = began(camera, observe(line, TURN, seed=3, pixel=0.1, seen=False, known=False))
-    assert not started
+    fit, placed = began(camera, observe(line, TURN, seed=3, pixel=0.1, seen=False, known=False))
+    assert placed is None
     assert fit_covariance(fit).isfinite().all()
