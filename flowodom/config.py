@@ -106,7 +106,7 @@ class RegistrationConfig:
     points: int = parameter(900, "Points tracked per frame, spread over the image.", low=50, high=10000)
     max_iterations: int = parameter(8, "Most iterations of the robust refinement.", low=1, high=100)
     pixel_noise: float = parameter(
-        0.15, "Standard deviation of a tracked point's place.", unit="px", low=0.01, high=5.0
+        0.12, "Standard deviation of a tracked point's place across an edge.", unit="px", low=0.01, high=5.0
     )
     calibration_deviation: float = parameter(
         0.0007,

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flowodom.geometry import PinholeCamera, se3
-from flowodom.registration.planes import Patches, local_planes
+from flowodom.registration.planes import Patches
 from flowodom.registration.refine import Matches
 
 OVERLAP = 0.6
@@ -74,9 +74,9 @@ class Keyframe:
     @cached_property
     def patches(self) -> Patches:
         """What its image shows around its points."""
-        return Patches(self.grey, self.places, self.rays, local_planes(self.rays, self.rho, self.variance))
+        return Patches.around(self.grey, self.places, self.rays, self.rho, self.variance)
 
-    def matches(self, pixel_variance: float) -> Matches:
+    def matches(self) -> Matches:
         """Returns its points as matches that nobody has seen yet."""
         blank = torch.full_like(self.rho, torch.nan)
         return Matches(
@@ -85,7 +85,7 @@ class Keyframe:
             rho=self.rho,
             rho_variance=self.variance,
             pixels=blank[:, None].expand(-1, 2),
-            pixel_variance=torch.full_like(self.rho, pixel_variance),
+            pixel_covariance=blank[:, None, None].expand(-1, 2, 2),
             seen_rho=blank,
             seen_variance=torch.full_like(self.rho, torch.inf),
             row=blank,

@@ -102,9 +102,9 @@ def look_back(
     Returns:
         The look; None where too few points agree.
     """
-    unseen = keyframe.matches(pixel_noise**2)
-    seen, found = view.find(keyframe.patches, motion, unseen.pixels, moving, levels=2)
-    matches = view.matched(unseen, seen).subset(found)
+    unseen = keyframe.matches()
+    sight = view.find(keyframe.patches, motion, unseen.pixels, moving, levels=2)
+    matches = view.matched(unseen, sight, pixel_noise).subset(sight.found)
     if len(matches) < LEAST_AGREEING:
         return None
     fit = fitter.refine(matches, motion, Shear(shear))

@@ -23,7 +23,7 @@ from flowodom.registration.covariance import compose, fit_covariance, miscalibra
 from flowodom.registration.first_baseline import START_SHARE, OutOfSight, Parallax, first_baseline
 from flowodom.registration.innovations import Innovations
 from flowodom.registration.motion_fit import LEAST_INLIERS, MotionFit, Rival
-from flowodom.registration.planes import Patches, local_planes
+from flowodom.registration.planes import Patches
 from flowodom.registration.readout import Exposure, Readout
 from flowodom.registration.refine import Fit, Matches, is_known, score
 from flowodom.registration.relocation import relocate
@@ -197,12 +197,12 @@ class Tracker:
         """Forgets what the last frame saw: where (N, 2), at which inverse depth (N,), and which of it (N,)."""
         self._seen, self._rho = torch.zeros(0, 2, dtype=torch.float64), torch.zeros(0, dtype=torch.float64)
         self._found = torch.zeros(0, dtype=torch.bool)
+        self._noise = torch.zeros(0, 2, 2, dtype=torch.float64)
 
     def _new_window(self) -> KeyframeWindow:
         return KeyframeWindow(
             self._camera,
             size=self._config.window,
-            pixel_variance=self._config.pixel_noise**2,
             metric=self._metric,
         )
 
@@ -318,8 +318,8 @@ class Tracker:
         stamp, started = view.stamp, self._started
         carried = self._carried(view, flow)
         start = self._expect(carried, expected)
-        seen, found = view.find(self._patches, start, carried.pixels, moving)
-        matches = view.matched(carried, seen).subset(found)
+        seen, found, noise = sight = view.find(self._patches, start, carried.pixels, moving)
+        matches = view.matched(carried, sight, self._config.pixel_noise).subset(found)
         if len(matches) < LEAST_INLIERS:
             raise NotTracked(f"only {len(matches)} points could be followed, {LEAST_INLIERS} are needed")
         try:
@@ -359,7 +359,7 @@ class Tracker:
             self._untold[:3, :3] = relative[:3, :3]
         covariance = compose(self._keys[-1].covariance, se3.inverse(fit.motion), relative - self._untold)
         self._places = torch.where(found[:, None], seen, torch.nan)
-        self._seen, self._found = seen, found
+        self._seen, self._found, self._noise = seen, found, self._config.pixel_noise**2 * noise
         self._rho = torch.full_like(seen[:, 0], torch.nan)
         self._rho[found] = matches.subset(inlier).rho_after(fit.motion)
         self._relative_covariance = relative
@@ -415,7 +415,7 @@ class Tracker:
         straight, farther = self._unsheared(seen, self._rho)
         fresh_straight, fresh_farther = self._unsheared(fresh, fresh_rho)
         self._window.add(
-            self._pose, observed, straight, seen, rho / farther, variance,
+            self._pose, observed, straight, self._noise, seen, rho / farther, variance,
             fresh_straight, fresh, fresh_rho / fresh_farther, fresh_variance,
         )  # fmt: skip
         if self._started:
@@ -432,7 +432,7 @@ class Tracker:
         rays, rho, variance = self._window.points()
         if self._turn is not None:
             self.unit_deviation = self._turn.unit_deviation(rho)
-        self._patches = Patches(view.grey, self._places, rays, local_planes(rays, rho, variance))
+        self._patches = Patches.around(view.grey, self._places, rays, rho, variance)
         return factor
 
     def _free_anew(self) -> None:
@@ -556,8 +556,7 @@ class Tracker:
     def _carried(self, view: View, flow: FlowField) -> Matches:
         """Returns where dense flow takes the keyframe's points, NaN for those that the last view had lost."""
         there = view.carried(self._places, flow)
-        blank = torch.full((len(there),), torch.nan, dtype=torch.float64)
-        return self._window.matches(there, rows(self._camera, there), blank, torch.full_like(blank, torch.inf))
+        return self._window.matches(there, self._config.pixel_noise, rows(self._camera, there))
 
     def _expect(self, carried: Matches, expected: Sequence[Tensor]) -> Tensor:
         """Returns ``T_current_keyframe`` by that of several expected motions with which flow agrees most."""

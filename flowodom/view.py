@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +20,20 @@ from flowodom.registration.planes import Patches
 from flowodom.registration.refine import Matches
 from flowodom.registration.shear import rows
 from flowodom.scene_flow.moving import Carried, Moving
+
+
+class Sight(NamedTuple):
+    """Where a view shows the points of a keyframe.
+
+    Attributes:
+        pixels: (M, 2) float64, NaN where nothing was looked for.
+        found: (M,) bool, which were found.
+        noise: (M, 2, 2) float64 how errors of these pixels are distributed, see ``match_noise``.
+    """
+
+    pixels: Tensor
+    found: Tensor
+    noise: Tensor
 
 
 @dataclass(frozen=True)
@@ -69,7 +84,7 @@ class View:
         moving: Moving | Carried | None = None,
         *,
         levels: int = 0,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Sight:
         """Finds the points of a keyframe.
 
         What a mask leaves out is not found, nor is anything looked for where something moves on its own.
@@ -80,9 +95,6 @@ class View:
             guess: (M, 2) where to begin, NaN for where they are expected.
             moving: What moves on its own in the view; None for nothing.
             levels: See ``follow``.
-
-        Returns:
-            (M, 2) pixels, NaN where nothing is looked for, and which were found, (M,) bool.
         """
         reprojected, warps = patches.seen(self.camera, expected)
         start = torch.where(guess.isnan(), reprojected, guess)
@@ -97,12 +109,25 @@ class View:
             inside = self.camera.contains(seen)
             index = row.clamp(0, self.camera.height - 1), column.clamp(0, self.camera.width - 1)
             found &= inside & ~torch.from_numpy(self.frame.ignore)[index]
-        return seen, found
+        return Sight(seen, found, warps @ patches.noise @ warps.mT)
 
-    def matched(self, matches: Matches, pixels: Tensor) -> Matches:
-        """Returns points as they are seen, at (M, 2) pixels, with the depth that the view has there."""
-        rho, variance = self.measured(pixels)
-        return replace(matches, pixels=pixels, row=rows(self.camera, pixels), seen_rho=rho, seen_variance=variance)
+    def matched(self, matches: Matches, sight: Sight, pixel_noise: float) -> Matches:
+        """Returns points as they are seen, with the depth that the view has there.
+
+        Args:
+            matches: M points.
+            sight: Where they are seen.
+            pixel_noise: Standard deviation of a match across an edge, pixels.
+        """
+        rho, variance = self.measured(sight.pixels)
+        return replace(
+            matches,
+            pixels=sight.pixels,
+            pixel_covariance=pixel_noise**2 * sight.noise,
+            row=rows(self.camera, sight.pixels),
+            seen_rho=rho,
+            seen_variance=variance,
+        )
 
     def measured(self, pixels: Tensor, *, closely: bool = False) -> tuple[Tensor, Tensor]:
         """Returns what the image alone tells of inverse depth at pixels (M, 2); see ``read``."""

@@ -28,7 +28,7 @@ def look():
         rho=rho,
         rho_variance=1e-6 * ones,
         pixels=CAMERA.project(moved),
-        pixel_variance=0.09 * ones,
+        pixel_covariance=0.09 * torch.eye(2, dtype=torch.float64).expand(300, 2, 2),
         seen_rho=1 / moved[:, 2],
         seen_variance=1e-6 * ones,
         row=0 * ones,

@@ -33,7 +33,8 @@ def patches():
     places = torch.stack(torch.meshgrid(torch.arange(40.0, 300, 32), torch.arange(40.0, 220, 32), indexing="xy"), -1)
     places = places.reshape(-1, 2).double()
     rays = CAMERA.rays(places)
-    return Patches(picture(), places, rays, 0.5 * torch.tensor((0.0, 0.0, 1.0), dtype=torch.float64).expand_as(rays))
+    rho = torch.full_like(rays[:, 0], 0.5)
+    return Patches.around(picture(), places, rays, rho, 0.01 * rho)
 
 
 def nowhere(patches):
@@ -48,7 +49,7 @@ def turned(grey):
 
 
 def test_points_are_found_where_they_went(patches):
-    seen, found = view(turned(patches.grey)).find(patches, se3.identity(), nowhere(patches), levels=2)
+    seen, found, _ = view(turned(patches.grey)).find(patches, se3.identity(), nowhere(patches), levels=2)
     there = CAMERA.project(patches.rays @ se3.exp(TURN)[:3, :3].T)
     assert float(found.double().mean()) > 0.9
     assert float((seen - there)[found].norm(dim=-1).median()) < 0.1
@@ -57,7 +58,7 @@ def test_points_are_found_where_they_went(patches):
 def test_nothing_is_found_under_a_mask(patches):
     ignore = np.zeros(patches.grey.shape, dtype=np.bool_)
     ignore[:, :160] = True
-    _, found = view(patches.grey, ignore=ignore).find(patches, se3.identity(), nowhere(patches))
+    _, found, _ = view(patches.grey, ignore=ignore).find(patches, se3.identity(), nowhere(patches))
     left = patches.places[:, 0] < 159
     assert not found[left].any()
     assert float(found[~left].double().mean()) > 0.9
@@ -65,7 +66,7 @@ def test_nothing_is_found_under_a_mask(patches):
 
 def test_nothing_is_looked_for_outside_the_image(patches):
     aside = se3.exp(torch.tensor([0, 0, 0, 0, 3.0, 0], dtype=torch.float64))
-    seen, found = view(patches.grey).find(patches, aside, nowhere(patches))
+    seen, found, _ = view(patches.grey).find(patches, aside, nowhere(patches))
     assert not found.any()
     assert seen.isnan().all()
 

@@ -137,7 +137,7 @@ def test_a_first_pair_is_no_compromise_between_the_world_and_a_near_mover(seed, 
     estimates, error, _, covered = run(world, path, 2)
     assert covered > 0.2
     assert estimates[1].status is Status.TRACKING
-    assert error[1] < 0.003
+    assert error[1] < 0.005
 
 
 def test_when_all_depth_goes_for_good_poses_stay_right_or_are_not_told():

@@ -7,10 +7,14 @@ Lucas-Kanade shifts a window and does nothing else to it: where the camera has c
 slanted surface, the window is stretched as well, and the match is biased. So each point's patch is cut from the first
 image as the second camera should see it, and sought in a tile of the second one; all tiles lie in one mosaic.
 
+A match is as unsure as its patch lets it be: across an edge all are alike, along it each errs by as many times more as
+the patch has less contrast that way. ``benchmarks/matches.py`` shows it.
+
 Source: Shi and Tomasi, "Good Features to Track" (CVPR 1994); Harris and Stephens, "A Combined Corner and Edge Detector"
 (1988), whose response tells the ratio of the eigenvalues without them; Bouguet, "Pyramidal Implementation of the Lucas
 Kanade Feature Tracker" (2000), through OpenCV; for patches that are warped first, Klein and Murray, "Parallel Tracking
-and Mapping for Small AR Workspaces" (ISMAR 2007).
+and Mapping for Small AR Workspaces" (ISMAR 2007); for the covariance of a match, Forstner and Gulch, "A fast operator
+for detection and precise location of distinct points, corners and centres of circular features" (1987).
 """
 
 from __future__ import annotations
@@ -44,6 +48,12 @@ BLOCK, DERIVATIVE = 5, 3
 
 EDGE = 0.02
 """Least smaller eigenvalue as a share of the larger one: on less of a corner windows shift along the edge unseen."""
+
+NOISE = 1e-4
+"""Larger eigenvalue of the structure tensor, grey levels squared on a scale of one, where noise doubles variances."""
+
+LEAST_CORNER = 1e-3
+"""Smaller eigenvalue of it, as a share of the larger one, that any patch has at least."""
 
 CELL = 16
 """Side, pixels, of the cells whose brightness tells the exposure."""
@@ -143,6 +153,33 @@ def _brightening(before: NDArray[np.float32], now: NDArray[np.float32]) -> float
     # Of places that do not lie quite on one another, the median is that sure.
     deviation = 1.9 * float(np.median(np.abs(ratio - found))) / len(ratio) ** 0.5
     return 1.0 if abs(found - 1) < SURE * deviation else found
+
+
+def match_noise(image: NDArray[np.uint8], places: Tensor) -> Tensor:
+    """Returns how the errors of matches of patches are distributed, by the contrast that the patches have.
+
+    Along an edge a window shifts nearly unseen: Lucas-Kanade errs as the inverse of the structure tensor, which it
+    inverts. Across the best direction errors are alike whatever the contrast is, but where noise outshines it.
+
+    Args:
+        image: (H, W) uint8 image from which the patches are cut.
+        places: (N, 2) float64 their middles.
+
+    Returns:
+        (N, 2, 2) float64 covariances, in units of the variance across a sharp edge.
+    """
+    u, v = places.round().long().clamp_min(0).numpy().T - np.array(PATCH)[:, None] // 2
+    slopes = []
+    for slope in cv2.spatialGradient(image):
+        windows = np.lib.stride_tricks.sliding_window_view(slope, PATCH)
+        rows, columns = windows.shape[:2]
+        slopes.append(windows[v.clip(0, rows - 1), u.clip(0, columns - 1)].reshape(len(places), PATCH[0] * PATCH[1]))
+    gradient = torch.from_numpy(np.stack(slopes, axis=1).astype(np.float64)) / (8 * 255)
+    tensor = gradient @ gradient.mT / gradient.shape[-1]
+    trace = tensor.diagonal(dim1=-2, dim2=-1).sum(-1)
+    sharp = 0.5 * trace + (0.25 * trace**2 - torch.linalg.det(tensor)).clamp_min(0).sqrt()
+    least = torch.eye(2, dtype=torch.float64) * (LEAST_CORNER * sharp + 1e-9)[:, None, None]
+    return (sharp + NOISE)[:, None, None] * torch.linalg.inv(tensor + least)
 
 
 def amplify(image: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:

@@ -193,8 +193,7 @@ def _placed(camera: PinholeCamera, matches: Matches, motion: Tensor) -> Matches:
     What lies in the direction of the motion has none: it is taken to be about as far as the rest.
     """
     turned = matches.direction @ motion[:3, :3].T
-    sums = torch.stack(triangulate(camera, turned, motion[:3, 3], matches.pixels))
-    usual = (sums[0] / sums[1].clamp_min(1e-12)).median().clamp_min(LEAST_START)
-    told, information = sums * camera.focal**2 / matches.pixel_variance
+    told, information = triangulate(camera, turned, motion[:3, 3], matches.pixels, matches.white)
+    usual = (told / information.clamp_min(1e-12)).median().clamp_min(LEAST_START)
     variance = 1 / (information + 1 / usual**2)
     return replace(matches, rho=(variance * (told + 1 / usual)).clamp_min(LEAST_START), rho_variance=variance)

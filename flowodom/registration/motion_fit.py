@@ -160,7 +160,8 @@ class MotionFit:
         if count > CONTESTED * len(matches) or matches.rho[~agree].median() < matches.rho[agree].median():
             return fit
         gone = matches.pixels - self._camera.project(matches.direction + matches.rho[:, None] * matches.offset)
-        lenient = replace(matches, pixel_variance=matches.pixel_variance + WARP**2 * gone.square().sum(-1))
+        variance = (WARP**2 * gone.square().sum(-1))[:, None, None] * torch.eye(2, dtype=torch.float64)
+        lenient = replace(matches, pixel_covariance=matches.pixel_covariance + variance)
         squared = residuals(self._camera, lenient, fit.motion, fit.shear)[1]
         if int((squared < OUTLIER * OUTLIER * spread(squared)).sum()) < count:
             return fit

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flowodom.flow.points import match_noise
 from flowodom.geometry import PinholeCamera
 
 NEIGHBOURS = 8
@@ -76,12 +77,19 @@ class Patches:
         places: (M, 2) float64 pixels of the points in it, as its shutter has it.
         rays: (M, 3) float64 rays to them, z = 1, free of the shutter.
         planes: (M, 3) float64 what they lie on, see ``local_planes``.
+        noise: (M, 2, 2) float64 how errors of matches are distributed, see ``match_noise``.
     """
 
     grey: NDArray[np.uint8]
     places: Tensor
     rays: Tensor
     planes: Tensor
+    noise: Tensor
+
+    @classmethod
+    def around(cls, grey: NDArray[np.uint8], places: Tensor, rays: Tensor, rho: Tensor, variance: Tensor) -> Patches:
+        """Returns the patches around points (M,) of inverse depth ``rho``, which has a ``variance``."""
+        return cls(grey, places, rays, local_planes(rays, rho, variance), match_noise(grey, places))
 
     def rescaled(self, factor: float) -> Patches:
         """Returns the same where all lengths are multiplied by ``factor``."""

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from flowodom.geometry import PinholeCamera, se3
-from flowodom.registration.reprojection import Reprojection, motion_jacobian, reproject
+from flowodom.registration.reprojection import Reprojection, motion_jacobian, reproject, whitened, whitening
 from flowodom.registration.shear import NO_SHEAR, Shear
 
 KNOWN = 0.3
@@ -77,7 +77,7 @@ class Matches:
         rho: (N,) inverse depth along the ray.
         rho_variance: (N,) its variance.
         pixels: (N, 2) where each is seen in the current image.
-        pixel_variance: (N,) per component, pixels squared.
+        pixel_covariance: (N, 2, 2) of that, pixels squared.
         seen_rho: (N,) inverse depth measured in the current camera; NaN for none.
         seen_variance: (N,) its variance; infinite for none.
         row: (N,) where each lies between the first (-1/2) and the last (1/2) row of the current image.
@@ -88,7 +88,7 @@ class Matches:
     rho: Tensor
     rho_variance: Tensor
     pixels: Tensor
-    pixel_variance: Tensor
+    pixel_covariance: Tensor
     seen_rho: Tensor
     seen_variance: Tensor
     row: Tensor
@@ -122,9 +122,9 @@ class Matches:
         return torch.cat((self.pixels.T, self.seen_rho.nan_to_num()[None]))
 
     @cached_property
-    def information(self) -> Tensor:
-        """(3, N) inverse variance of each component of ``seen``, zero for none."""
-        return 1 / torch.stack((self.pixel_variance, self.pixel_variance, self.seen_variance))
+    def white(self) -> Tensor:
+        """(4, N) what brings errors of ``seen`` to unit covariance, see ``whitened``; to zero where none is seen."""
+        return whitening(self.pixel_covariance, self.seen_variance)
 
     def rho_after(self, motion: Tensor) -> Tensor:
         """Returns the inverse depths (N,) in the camera that (4, 4) ``T_current_reference`` leads to."""
@@ -201,9 +201,9 @@ def _look(camera: PinholeCamera, m: Matches, motion: Tensor, rho: Tensor, shear:
 class _Elimination:
     """The inverse depth of every match, eliminated from its three residuals.
 
-    The covariance of a residual is ``N + j v j^T``: the noise of match and depth seen now, N, diagonal, and what the
-    variance v of the point's own inverse depth does through ``j = by_rho``. Its inverse is applied by the
-    Sherman-Morrison formula.
+    The covariance of a residual is ``N + j v j^T``: the noise of match and depth seen now, N, and what the variance v
+    of the point's own inverse depth does through ``j = by_rho``. All is brought to where N is one; the inverse is then
+    applied by the Sherman-Morrison formula.
 
     Args:
         m: N matches.
@@ -212,12 +212,12 @@ class _Elimination:
     """
 
     def __init__(self, m: Matches, seen: Reprojection[Tensor], shift: Tensor | float) -> None:
-        self.scaled = m.information * seen.by_rho
-        self.denominator = 1 / m.rho_variance + (self.scaled * seen.by_rho).sum(-2)
-        self.error = seen.error + seen.by_rho * shift
-        self.along = (self.scaled * self.error).sum(-2) / self.denominator
-        self.whitened = m.information * self.error - self.scaled * self.along[..., None, :]
-        self.squared = (self.error * self.whitened).sum(-2)
+        self.by_rho = whitened(m.white, seen.by_rho)
+        self.denominator = 1 / m.rho_variance + (self.by_rho * self.by_rho).sum(-2)
+        error = whitened(m.white, seen.error) + self.by_rho * shift
+        self.along = (self.by_rho * error).sum(-2) / self.denominator
+        self.left = error - self.by_rho * self.along[..., None, :]
+        self.squared = (error * self.left).sum(-2)
 
 
 def spread(squared: Tensor) -> float:
@@ -404,7 +404,7 @@ def _surprise(camera: PinholeCamera, matches: Matches, motion: Tensor, twist: Te
     """
     seen = _look(camera, matches, motion, matches.rho, twist)
     point = _Elimination(matches, seen, 0.0)
-    by_motion = (motion_jacobian(camera, seen.view) * point.whitened).sum(1)
+    by_motion = (whitened(matches.white, motion_jacobian(camera, seen.view)) * point.left).sum(1)
     slope = torch.cat((by_motion, matches.row * by_motion))
     return point.squared**2 / (point.squared + (slope * (unsure @ slope)).sum(0)).clamp_min(1e-12)
 
@@ -428,12 +428,11 @@ def _normal_equations(
     seen = _look(camera, matches, motion, rho, twist)
     point = _Elimination(matches, seen, matches.rho - rho)
     weight = (kernel / (kernel + point.squared)) ** 2 * (say & seen.ahead)
-    by_motion = motion_jacobian(camera, seen.view)
+    by_motion = whitened(matches.white, motion_jacobian(camera, seen.view))
     jacobian = torch.cat((by_motion, matches.row * by_motion))
-    projected = (point.scaled * jacobian).sum(1)
-    weighted = (weight * matches.information) * jacobian
-    hessian = weighted.reshape(12, -1) @ jacobian.reshape(12, -1).T
+    projected = (point.by_rho * jacobian).sum(1)
+    hessian = (weight * jacobian).reshape(12, -1) @ jacobian.reshape(12, -1).T
     hessian = hessian - (projected * (weight / point.denominator)) @ projected.T
-    pulls = (jacobian * (weight * point.whitened)).sum(1)
+    pulls = (jacobian * (weight * point.left)).sum(1)
     best = torch.maximum(matches.rho - point.along, 1e-3 * matches.rho)
     return hessian, pulls, weight, point.squared, best

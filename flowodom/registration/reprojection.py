@@ -70,6 +70,32 @@ def motion_jacobian(camera: PinholeCamera, view: Array) -> Array:
     return (like(_jacobian_of_products(camera), view) @ products).reshape(*view.shape[:-2], 6, 3, -1)
 
 
+def whitening(pixel_covariance: Tensor, seen_variance: Tensor) -> Tensor:
+    """Returns the (4, N) coefficients by which ``whitened`` brings errors to unit covariance.
+
+    Args:
+        pixel_covariance: (N, 2, 2) of a pixel seen.
+        seen_variance: (N,) of the inverse depth seen, infinite for none.
+    """
+    uu, uv, vv = pixel_covariance[:, 0, 0], pixel_covariance[:, 0, 1], pixel_covariance[:, 1, 1]
+    # How u depends on v, and what is left of it then.
+    by_v = uv / vv
+    of_u = (uu - by_v * uv).rsqrt()
+    return torch.stack((-by_v * of_u, of_u, vv.rsqrt(), seen_variance.rsqrt()))
+
+
+def whitened(white: Tensor, error: Tensor) -> Tensor:
+    """Returns errors, or derivatives of them, in deviations of their own, which are independent.
+
+    Args:
+        white: (4, N) see ``whitening``.
+        error: (..., 3, N) the errors: u and v, pixels, and inverse depth; or (..., 2, N) without the latter.
+    """
+    result = error * white[1 : 1 + error.shape[-2]]
+    result[..., 0, :] += white[0] * error[..., 1, :]
+    return result
+
+
 @lru_cache(maxsize=16)
 def _projection(camera: PinholeCamera) -> Tensor:
     """Returns the (3, 4) matrix that takes a view (x, y, 1, inverse depth) to pixels and inverse depth."""

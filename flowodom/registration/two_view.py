@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from flowodom.geometry import PinholeCamera, se3
+from flowodom.registration.reprojection import whitened
 
 MOST_EPIPOLAR_ERROR = 0.7
 """Distance to the epipolar line, pixels, up to which a match agrees with the essential matrix."""
@@ -82,7 +83,9 @@ def planar_views(camera: PinholeCamera, pixels: Tensor, seen: Tensor) -> list[Te
     return poses
 
 
-def triangulate(camera: PinholeCamera, ray: Tensor, shift: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
+def triangulate(
+    camera: PinholeCamera, ray: Tensor, shift: Tensor, pixels: Tensor, white: Tensor
+) -> tuple[Tensor, Tensor]:
     """Finds the inverse depths of points by linear least squares.
 
     A point at inverse depth rho is seen at ``ray + rho shift``, up to scale; its two rows are linear in rho, so the
@@ -93,10 +96,11 @@ def triangulate(camera: PinholeCamera, ray: Tensor, shift: Tensor, pixels: Tenso
         ray: (N, 3) ray of each point in its first view, turned into the second.
         shift: (N, 3) or (3,) place of the first view in the second.
         pixels: (N, 2) where the second view sees each.
+        white: (4, N) what brings errors of these to unit covariance, see ``whitening``.
 
     Returns:
-        (N,) numerator and (N,) denominator: rho is their quotient, and the denominator times the focal length squared,
-        over the variance of a pixel, its information.
+        (N,) numerator and (N,) denominator: rho is their quotient, and the denominator its information.
     """
-    a, b = camera.epipolar_rows(ray, shift, pixels)
-    return -(a * b).sum(-1), (b * b).sum(-1)
+    focal = torch.tensor((camera.fx, camera.fy), dtype=ray.dtype)
+    a, b = (whitened(white, (focal * row).T) for row in camera.epipolar_rows(ray, shift, pixels))
+    return -(a * b).sum(0), (b * b).sum(0)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from flowodom.geometry import PinholeCamera, se3
 from flowodom.registration.refine import OUTLIER, Matches, is_known, spread
-from flowodom.registration.reprojection import motion_jacobian, reproject
+from flowodom.registration.reprojection import motion_jacobian, reproject, whitened, whitening
 from flowodom.registration.shear import sheared
 from flowodom.registration.turn import Turn
 from flowodom.registration.two_view import triangulate
@@ -46,6 +46,7 @@ class _Points:
     prior: Tensor  # (N,) inverse depth measured in the host, NaN none
     prior_variance: Tensor  # (N,) infinite for none
     pixels: Tensor  # (N, K, 2) where each keyframe sees it, NaN unseen (and in the host, where it lies by definition)
+    noise: Tensor  # (N, K, 2, 2) covariance of that
     seen_rho: Tensor  # (N, K) inverse depth measured there, NaN none
     seen_variance: Tensor  # (N, K) infinite for none
     place: Tensor  # (N, 2) where the newest keyframe's image shows it, shutter and all
@@ -61,21 +62,28 @@ class KeyframeWindow:
     Args:
         camera: The camera.
         size: Most keyframes.
-        pixel_variance: Variance of an observation, per component, pixels squared.
         metric: Whether depths are measured; without, the unit of length is kept.
     """
 
-    def __init__(self, camera: PinholeCamera, *, size: int, pixel_variance: float, metric: bool) -> None:
+    def __init__(self, camera: PinholeCamera, *, size: int, metric: bool) -> None:
         self.camera = camera
         self.metric = metric
         self.poses: list[Tensor] = []
         """(4, 4) float64 ``T_odom_keyframe``, oldest first."""
         self._size = size
-        self._pixel_variance = pixel_variance
         none = torch.zeros(0, dtype=torch.float64)
-        table, pairs = none.reshape(0, 0), none.reshape(0, 2)
         self._points = _Points(
-            none.long(), none.reshape(0, 3), none, none, none, none, none.reshape(0, 0, 2), table, table, pairs
+            host=none.long(),
+            ray=none.reshape(0, 3),
+            rho=none,
+            variance=none,
+            prior=none,
+            prior_variance=none,
+            pixels=none.reshape(0, 0, 2),
+            noise=none.reshape(0, 0, 2, 2),
+            seen_rho=none.reshape(0, 0),
+            seen_variance=none.reshape(0, 0),
+            place=none.reshape(0, 2),
         )
         self.active = torch.zeros(0, dtype=torch.long)
         """(M,) indices of the points that the newest keyframe sees."""
@@ -118,14 +126,13 @@ class KeyframeWindow:
         change = (se3.inverse(self.poses[keyframe]) @ torch.stack(self.poses))[p.host[which], :3]
         return (change[..., :3] * p.ray[which, None]).sum(-1), change[..., 3]
 
-    def matches(self, pixels: Tensor, row: Tensor, seen_rho: Tensor, seen_variance: Tensor) -> Matches:
-        """Returns the active points as matches of a new camera against the newest keyframe.
+    def matches(self, pixels: Tensor, pixel_noise: float, row: Tensor) -> Matches:
+        """Returns the active points as matches of a new camera, which measures no depth, against the newest keyframe.
 
         Args:
             pixels: (M, 2) where the new camera sees the active points.
+            pixel_noise: Standard deviation of that, pixels.
             row: (M,) in which row, from -1/2 to 1/2.
-            seen_rho: (M,) inverse depth measured there, NaN none.
-            seen_variance: (M,) its variance, infinite for none.
         """
         p = self._points
         direction, offset = self._seen_from(-1, self.active)
@@ -135,9 +142,9 @@ class KeyframeWindow:
             rho=p.rho[self.active],
             rho_variance=p.variance[self.active],
             pixels=pixels,
-            pixel_variance=torch.full_like(seen_rho, self._pixel_variance),
-            seen_rho=seen_rho,
-            seen_variance=seen_variance,
+            pixel_covariance=(pixel_noise**2 * torch.eye(2, dtype=torch.float64)).expand(len(row), 2, 2),
+            seen_rho=torch.full_like(row, torch.nan),
+            seen_variance=torch.full_like(row, torch.inf),
             row=row,
         )
 
@@ -146,6 +153,7 @@ class KeyframeWindow:
         pose: Tensor,
         observed: Tensor,
         pixels: Tensor,
+        noise: Tensor,
         places: Tensor,
         seen_rho: Tensor,
         seen_variance: Tensor,
@@ -160,6 +168,7 @@ class KeyframeWindow:
             pose: (4, 4) ``T_odom_keyframe``.
             observed: (M,) bool, which active points it sees.
             pixels: (M, 2) where it sees them, freed from the shear of its shutter.
+            noise: (M, 2, 2) covariance of that.
             places: (M, 2) where its image shows them.
             seen_rho: (M,) inverse depth measured there, NaN none.
             seen_variance: (M,) infinite for none.
@@ -170,7 +179,7 @@ class KeyframeWindow:
         """
         if self.full:
             still = self._drop_oldest()
-            observed, pixels, places = observed[still], pixels[still], places[still]
+            observed, pixels, noise, places = observed[still], pixels[still], noise[still], places[still]
             seen_rho, seen_variance = seen_rho[still], seen_variance[still]
         active = torch.zeros(len(self._points.rho), dtype=torch.bool)
         active[self.active] = True
@@ -182,6 +191,8 @@ class KeyframeWindow:
 
         column = torch.full((n, 1, 2), torch.nan, dtype=torch.float64)
         column[self.active, 0] = torch.where(observed[:, None], pixels, torch.nan)
+        noise_column = torch.full((n, 1, 2, 2), torch.nan, dtype=torch.float64)
+        noise_column[self.active, 0] = noise
         rho_column = torch.full((n, 1), torch.nan, dtype=torch.float64)
         rho_column[self.active, 0] = torch.where(observed, seen_rho, torch.nan)
         variance_column = torch.full((n, 1), torch.inf, dtype=torch.float64)
@@ -201,6 +212,7 @@ class KeyframeWindow:
             prior=torch.cat((p.prior, torch.where(measured, fresh_rho, torch.nan))),
             prior_variance=torch.cat((p.prior_variance, torch.where(measured, fresh_variance, torch.inf))),
             pixels=torch.cat((torch.cat((p.pixels, column), 1), blank[..., None].expand(-1, -1, 2))),
+            noise=torch.cat((torch.cat((p.noise, noise_column), 1), blank[..., None, None].expand(-1, -1, 2, 2))),
             seen_rho=torch.cat((torch.cat((p.seen_rho, rho_column), 1), blank)),
             seen_variance=torch.cat(
                 (torch.cat((p.seen_variance, variance_column), 1), torch.full_like(blank, torch.inf))
@@ -239,7 +251,9 @@ class KeyframeWindow:
         still = alive[self.active]
         self._forget(alive)
         p.host -= 1
-        p.pixels, p.seen_rho, p.seen_variance = p.pixels[:, 1:], p.seen_rho[:, 1:], p.seen_variance[:, 1:]
+        p.pixels, p.noise, p.seen_rho, p.seen_variance = (
+            seen[:, 1:] for seen in (p.pixels, p.noise, p.seen_rho, p.seen_variance)
+        )
         self.poses.pop(0)
         return still
 
@@ -306,7 +320,7 @@ class KeyframeWindow:
         if not self.metric:
             self._triangulate(point, frame)
         unit = None if self.metric else self._unit()
-        problem = _Problem(self.camera, p, point, frame, self._pixel_variance, k, turn)
+        problem = _Problem(self.camera, p, point, frame, k, turn)
         poses, rho, yaw = torch.stack(self.poses), p.rho.clone(), p.rho.new_zeros(())
         floor = LEAST_RHO * self.typical_rho
         damping = 1e-4
@@ -372,11 +386,10 @@ class KeyframeWindow:
         poses = torch.stack(self.poses)
         change = se3.inverse(poses[frame]) @ poses[p.host[point]]
         ray = (change[:, :3, :3] @ p.ray[point][..., None])[..., 0]
-        numerator, denominator = triangulate(self.camera, ray, change[:, :3, 3], p.pixels[point, frame])
-        cross = torch.zeros_like(p.rho).index_add_(0, point, numerator)
-        total = torch.zeros_like(p.rho).index_add_(0, point, denominator)
-        variance = self._pixel_variance / self.camera.focal**2 / total.clamp_min(1e-18)
-        rho = cross / total.clamp_min(1e-18)
+        white = whitening(p.noise[point, frame], p.seen_variance[point, frame])
+        told, known = triangulate(self.camera, ray, change[:, :3, 3], p.pixels[point, frame], white)
+        total = torch.zeros_like(p.rho).index_add_(0, point, known).clamp_min(1e-12)
+        rho, variance = torch.zeros_like(p.rho).index_add_(0, point, told) / total, 1 / total
         floor = LEAST_RHO * self.typical_rho
         better = ~is_known(p.rho, p.variance) & (variance < p.variance) & (rho > floor)
         p.rho = torch.where(better, rho, p.rho)
@@ -417,7 +430,6 @@ class _Problem:
         points: _Points,
         point: Tensor,
         frame: Tensor,
-        pixel_variance: float,
         k: int,
         turn: Turn | None,
     ) -> None:
@@ -426,8 +438,7 @@ class _Problem:
         self._ray = points.ray[point].T.contiguous()
         seen_rho = points.seen_rho[point, frame].nan_to_num()
         self._seen = torch.cat((points.pixels[point, frame].T, seen_rho[None]))
-        pixel = torch.full_like(seen_rho, 1 / pixel_variance)
-        self._information = torch.stack((pixel, pixel, 1 / points.seen_variance[point, frame]))
+        self._white = whitening(points.noise[point, frame], points.seen_variance[point, frame])
         self._kernel = 0.0
         self._has_prior = points.prior_variance.isfinite()
         self._yaw_information = 1.0 if turn is None else 1 / turn.yaw_variance
@@ -447,7 +458,9 @@ class _Problem:
         place = (motion[:, :3] * self._ray).sum(1) + rho[self._point] * start
         seen = reproject(self._camera, place, start, self._seen)
         seen.error[2] += yaw * self._seen_by_yaw
-        squared = (seen.error * seen.error * self._information).sum(0)
+        error, by_rho = whitened(self._white, seen.error), whitened(self._white, seen.by_rho)
+        by_yaw = self._white[3] * self._seen_by_yaw
+        squared = (error * error).sum(0)
         if self._kernel == 0.0:
             self._kernel = OUTLIER * OUTLIER * spread(squared)
         kernel = self._kernel
@@ -455,28 +468,28 @@ class _Problem:
         cost = float((kernel * squared / (kernel + squared)).sum() + self._yaw_information * yaw * yaw)
 
         # Everything by the left perturbation of each pair's relative motion first ...
-        jacobian = motion_jacobian(self._camera, seen.view)
-        weighted = (weight * self._information) * jacobian
+        jacobian = whitened(self._white, motion_jacobian(self._camera, seen.view))
+        weighted = weight * jacobian
         squares = (weighted[:, None] * jacobian).sum(2).reshape(36, -1) @ self._members
         squares = squares.T.reshape(k, k, 6, 6)
-        slopes = torch.stack(((weighted * seen.error).sum(1), weighted[:, 2] * self._seen_by_yaw), -1)
+        slopes = torch.stack(((weighted * error).sum(1), weighted[:, 2] * by_yaw), -1)
         slopes = (self._members.T @ slopes.movedim(1, 0).reshape(-1, 12)).reshape(k, k, 6, 2)
-        cross = (weighted * seen.by_rho).sum(1)
+        cross = (weighted * by_rho).sum(1)
         # ... then by the right perturbations of its two poses: exp(-xi_frame) and exp(Ad xi_host).
         adjoint = se3.adjoint(change)
         mixed = -squares @ adjoint
         own = squares.sum(1) - (adjoint.mT @ mixed).sum(0)
         by_poses = mixed + mixed.transpose(0, 1).mT + torch.eye(k).to(poses)[..., None, None] * own
-        gradient, by_yaw = ((adjoint.mT @ slopes).sum(0) - slopes.sum(1)).reshape(-1, 2).unbind(-1)
+        gradient, pose_by_yaw = ((adjoint.mT @ slopes).sum(0) - slopes.sum(1)).reshape(-1, 2).unbind(-1)
         by_pose = poses.new_zeros(n * k, 6)
         by_pose.index_add_(0, self._point * k + self._frame, -cross.T)
         by_host = (adjoint.reshape(-1, 6, 6).movedim(0, -1)[..., self._pair] * cross[:, None]).sum(0)
         by_pose.index_add_(0, self._point * k + self._host, by_host.T)
 
-        weighted_rho = weight * self._information * seen.by_rho
-        rho_information = rho.new_zeros(n).index_add_(0, self._point, (weighted_rho * seen.by_rho).sum(0))
-        rho_gradient = rho.new_zeros(n).index_add_(0, self._point, (weighted_rho * seen.error).sum(0))
-        rho_by_yaw = rho.new_zeros(n).index_add_(0, self._point, weighted_rho[2] * self._seen_by_yaw)
+        weighted_rho = weight * by_rho
+        rho_information = rho.new_zeros(n).index_add_(0, self._point, (weighted_rho * by_rho).sum(0))
+        rho_gradient = rho.new_zeros(n).index_add_(0, self._point, (weighted_rho * error).sum(0))
+        rho_by_yaw = rho.new_zeros(n).index_add_(0, self._point, weighted_rho[2] * by_yaw)
         p = self._points
         miss = torch.where(self._has_prior, rho - p.prior + yaw * self._prior_by_yaw, 0)
         squared = miss * miss / p.prior_variance
@@ -487,12 +500,11 @@ class _Problem:
         prior_by_yaw = prior_weight * self._prior_by_yaw
         rho_by_yaw = rho_by_yaw + prior_by_yaw
 
-        seen_weight = weight * self._information[2] * self._seen_by_yaw
-        yaw_information = seen_weight @ self._seen_by_yaw + prior_by_yaw @ self._prior_by_yaw
-        yaw_gradient = seen_weight @ seen.error[2] + prior_by_yaw @ miss
+        yaw_information = weight @ by_yaw.square() + prior_by_yaw @ self._prior_by_yaw
+        yaw_gradient = (weight * by_yaw) @ error[2] + prior_by_yaw @ miss
         hessian = poses.new_empty(6 * k + 1, 6 * k + 1)
         hessian[:-1, :-1] = by_poses.permute(0, 2, 1, 3).reshape(6 * k, 6 * k)
-        hessian[-1, :-1] = hessian[:-1, -1] = by_yaw
+        hessian[-1, :-1] = hessian[:-1, -1] = pose_by_yaw
         hessian[-1, -1] = yaw_information + self._yaw_information
         gradient = torch.cat((gradient, (yaw_gradient + self._yaw_information * yaw)[None]))
         cross = torch.cat((by_pose.reshape(n, 6 * k), rho_by_yaw[:, None]), dim=1)

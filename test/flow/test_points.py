@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from flowodom.flow.points import amplify, choose, follow, gain, thin
+from flowodom.flow.points import amplify, choose, follow, gain, match_noise, thin
 
 
 @pytest.fixture
@@ -64,6 +64,51 @@ def test_hardly_anything_is_chosen_along_an_edge_that_noise_has_made_uneven(nois
     points = choose(edge.clip(0, 255).round().astype(np.uint8), 600)
     on = np.abs(np.cos(0.6) * (points[:, 0] - 160) + np.sin(0.6) * (points[:, 1] - 120)) < 4
     assert on.sum() <= 3
+
+
+def stripes(angle, contrast=60.0, across=0.1):
+    """Returns stripes whose gradient points to an angle, with weaker ones across them."""
+    v, u = np.mgrid[:120, :160].astype(np.float32)
+    along, beside = np.cos(angle) * u + np.sin(angle) * v, np.cos(angle) * v - np.sin(angle) * u
+    return 128 + contrast * (np.sin(0.5 * along) + across * np.sin(0.5 * beside))
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.4, 2.0])
+def test_matches_are_unsure_along_an_edge(angle):
+    points = torch.tensor([[60.0, 50.0], [90.0, 70.0]], dtype=torch.float64)
+    noise = match_noise(stripes(angle).round().astype(np.uint8), points)
+    variance, direction = torch.linalg.eigh(noise)
+    assert variance[:, 0].numpy() == pytest.approx(1, rel=0.05)
+    assert variance[:, 1].numpy() == pytest.approx(100, rel=0.4)
+    assert (direction[:, :, 0] @ torch.tensor([np.cos(angle), np.sin(angle)], dtype=torch.float64)).abs().min() > 0.99
+
+
+def test_matches_of_weak_contrast_are_unsure_whatever_the_direction():
+    points = torch.tensor([[60.0, 50.0]], dtype=torch.float64)
+    strong, weak = (match_noise(stripes(0.4, c, 1.0).round().astype(np.uint8), points) for c in (60.0, 3.0))
+    assert (weak.diagonal(dim1=1, dim2=2) > 2 * strong.diagonal(dim1=1, dim2=2)).all()
+    flat = match_noise(np.full((120, 160), 77, np.uint8), points)
+    assert (torch.linalg.eigvalsh(flat) > 1e3).all()
+
+
+def test_the_noise_of_matches_is_told_at_the_border_and_for_none(image):
+    corners = torch.tensor([[0.0, 0.0], [159.0, 119.0]], dtype=torch.float64)
+    assert match_noise(image, corners).isfinite().all()
+    assert match_noise(image, corners[:0]).shape == (0, 2, 2)
+
+
+def test_errors_of_matches_are_as_they_are_told_to_be():
+    """Lucas-Kanade on noisy stripes that have not moved, against what is told of it."""
+    random, points = np.random.default_rng(3), torch.from_numpy(np.mgrid[20:140:8, 20:100:8].reshape(2, -1).T).double()
+    clean = stripes(0.4, across=0.3)
+    one, two = ((clean + random.normal(0, 4, clean.shape)).clip(0, 255).round().astype(np.uint8) for _ in range(2))
+    there, found = follow(one, two, points, points)
+    error, noise = (there - points)[found], match_noise(one, points)[found]
+    direction = torch.linalg.eigh(noise)[1]
+    across, along = ((error[:, None] @ direction)[:, 0]).square().mean(0).sqrt()
+    told = torch.linalg.eigvalsh(noise).mean(0).sqrt()
+    assert float(found.double().mean()) > 0.9
+    assert float(along / across) == pytest.approx(float(told[1] / told[0]), rel=0.3)
 
 
 def test_cells_that_are_taken_get_no_new_point(image):

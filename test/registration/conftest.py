@@ -71,7 +71,7 @@ def observe(camera: PinholeCamera) -> Callable[..., Matches]:
             rho=1 / points[:, 2] + rho * noise[0] if known else 0.3 * ones,
             rho_variance=ones * (rho**2 if known else 10.0**2),
             pixels=camera.project(moved) + pixel * noise[1:3].T,
-            pixel_variance=ones * pixel**2,
+            pixel_covariance=pixel**2 * torch.eye(2, dtype=torch.float64).expand(count, 2, 2),
             seen_rho=1 / moved[:, 2] + rho * noise[3] if seen else ones * torch.nan,
             seen_variance=ones * (rho**2 if seen else torch.inf),
             row=torch.zeros(count, dtype=torch.float64),

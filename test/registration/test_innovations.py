@@ -49,4 +49,4 @@ def test_a_fault_that_no_single_fit_shows_widens_the_covariance(pendulum, lag):
         estimate = odometry.step(replace(step.frame, depth=pendulum[max(k - lag, 0)].frame.depth))
         assert estimate.status is Status.TRACKING
     assert odometry.innovations.count
-    assert odometry.innovations.factor == 1.0 if lag == 0 else odometry.innovations.factor > 4.0
+    assert odometry.innovations.factor < 1.2 if lag == 0 else odometry.innovations.factor > 4.0

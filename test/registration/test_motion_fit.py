@@ -63,7 +63,7 @@ def test_translation_that_only_what_is_near_shows_is_kept_in_blurred_images(fitt
     near = near / near[:, 2:] * 0.7
     matches = joined(*(observe(part, way, seed=k, pixel=0.75, seen=False) for k, part in enumerate((far, near))))
     # Such images scatter far more than any figure of their noise states.
-    matches = replace(matches, pixel_variance=matches.pixel_variance / 25)
+    matches = replace(matches, pixel_covariance=matches.pixel_covariance / 25)
     fit = fitter.refine(matches, way)
     assert float(fit.agreeing[160:].double().mean()) > 0.9
     assert fitter.held(matches, fit, torch.ones(180, dtype=torch.bool)) is fit

@@ -24,7 +24,8 @@ def noise(count, deviation, seed=1):
 
 
 def patches(ray, planes):
-    return Patches(np.zeros((480, 640), dtype=np.uint8), CAMERA.project(ray), ray, planes)
+    noise = torch.eye(2).expand(len(ray), 2, 2)
+    return Patches(np.zeros((480, 640), dtype=np.uint8), CAMERA.project(ray), ray, planes, noise)
 
 
 def test_a_plane_is_found_from_its_points():

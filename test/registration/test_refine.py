@@ -81,7 +81,7 @@ def test_errors_that_neighbours_share_widen_the_covariance_as_they_ought_to(came
         # Parts of 40 by 40 pixels, each with an error of its own, as large as the noise of every match.
         part = (matches.pixels / 40).long().clamp(0, 9)
         shared = torch.randn(10, 10, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        off = matches.pixel_variance.sqrt()[:, None] * shared[tuple(part.T)]
+        off = matches.pixel_covariance[:, 0, :1].sqrt() * shared[tuple(part.T)]
         fit = refine(camera, replace(matches, pixels=matches.pixels + off), MOTION, max_iterations=20)
         error = miss(fit.motion)
         squared.append(float(error @ torch.linalg.solve(fit_covariance(fit), error)))
@@ -95,7 +95,7 @@ def test_underestimated_noise_shows_in_the_noise_factor(camera, scatter, observe
     honest = refine(camera, matches, MOTION, max_iterations=20)
     bold = replace(
         matches,
-        pixel_variance=matches.pixel_variance / 4,
+        pixel_covariance=matches.pixel_covariance / 4,
         rho_variance=matches.rho_variance / 4,
         seen_variance=matches.seen_variance / 4,
     )
@@ -123,7 +123,7 @@ def test_forty_percent_outliers_change_little(camera, scatter, observe, seed):
 def test_a_third_that_moves_by_little_draws_nothing_along_where_the_rest_is_trusted(camera, scatter, observe):
     matches = observe(scatter(300), MOTION, seed=1)
     slow = torch.arange(300) % 3 == 0
-    noise = matches.pixel_variance.sqrt()[:, None]
+    noise = matches.pixel_covariance[:, 0, :1].sqrt()
     shifted = replace(matches, pixels=matches.pixels + torch.where(slow[:, None], 4 * noise, 0))
     free = refine(camera, shifted, MOTION, max_iterations=20)
     fit = refine(camera, shifted, MOTION, max_iterations=20, trusted=~slow)
@@ -151,6 +151,26 @@ def test_what_a_fit_to_one_side_misses_at_the_other_is_heard(camera, scatter, ob
     # What moves there by far more than that fit is unsure of is not.
     moved = replace(among, pixels=among.pixels + torch.where(trusted[:, None], 0.0, 25.0))
     assert (refine(camera, moved, MOTION, max_iterations=20, trusted=trusted).weight[~trusted] == 0).all()
+
+
+def edges(camera, scatter, observe, count=300):
+    """Returns matches on edges that run every which way, along which they err by 30 times as much as across."""
+    matches = observe(scatter(count), MOTION, rho=0.001, seed=4)
+    generator = torch.Generator().manual_seed(5)
+    angle = torch.pi * torch.rand(count, generator=generator, dtype=torch.float64)
+    along = torch.stack((angle.cos(), angle.sin()), dim=-1)
+    err = 3.0 * torch.randn(count, 1, generator=generator, dtype=torch.float64)
+    covariance = matches.pixel_covariance + 9.0 * along[:, :, None] * along[:, None]
+    return replace(matches, pixels=matches.pixels + err * along), covariance
+
+
+def test_points_on_edges_tell_what_is_across_them(camera, scatter, observe):
+    matches, covariance = edges(camera, scatter, observe)
+    told = refine(camera, replace(matches, pixel_covariance=covariance), MOTION, max_iterations=20)
+    alike = refine(camera, matches, MOTION, max_iterations=20)
+    errors = [se3.log(fit.motion @ se3.inverse(MOTION)).norm() for fit in (told, alike)]
+    assert errors[0] < 0.15 * errors[1]
+    assert told.noise_factor == pytest.approx(1, abs=0.3)
 
 
 def test_points_of_unknown_depth_still_tell_the_rotation(camera, scatter, observe):

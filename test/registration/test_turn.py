@@ -107,7 +107,7 @@ def test_single_points_of_a_levelled_pair_are_found_again(drive):
 def exact_window(yaw):
     """Returns a window of a walk through a cloud, whose depths are measured by a pair that yaws."""
     turn = Turn.begin(PARALLEL, 0.02)
-    window = KeyframeWindow(CAMERA, size=5, pixel_variance=0.15**2, metric=True)
+    window = KeyframeWindow(CAMERA, size=5, metric=True)
     generator = torch.Generator().manual_seed(5)
     cloud = CAMERA.unproject(
         torch.rand(200, 2, generator=generator, dtype=torch.float64) * vector(180, 120) + vector(70, 60),
@@ -125,6 +125,7 @@ def exact_window(yaw):
             window.poses[-1] if k else pose,
             observed=every if k else every[:0],
             pixels=again[0],
+            noise=0.15**2 * torch.eye(2, dtype=torch.float64).expand(len(again[0]), 2, 2),
             places=again[0],
             seen_rho=again[1],
             seen_variance=again[2],
@@ -154,7 +155,7 @@ def test_a_window_whose_depths_no_pair_measures_leaves_it_alone():
 
 def test_a_camera_that_stands_still_tells_nothing_of_yaw():
     turn = Turn.begin(PARALLEL, 0.002)
-    window = KeyframeWindow(CAMERA, size=5, pixel_variance=0.15**2, metric=True)
+    window = KeyframeWindow(CAMERA, size=5, metric=True)
     assert window.optimise(max_iterations=5, turn=turn) is turn
 
 

@@ -41,6 +41,7 @@ class Walk:
             guess,
             observed=observed,
             pixels=pixels,
+            noise=alike(pixels),
             places=pixels,
             seen_rho=rho,
             seen_variance=torch.full_like(rho, variance),
@@ -58,6 +59,11 @@ class Walk:
         assert camera.contains(self.window.places).all()
 
 
+def alike(pixels):
+    """Covariances of pixels (N, 2) that are all as noisy as each other, whatever the direction."""
+    return 0.3**2 * torch.eye(2, dtype=torch.float64).expand(len(pixels), 2, 2)
+
+
 def path(k, step=(0.12, -0.03, 0.05), turn=(0.01, 0.02, -0.01)):
     return se3.exp(k * torch.tensor([*step, *turn], dtype=torch.float64))
 
@@ -72,7 +78,7 @@ def walk(camera, scatter):
 
     def make(count, *, metric, window=7, fresh=20, size=0.01, optimise=True):
         walk = Walk(
-            KeyframeWindow(camera, size=window, pixel_variance=0.3**2, metric=metric),
+            KeyframeWindow(camera, size=window, metric=metric),
             scatter(300, seed=3),
             torch.zeros(0, dtype=torch.long),
             [],
@@ -94,9 +100,8 @@ def walk(camera, scatter):
 
 def inverse_depths(walk):
     """Returns the inverse depths of the active points as the newest keyframe sees them, the true ones beside them."""
-    blank = torch.full((len(walk.which),), torch.nan, dtype=torch.float64)
-    nowhere = torch.zeros(len(blank), 2, dtype=torch.float64)
-    m = walk.window.matches(nowhere, torch.zeros_like(blank), blank, torch.full_like(blank, torch.inf))
+    nowhere = torch.zeros(len(walk.which), 2, dtype=torch.float64)
+    m = walk.window.matches(nowhere, 0.3, nowhere[:, 0])
     found = 1 / (m.direction / m.rho[:, None] + m.offset)[:, 2]
     _, true, _ = walk.observe(walk.which, walk.true[-1])
     return found, true
@@ -192,6 +197,7 @@ def test_outliers_do_not_bend_the_poses(walk):
         pose @ nudge(4),
         observed=observed,
         pixels=pixels,
+        noise=alike(pixels),
         places=pixels,
         seen_rho=rho,
         seen_variance=torch.full_like(rho, 0.002**2),
