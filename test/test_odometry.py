@@ -300,6 +300,18 @@ def test_pure_rotation_is_tracked_without_inventing_translation(turning):
     assert found[:, :3, 3].norm(dim=-1).max() < 1e-3
 
 
+@pytest.mark.parametrize("every", [2, 4])
+def test_depth_that_is_known_at_some_pixels_only_serves_as_well(short, every):
+    def sampled(depth):
+        few = np.full_like(depth, np.nan)
+        few[::every, ::every] = depth[::every, ::every]
+        return few
+
+    few = run(Clip([replace(f, depth=sampled(f.depth)) for f in short.frames], short.poses))
+    assert all(e.status is Status.TRACKING for e in few.estimates)
+    assert few.drift < 2 * run(short).drift + 0.002
+
+
 def test_a_single_camera_tracks_pure_rotation_too(turning):
     r = run(blind(turning))
     assert all(e.status is Status.TRACKING for e in r.estimates)

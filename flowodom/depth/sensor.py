@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from flowodom.depth import InverseDepth
+from flowodom.depth.gaps import closed
 from flowodom.depth.measured import MeasuredDepth
 from flowodom.frame import Frame
 
@@ -24,4 +25,4 @@ class SensorDepth(MeasuredDepth):
         camera = frame.camera.resized(depth.shape[1], depth.shape[0])
         mean = torch.where(valid, 1 / depth, torch.nan)
         variance = torch.where(valid, self._config.noise**2, torch.inf)
-        return InverseDepth(camera, mean, variance.to(mean.dtype))
+        return InverseDepth(camera, *closed(mean, variance.to(mean.dtype)))
