@@ -3,8 +3,8 @@
 Depth that was moved from another camera onto the image without being filled, as that of head-worn devices, or of a
 lidar, is known at every second to tenth pixel only, and reading a field asks for four known neighbours.
 
-Source: Knutsson and Westin, "Normalized and differential convolution" (CVPR 1993), with a triangular applicability, which
-on a regular grid of samples is linear interpolation.
+Source: Knutsson and Westin, "Normalized and differential convolution" (CVPR 1993), with a triangular applicability,
+which on a regular grid of samples is linear interpolation.
 """
 
 from __future__ import annotations

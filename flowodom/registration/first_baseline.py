@@ -21,7 +21,7 @@ from torch import Tensor
 
 from flowodom.geometry import PinholeCamera, se3
 from flowodom.registration.covariance import fit_covariance
-from flowodom.registration.refine import OUTLIER, Fit, Matches, refine, residuals, spread, truncated
+from flowodom.registration.refine import OUTLIER, Fit, Matches, refine, residuals, spread
 from flowodom.registration.two_view import planar_views, triangulate, two_view
 
 PARALLAX_QUANTILE = 0.7
@@ -56,6 +56,10 @@ OTHERWISE = 0.2
 CONTEST = 1.2
 """... how many times what one costs the other must cost to be told from it: by chance the costs of 500 matches, which
 two motions explain equally, differ by a tenth."""
+
+CONTEST_OUTLIER = 3.7
+"""Deviations, as the best of them leaves them, beyond which a match costs no more in it: were it far more, in traffic a
+motion between the world's and that of vehicles would cost less than the world's."""
 
 LEAST_START = 1e-3
 """Least inverse depth, per first baseline, from which a single camera's points start."""
@@ -163,7 +167,7 @@ def _best_baseline(camera: PinholeCamera, matches: Matches) -> _Baseline | None:
     if not found:
         return None
     left = torch.stack([baseline.left for baseline in found])
-    cost = truncated(left)
+    cost = left.clamp(max=CONTEST_OUTLIER**2 * spread(left)).sum(-1)
     best = found[int(cost.argmin())]
     apart = torch.stack([(baseline.fit.motion - best.fit.motion)[:3, 3].norm() for baseline in found])
     if ((apart > OTHERWISE) & (cost < CONTEST * cost.min())).any():

@@ -252,20 +252,9 @@ def score(
         trusted: (N,) bool, which matches tell the scatter; None for all.
     """
     _, squared = residuals(camera, matches, motions, shear)
-    return truncated(squared, spread(squared if trusted is None else squared[:, trusted]))
-
-
-def truncated(squared: Tensor, scatter: float | None = None) -> Tensor:
-    """Returns the (H,) costs of (H, N) squared Mahalanobis residuals, of which outliers cost alike.
-
-    What they cost grows with the scatter that the best of the H leaves: where that is far beyond the stated noise, a
-    cost that ignored it would be the same for all.
-
-    Args:
-        squared: The residuals.
-        scatter: That scatter, if not that of all of them; see ``spread``.
-    """
-    scatter = spread(squared) if scatter is None else scatter
+    # What outliers cost grows with the scatter that the best leaves: where that is far beyond the stated noise, a cost
+    # that ignored it would be the same for all.
+    scatter = spread(squared if trusted is None else squared[:, trusted])
     return squared.clamp(max=OUTLIER * OUTLIER * max(ANNEALING, scatter)).sum(-1)
 
 

@@ -20,7 +20,7 @@ MOST_EPIPOLAR_ERROR = 0.7
 """Distance to the epipolar line, pixels, up to which a match agrees with the essential matrix."""
 
 LEAST_SUPPORT = 0.6
-"""Share of the matches that must agree with the essential matrix and lie in front of both cameras."""
+"""Share of the matches that must agree with the essential matrix."""
 
 LEAST_POINTS = 20
 """Matches without which no motion is looked for."""
@@ -50,9 +50,10 @@ def two_view(camera: PinholeCamera, pixels: Tensor, seen: Tensor) -> Tensor | No
     line = cv2.convertPointsToHomogeneous(a)[:, 0] @ essential.T
     distance = np.abs((line[:, :2] * b).sum(-1) + line[:, 2]) / np.linalg.norm(line[:, :2], axis=-1)
     mask = (distance < MOST_EPIPOLAR_ERROR / camera.focal).astype(np.uint8)
-    support, rotation, translation, _, _ = cv2.recoverPose(essential, a, b, np.eye(3), distanceThresh=1000.0, mask=mask)
-    if support < LEAST_SUPPORT * len(pixels):
+    if mask.sum() < LEAST_SUPPORT * len(pixels):
         return None
+    # Not all need lie in front of both cameras: what is far may seem to lie behind them, and so may traffic.
+    _, rotation, translation, _, _ = cv2.recoverPose(essential, a, b, np.eye(3), distanceThresh=1000.0, mask=mask)
     return se3.matrix(torch.from_numpy(rotation), torch.from_numpy(translation[:, 0] / np.linalg.norm(translation)))
 
 

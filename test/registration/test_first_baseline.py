@@ -1,5 +1,7 @@
 """The start of a single camera against motions known exactly."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -66,6 +68,26 @@ def test_a_scene_of_which_half_moves_otherwise_does_not_start_it(camera, scatter
     matches.pixels[::2] += 20 * torch.randn(150, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     with pytest.raises(Parallax):
         began(camera, matches)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.4])
+def test_traffic_does_not_start_it_otherwise_than_straight_ahead(camera, observe, share):
+    """Half of the world is so far that noise has it behind the camera; vehicles to both sides go nearly as fast."""
+    ahead = se3.exp(torch.tensor([0, 0, -1.0, 0, 0, 0], dtype=torch.float64))
+    for seed in range(4):
+        u, v, w = torch.rand(3, 500, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        vehicle = torch.zeros(500, dtype=torch.bool)
+        vehicle[(u - 0.5).abs().argsort(descending=True)[: int(share * 500)]] = True
+        depth = torch.where(vehicle, 6.0, torch.where(w < 0.5, 4 + 40 * w, 200 + 2000 * w))
+        points = camera.unproject(torch.stack((320 * u, 240 * v), dim=-1), depth)
+        outwards = torch.stack((0.3 * (u - 0.5).sign(), 0 * u, torch.full_like(u, -0.2)), dim=-1)
+        there = torch.where(vehicle[:, None], points + outwards, se3.act(ahead, points))
+        matches = observe(points, ahead, seed=seed, pixel=0.1, seen=False, known=False)
+        off = camera.project(there) - camera.project(se3.act(ahead, points))
+        fit, placed = began(camera, replace(matches, pixels=matches.pixels + off))
+        assert placed is not None
+        assert float(fit.motion[2, 3]) == pytest.approx(-1, abs=1e-3)
+        assert se3.so3_log(fit.motion[:3, :3]).norm() < 2e-3
 
 
 def test_errors_as_large_as_a_sixth_of_the_parallax_do_not_start_it(camera, scatter, observe):
