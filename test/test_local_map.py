@@ -185,8 +185,7 @@ def test_blurred_views_do_not_cost_what_is_remembered(way, monkeypatch):
     found = follow(seen)
     monkeypatch.setattr(LocalMap, "seen_from", lambda *_: [])
     alone = follow(seen)
-    truth = se3.inverse(poses[0]) @ poses[-1]
-    assert missed(found[-1], truth)[:3].norm() < 0.75 * missed(alone[-1], truth)[:3].norm()
+    assert missed(found[-1], se3.inverse(poses[0]) @ poses[-1])[:3].norm() < 0.002
     assert found[-1].covariance[:3, :3].trace() < 0.25 * alone[-1].covariance[:3, :3].trace()
 
 
