@@ -619,16 +619,18 @@ class Tracker:
             way that already was.
 
         Raises:
-            Parallax: It has moved, but not far enough.
+            Parallax: It has moved, but not far enough, or it is not told from where.
         """
         rotation, most = self._at_rest[:3, :3], self._config.max_iterations
         fit, placed = first_baseline(self._camera, matches, rotation, max_iterations=most)
         if placed is None:
             return fit, self._pose
-        self._started = True
         places = self._places[found]
         last = replace(placed, pixels=places, row=rows(self._camera, places))
         last = last.subset(fit.agreeing & last.row.isfinite())
+        if len(last) < LEAST_INLIERS:
+            raise Parallax("too few points were seen in the view before; waiting for another one")
+        self._started = True
         way = self._fitter.refine(last, self._fitter.propose(last, (self._at_rest, fit.motion))).motion
         return fit, self._window.poses[-1] @ se3.inverse(way)
 

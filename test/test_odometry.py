@@ -387,6 +387,19 @@ def test_a_single_camera_that_starts_knows_how_far_it_has_moved_since_it_last_wa
     assert se3.so3_log(began.motion[:3, :3].mT @ step[:3, :3]).norm() < math.radians(0.2)
 
 
+def test_a_single_camera_does_not_start_from_a_view_that_showed_nothing():
+    scene = blind(clip(room(2, movers=0), hand_held(2), QVGA, 40, rate=30.0, seed=2))
+    first = next(k for k, e in enumerate(follow(scene.frames)) if e.scale is Scale.FIRST_BASELINE)
+    odometry = Odometry()
+    for frame in scene.frames[:first]:
+        odometry.step(frame)
+    odometry._tracker._places.fill_(torch.nan)
+    after = [odometry.step(frame) for frame in scene.frames[first:]]
+    assert after[0].status is Status.INITIALIZING
+    assert after[0].reason
+    assert after[0].pose is None
+
+
 def test_camera_height_makes_a_single_camera_metric(lane):
     estimates = follow(lane.frames, OdometryConfig(camera_height=HEIGHT))
     metric = [k for k, e in enumerate(estimates) if e.scale is Scale.CAMERA_HEIGHT and e.pose is not None]
