@@ -318,8 +318,9 @@ class Tracker:
         stamp, started = view.stamp, self._started
         carried = self._carried(view, flow)
         start = self._expect(carried, expected)
-        seen, found, noise = sight = view.find(self._patches, start, carried.pixels, moving)
-        matches = view.matched(carried, sight, self._config.pixel_noise).subset(found)
+        seen, found, _ = sight = view.find(self._patches, start, carried.pixels, moving)
+        looked_for = view.matched(carried, sight, self._config.pixel_noise)
+        matches = looked_for.subset(found)
         if len(matches) < LEAST_INLIERS:
             raise NotTracked(f"only {len(matches)} points could be followed, {LEAST_INLIERS} are needed")
         try:
@@ -359,7 +360,7 @@ class Tracker:
             self._untold[:3, :3] = relative[:3, :3]
         covariance = compose(self._keys[-1].covariance, se3.inverse(fit.motion), relative - self._untold)
         self._places = torch.where(found[:, None], seen, torch.nan)
-        self._seen, self._found, self._noise = seen, found, self._config.pixel_noise**2 * noise
+        self._seen, self._found, self._noise = seen, found, looked_for.pixel_covariance
         self._rho = torch.full_like(seen[:, 0], torch.nan)
         self._rho[found] = matches.subset(inlier).rho_after(fit.motion)
         self._relative_covariance = relative

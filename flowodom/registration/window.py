@@ -317,10 +317,11 @@ class KeyframeWindow:
         point, frame = p.pixels[..., 0].isfinite().nonzero(as_tuple=True)
         if len(point) < 6:
             return turn
+        white = whitening(p.noise[point, frame], p.seen_variance[point, frame])
         if not self.metric:
-            self._triangulate(point, frame)
+            self._triangulate(point, frame, white)
         unit = None if self.metric else self._unit()
-        problem = _Problem(self.camera, p, point, frame, k, turn)
+        problem = _Problem(self.camera, p, point, frame, white, k, turn)
         poses, rho, yaw = torch.stack(self.poses), p.rho.clone(), p.rho.new_zeros(())
         floor = LEAST_RHO * self.typical_rho
         damping = 1e-4
@@ -380,13 +381,12 @@ class KeyframeWindow:
         self._points.rho /= factor
         self._points.variance /= factor**2
 
-    def _triangulate(self, point: Tensor, frame: Tensor) -> None:
+    def _triangulate(self, point: Tensor, frame: Tensor, white: Tensor) -> None:
         """Gives points that are poorly known a linear least-squares inverse depth, the poses being fixed."""
         p = self._points
         poses = torch.stack(self.poses)
         change = se3.inverse(poses[frame]) @ poses[p.host[point]]
         ray = (change[:, :3, :3] @ p.ray[point][..., None])[..., 0]
-        white = whitening(p.noise[point, frame], p.seen_variance[point, frame])
         told, known = triangulate(self.camera, ray, change[:, :3, 3], p.pixels[point, frame], white)
         total = torch.zeros_like(p.rho).index_add_(0, point, known).clamp_min(1e-12)
         rho, variance = torch.zeros_like(p.rho).index_add_(0, point, told) / total, 1 / total
@@ -430,6 +430,7 @@ class _Problem:
         points: _Points,
         point: Tensor,
         frame: Tensor,
+        white: Tensor,
         k: int,
         turn: Turn | None,
     ) -> None:
@@ -438,7 +439,7 @@ class _Problem:
         self._ray = points.ray[point].T.contiguous()
         seen_rho = points.seen_rho[point, frame].nan_to_num()
         self._seen = torch.cat((points.pixels[point, frame].T, seen_rho[None]))
-        self._white = whitening(points.noise[point, frame], points.seen_variance[point, frame])
+        self._white = white
         self._kernel = 0.0
         self._has_prior = points.prior_variance.isfinite()
         self._yaw_information = 1.0 if turn is None else 1 / turn.yaw_variance
